@@ -1,0 +1,10 @@
+"""Ray actors that sample and score: one vLLM engine or one reward judge per process.
+
+    config.py    the recipe's ``rollout`` section
+    types.py     what enters and leaves the engines, and the errors they raise
+    rollout.py   RolloutActor (a vLLM engine behind a door) and ``start_rollouts``
+    weights.py   the engine's end of the weight broadcast
+    reward.py    RewardActor (a scorer behind a door) and ``start_rewards``
+
+May import ``rewards``; never ``learner`` or ``orchestrator``. ``config`` and ``types`` import neither torch, Ray nor vLLM.
+"""
