@@ -1,0 +1,10 @@
+"""What a response is worth, and to whom.
+
+- ``config``: the recipe sections of this room, and ``Section``, the base of every room's sections
+- ``preferences``: weights on the simplex: samplers, grids, quantisation, and how weights are written into a prompt
+- ``scorers``: one objective's score for each response, from a classifier, a Python function or a server
+- ``normalize``: scores brought to one scale, measured once and frozen
+- ``pareto``: hypervolume, mean inner product, dispersion and rank correlation of a front
+
+Nothing here imports another room, Ray or vLLM; torch and transformers are imported only when a classifier is loaded.
+"""

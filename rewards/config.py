@@ -1,0 +1,172 @@
+"""The recipe's objectives and preferences: how responses are scored and how weights reach the policy.
+
+Importing this module needs pydantic only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+CHAT_TEMPLATE = "{prompt} {weights}"
+
+
+class Section(BaseModel):
+    """Base of every recipe section in every room: unknown keys refused, values fixed once read, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+
+class HuggingFaceScorerConfig(Section):
+    """A sequence classifier from a folder or a hub id; the score is one of its logits."""
+
+    type: Literal["huggingface"] = "huggingface"
+    model: str = Field(min_length=1)
+    """Folder or hub id of a sequence classifier with its tokenizer."""
+    template: str = "{prompt} {response}"
+    """What the classifier reads. ``{response}`` is required, ``{prompt}`` is optional, each at most once."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_length: int = Field(default=512, ge=1)
+    """Longest input in tokens, special tokens included. Longer inputs lose the start of the prompt."""
+    batch_size: int = Field(default=64, ge=1)
+    label: int = Field(default=0, ge=0)
+    """Index of the logit that is the score."""
+    negate: bool = False
+    """Flip the sign, for models whose high logit is bad (a cost, a toxicity)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("template")
+    @classmethod
+    def _template_has_a_response(cls, template: str) -> str:
+        _require_placeholders(template, required=("response",), optional=("prompt",))
+        return template
+
+
+class PythonScorerConfig(Section):
+    """A function ``fn(prompts, responses, **options) -> sequence of float | None``."""
+
+    type: Literal["python"] = "python"
+    function: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+    """``package.module:name``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of every call."""
+
+
+class HTTPScorerConfig(Section):
+    """A server: POST ``{"prompts": [...], "responses": [...]}``, answered by ``{"scores": [number or null, ...]}``."""
+
+    type: Literal["http"] = "http"
+    url: str
+    timeout_s: float = Field(default=30, gt=0)
+    """Longest wait for one try of one batch."""
+    retries: int = Field(default=3, ge=0)
+    """Further tries after a refused connection, a timeout, or status 429, 500, 502, 503 or 504."""
+    batch_size: int = Field(default=64, ge=1)
+    token_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds a bearer token. The token itself never stands in a recipe."""
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_plain_http(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"must look like http://host:port/path or https://host/path, got {url!r}")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("must not hold a user name or password; name the token's variable in token_env")
+        return url
+
+
+ScorerConfig = Annotated[
+    HuggingFaceScorerConfig | PythonScorerConfig | HTTPScorerConfig,
+    Field(discriminator="type"),
+]
+
+
+class ObjectiveConfig(Section):
+    """One thing a response can be good at, and who judges it."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    """Written into prompts, logs and plots."""
+    scorer: ScorerConfig
+    audit: ScorerConfig | None = None
+    """A second, independent judge. It is used in evaluation only; the policy never learns from it."""
+    replicas: int = Field(default=1, ge=1)
+    """Reward actors that share this objective's work."""
+    num_cpus: float = Field(default=0.1, ge=0)
+    """CPUs Ray reserves for each replica."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each replica; a fraction shares a device."""
+
+
+class ConditioningConfig(Section):
+    """How the weights are written into the policy's prompt: G(x, w).
+
+    ``text``: ``template`` is the whole input of the model. ``chat``: ``template`` is the user's turn, rendered by the
+    tokenizer's chat template; ``{weights}`` may stand in ``system`` instead.
+    """
+
+    style: Literal["text", "chat"] = "text"
+    template: str = "Human: {prompt} {weights} Assistant:"
+    """``{prompt}`` and ``{weights}`` once each. With ``style: chat`` the default is ``{prompt} {weights}``."""
+    weight: str = "<{name}> {weight}"
+    """One objective's weight; ``{name}`` and ``{weight}`` once each."""
+    separator: str = " "
+    """Between two objectives' weights."""
+    system: str | None = None
+    """System message (``chat`` only)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chat_has_its_own_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("style") == "chat" and "template" not in values:
+            weights_in_system = "{weights}" in str(values.get("system") or "")
+            return {**values, "template": "{prompt}" if weights_in_system else CHAT_TEMPLATE}
+        return values
+
+    @field_validator("weight")
+    @classmethod
+    def _weight_names_its_objective(cls, weight: str) -> str:
+        _require_placeholders(weight, required=("name", "weight"))
+        return weight
+
+    @model_validator(mode="after")
+    def _weights_stand_in_one_place(self) -> ConditioningConfig:
+        if self.system is not None and self.style != "chat":
+            raise ValueError(f"system is for style 'chat' only, got style {self.style!r}")
+        if self.system is not None and "{weights}" in self.system:
+            _require_placeholders(self.system, required=("weights",), place="system")
+            _require_placeholders(self.template, required=("prompt",), place="template")
+        else:
+            _require_placeholders(self.template, required=("prompt", "weights"), place="template")
+        return self
+
+
+class PreferencesConfig(Section):
+    """Where training weights come from and how they are printed."""
+
+    alpha: float = Field(default=0.5, gt=0)
+    """Concentration of the symmetric Dirichlet: below 1 favours the corners, 1 is uniform."""
+    decimals: int = Field(default=1, ge=1, le=3)
+    """Digits after the point in a printed weight. Weights are rounded to them, so text and loss say the same."""
+    conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)
+
+
+def _require_placeholders(
+    template: str, *, required: tuple[str, ...], optional: tuple[str, ...] = (), place: str = ""
+) -> None:
+    """Refuse a template whose placeholders are missing or repeated. Other braces are plain text."""
+    prefix = f"{place} " if place else ""
+    for name in required:
+        if template.count("{" + name + "}") != 1:
+            raise ValueError(f"{prefix}must contain {{{name}}} exactly once, got {template!r}")
+    for name in optional:
+        if template.count("{" + name + "}") > 1:
+            raise ValueError(f"{prefix}may contain {{{name}}} at most once, got {template!r}")

@@ -1,0 +1,236 @@
+"""Preference vectors: samplers, grids, quantisation, and how weights are written into a prompt.
+
+A preference is a point of the simplex: K weights, each >= 0, sum 1, in the recipe's objective order.
+Shapes: N vectors, K objectives. Importing this module needs numpy and pydantic only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewards.config import ConditioningConfig
+
+SUM_TOLERANCE = 1e-6
+GRID_LIMIT = 64
+"""Most vectors in the evaluation grid of four or more objectives (unless the corners alone are more)."""
+
+_GRID_3 = (  # tenths; the list used by the paper's baselines, with an exact centre (None)
+    (0, 0, 10),
+    (0, 10, 0),
+    (1, 1, 8),
+    (1, 8, 1),
+    (2, 2, 6),
+    (2, 4, 4),
+    (2, 6, 2),
+    None,
+    (4, 4, 2),
+    (4, 2, 4),
+    (6, 2, 2),
+    (8, 1, 1),
+    (10, 0, 0),
+)
+
+
+class PreferenceError(ValueError):
+    """A preference that is not on the simplex, or names other objectives than the recipe's."""
+
+
+def quantize(weights: Any, decimals: int) -> np.ndarray:
+    """Round weights [..., K] to ``decimals`` digits by largest remainder, so that each row still sums to 1.
+
+    The sum is exact in integer units of ``10**-decimals``; equal remainders favour the lower index. Quantised rows are
+    returned unchanged. Raises PreferenceError for rows off the simplex.
+    """
+    unit = 10**decimals
+    return _units(_on_simplex(weights), unit) / unit
+
+
+def sample_preference_pairs(
+    rng: np.random.Generator, n: int, k: int, *, alpha: float, decimals: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw n independent pairs (w+, w-) from Dirichlet(alpha, ..., alpha), quantised: two float64 arrays [N, K].
+
+    Row i depends only on the generator's state and i, not on n.
+    """
+    draws_N2K = rng.dirichlet(np.full(k, float(alpha)), size=(n, 2))
+    quantized_N2K = quantize(draws_N2K, decimals)
+    return quantized_N2K[:, 0], quantized_N2K[:, 1]
+
+
+def simplex_grid(k: int, steps: int) -> np.ndarray:
+    """All weights [N, K] that are multiples of ``1 / steps``: N = C(steps + k - 1, k - 1).
+
+    From (1, 0, ...) to (..., 0, 1): the first weight falls first.
+    """
+    if k < 1 or steps < 1:
+        raise PreferenceError(f"a simplex grid needs k >= 1 and steps >= 1, got k={k}, steps={steps}")
+
+    def compositions(parts: int, total: int) -> list[tuple[int, ...]]:
+        if parts == 1:
+            return [(total,)]
+        return [(first, *rest) for first in range(total, -1, -1) for rest in compositions(parts - 1, total - first)]
+
+    return np.array(compositions(k, steps), dtype=np.float64) / steps
+
+
+def evaluation_grid(k: int) -> np.ndarray:
+    """The weights [N, K] at which a policy is evaluated.
+
+    K=1: one vector. K=2: 11 vectors from (1, 0) to (0, 1) in tenths. K=3: 13 vectors, the centre exactly a third each.
+    K >= 4: the finest lattice in steps of 1/5 or 1/2 with at most ``GRID_LIMIT`` vectors, or else the corners; with an
+    even mixture at the end where the lattice lacks it.
+    """
+    if k == 1:
+        return np.ones((1, 1))
+    if k == 2:
+        return simplex_grid(2, 10)
+    if k == 3:
+        return np.array([np.full(3, 1 / 3) if row is None else np.array(row) / 10 for row in _GRID_3])
+    # Steps that one printed decimal can say exactly.
+    steps = next((steps for steps in (5, 2) if math.comb(steps + k - 1, k - 1) <= GRID_LIMIT), 1)
+    grid_NK = simplex_grid(k, steps)
+    return grid_NK if steps % k == 0 else np.vstack([grid_NK, np.full(k, 1 / k)])
+
+
+def parse_preference(items: Mapping[str, float], objectives: Sequence[str]) -> np.ndarray:
+    """Weights by objective name -> float64 [K] in the order of ``objectives``.
+
+    Raises PreferenceError for an unknown or missing name, a weight that is no number, not finite or negative, or a sum
+    other than 1 (within 1e-6).
+    """
+    names = ", ".join(objectives)
+    for name in items:
+        if name not in objectives:
+            raise PreferenceError(f"preference: unknown objective {name!r}; expected {names}")
+    for name in objectives:
+        if name not in items:
+            raise PreferenceError(f"preference: no weight for objective {name!r}; expected {names}")
+    weights_K = np.empty(len(objectives))
+    for index, name in enumerate(objectives):
+        try:
+            weights_K[index] = float(items[name])
+        except (TypeError, ValueError):
+            raise PreferenceError(f"preference: weight of {name!r} must be a number, got {items[name]!r}") from None
+        if not math.isfinite(weights_K[index]) or weights_K[index] < 0:
+            raise PreferenceError(f"preference: weight of {name!r} must be finite and >= 0, got {items[name]!r}")
+    if abs(weights_K.sum() - 1) > SUM_TOLERANCE:
+        raise PreferenceError(f"preference: weights must sum to 1, got {weights_K.sum():.6g} ({dict(items)})")
+    return weights_K
+
+
+class PromptRenderer:
+    """Writes weights into prompts: G(x, w). Training, evaluation and generation share one renderer.
+
+    Weights are quantised before they are printed, with a fixed number of digits (``0.7``, ``1.0``). Prompts pass
+    through unchanged, braces and newlines included.
+    """
+
+    def __init__(self, config: ConditioningConfig, objectives: Sequence[str], decimals: int, tokenizer: Any = None):
+        self.config = config
+        self.objectives = tuple(objectives)
+        self.decimals = decimals
+        self.tokenizer = tokenizer
+        if not self.objectives:
+            raise PreferenceError("a renderer needs at least one objective, got none")
+
+    def text(self, prompt: str, preference: Sequence[float]) -> str:
+        """The model's whole input for a plain prompt and weights [K]. ``chat`` style needs the tokenizer."""
+        weights = self._weights_text(preference)
+        if self.config.style == "text":
+            return _fill(self.config.template, {"prompt": prompt, "weights": weights})
+        messages = []
+        if self.config.system is not None:
+            messages.append({"role": "system", "content": _fill(self.config.system, {"weights": weights})})
+        content = _fill(self.config.template, {"prompt": prompt, "weights": weights})
+        messages.append({"role": "user", "content": content})
+        return self._need_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def token_ids(self, prompt: str, preference: Sequence[float]) -> list[int]:
+        """Token ids of ``text``. A chat template writes its own special tokens, so none are added to it again."""
+        tokenizer, text = self._need_tokenizer(), self.text(prompt, preference)
+        if self.config.style == "chat":
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(text)["input_ids"])
+
+    def parse(self, text: str) -> tuple[str, np.ndarray]:
+        """Undo ``text`` (``text`` style): the plain prompt and the printed weights, float64 [K].
+
+        The weights' place follows from the template and their fixed length alone, so a prompt that contains something
+        that looks like weights comes back whole. Raises PreferenceError when the text was not written by this renderer.
+        """
+        if self.config.style != "text":
+            raise PreferenceError(f"only style 'text' can be parsed, got style {self.config.style!r}")
+        template = self.config.template
+        head, middle, tail = re.split(r"\{prompt\}|\{weights\}", template)
+        inner = text[len(head) : len(text) - len(tail)]
+        length = len(self._weights_text(np.eye(len(self.objectives))[0]))
+        if template.index("{prompt}") < template.index("{weights}"):
+            start = len(inner) - length
+            prompt, weights = inner[: max(start - len(middle), 0)], inner[max(start, 0) :]
+        else:
+            prompt, weights = inner[length + len(middle) :], inner[:length]
+        match = re.fullmatch(self._weights_pattern(), weights)
+        if match:
+            units = [round(float(value) * 10**self.decimals) for value in match.groups()]
+            if sum(units) == 10**self.decimals:
+                preference_K = np.array(units) / 10**self.decimals
+                if self.text(prompt, preference_K) == text:
+                    return prompt, preference_K
+        raise PreferenceError(f"text does not follow the template {template!r}: {text[:200]!r}")
+
+    def _weights_text(self, preference: Any) -> str:
+        weights_K = quantize(preference, self.decimals)
+        if weights_K.shape != (len(self.objectives),):
+            raise PreferenceError(f"expected {len(self.objectives)} weights, got shape {tuple(weights_K.shape)}")
+        return self.config.separator.join(
+            _fill(self.config.weight, {"name": name, "weight": f"{weight:.{self.decimals}f}"})
+            for name, weight in zip(self.objectives, weights_K, strict=True)
+        )
+
+    def _weights_pattern(self) -> str:
+        number = rf"([01]\.\d{{{self.decimals}}})"
+        pieces = []
+        for name in self.objectives:
+            before, after = _fill(self.config.weight, {"name": name, "weight": "\0"}).split("\0")
+            pieces.append(re.escape(before) + number + re.escape(after))
+        return re.escape(self.config.separator).join(pieces)
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise PreferenceError("this renderer was built without a tokenizer")
+        return self.tokenizer
+
+
+def _on_simplex(weights: Any) -> np.ndarray:
+    """Weights as float64 [..., K], checked."""
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.ndim == 0 or weights.shape[-1] == 0:
+        raise PreferenceError(f"weights must have at least one objective, got shape {weights.shape}")
+    good = np.isfinite(weights).all(-1) & (weights >= 0).all(-1) & (abs(weights.sum(-1) - 1) <= SUM_TOLERANCE)
+    if not good.all():
+        bad = weights.reshape(-1, weights.shape[-1])[~good.reshape(-1)][0]
+        raise PreferenceError(f"weights must be finite, >= 0 and sum to 1, got {bad.tolist()}")
+    return weights
+
+
+def _units(weights: np.ndarray, unit: int) -> np.ndarray:
+    """Weights [..., K] on the simplex as integers that sum to ``unit``."""
+    scaled = weights / weights.sum(-1, keepdims=True) * unit
+    floors = np.floor(scaled + 1e-9).astype(np.int64)
+    # Rounded, so that 0.1 + 0.2 style noise does not decide a tie.
+    remainders = np.round(scaled - floors, 9)
+    missing = unit - floors.sum(-1, keepdims=True)
+    ranks = np.argsort(np.argsort(-remainders, axis=-1, kind="stable"), axis=-1, kind="stable")
+    return floors + (ranks < missing)
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """Replace each ``{name}``. What is filled in is never searched again, so braces in values are safe."""
+    by_placeholder = {"{" + name + "}": value for name, value in values.items()}
+    pieces = re.split("(" + "|".join(map(re.escape, by_placeholder)) + ")", template)
+    return "".join(by_placeholder.get(piece, piece) for piece in pieces)
