@@ -1,0 +1,52 @@
+"""Shared by all tests: the environment of the workers, one Ray cluster, and the CUDA gate."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Set before anything imports ray, torch or vllm: Ray's workers and every child process inherit them.
+os.environ.update(
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_OFFLINE="1",
+    OMP_NUM_THREADS="1",
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    TOKENIZERS_PARALLELISM="false",
+    TRANSFORMERS_VERBOSITY="error",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="ERROR",
+    VLLM_NO_USAGE_STATS="1",
+    WANDB_MODE="offline",
+)
+
+LOGICAL_CPUS = 8  # a count that Ray schedules by; the machine may have fewer
+OBJECT_STORE_BYTES = 200 << 20
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One cluster for every test marked `ray`: starting one takes five seconds."""
+    import ray
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=LOGICAL_CPUS,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where CUDA is absent; torch is imported only when such a test was collected."""
+    gated = [item for item in items if item.get_closest_marker("gpu")]
+    if not gated:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gated:
+            item.add_marker(pytest.mark.skip(reason="needs CUDA; torch.cuda.is_available() is False here"))
