@@ -1,0 +1,9 @@
+"""Ready-made scorers for `type: python` objectives: plain functions of prompts and responses."""
+
+import math
+from collections.abc import Sequence
+
+
+def brevity(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """-log(1 + words) of each response [N]: 0 for an empty one, falling with length, the same step for each doubling."""
+    return [-math.log1p(len(response.split())) for response in responses]

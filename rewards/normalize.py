@@ -1,0 +1,82 @@
+"""Scores brought to one scale: per-objective mean and standard deviation, measured once and then frozen.
+
+Training pairs do not depend on it (only which response is better counts); the metrics and plots do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+class NormalizerError(ValueError):
+    """Scores from which no scale can be measured, or that do not belong to this normaliser's objectives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalizer:
+    """``(score - mean) / std`` per objective. Missing scores (NaN) stay missing.
+
+    Example: ``Normalizer(objectives=("helpfulness", "brevity"), mean=(0.4, -31.0), std=(1.2, 8.5))``
+    """
+
+    objectives: tuple[str, ...]  # [K], the recipe's order
+    mean: tuple[float, ...]  # [K], in the scorer's units
+    std: tuple[float, ...]  # [K], in the scorer's units, > 0
+
+    def __post_init__(self) -> None:
+        if not len(self.objectives) == len(self.mean) == len(self.std):
+            raise NormalizerError(
+                f"normalizer: {len(self.objectives)} objectives, {len(self.mean)} means and {len(self.std)} deviations"
+            )
+        for name, mean, std in zip(self.objectives, self.mean, self.std, strict=True):
+            if not np.isfinite(mean) or not np.isfinite(std) or std <= 0:
+                raise NormalizerError(f"normalizer: {name!r} needs a finite mean and std > 0, got {mean} and {std}")
+
+    @classmethod
+    def fit(cls, objectives: Sequence[str], scores: Any) -> Normalizer:
+        """Measure mean and standard deviation (ddof 1) over the rows of scores [N, K] that have every score.
+
+        Raises NormalizerError when fewer than two rows are complete or an objective scores every response alike.
+        """
+        scores_NK = np.asarray(scores, dtype=np.float64)
+        if scores_NK.ndim != 2 or scores_NK.shape[1] != len(objectives):
+            raise NormalizerError(f"normalizer: expected scores [N, {len(objectives)}], got {scores_NK.shape}")
+        complete_NK = scores_NK[np.isfinite(scores_NK).all(axis=1)]
+        if len(complete_NK) < 2:
+            raise NormalizerError(
+                f"normalizer: at least 2 responses with every score are needed, got {len(complete_NK)} of {len(scores_NK)}"
+            )
+        mean_K, std_K = complete_NK.mean(axis=0), complete_NK.std(axis=0, ddof=1)
+        for name, mean, std in zip(objectives, mean_K, std_K, strict=True):
+            if std <= 1e-9 * max(1.0, abs(mean)):
+                raise NormalizerError(
+                    f"normalizer: objective {name!r} gives all {len(complete_NK)} responses the same score {mean:g}"
+                )
+        return cls(objectives=tuple(objectives), mean=tuple(mean_K.tolist()), std=tuple(std_K.tolist()))
+
+    def apply(self, scores: Any) -> np.ndarray:
+        """Raw scores [..., K] -> normalised scores [..., K], float64."""
+        scores = np.asarray(scores, dtype=np.float64)
+        if scores.ndim == 0 or scores.shape[-1] != len(self.objectives):
+            raise NormalizerError(f"normalizer: expected scores [..., {len(self.objectives)}], got {scores.shape}")
+        return (scores - np.array(self.mean)) / np.array(self.std)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """The form stored in a run's records."""
+        return {"objectives": list(self.objectives), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Normalizer:
+        """Undo ``to_dict``."""
+        try:
+            return cls(
+                objectives=tuple(record["objectives"]),
+                mean=tuple(float(value) for value in record["mean"]),
+                std=tuple(float(value) for value in record["std"]),
+            )
+        except KeyError as error:
+            raise NormalizerError(f"normalizer: record has no {error.args[0]!r}, only {sorted(record)}") from None

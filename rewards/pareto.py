@@ -1,0 +1,125 @@
+"""What a front is worth: metrics of a policy's mean scores over a grid of preference vectors. Larger scores are better.
+
+Shapes: N preference vectors, P responses per vector, K objectives. ``points`` are mean normalised scores per vector
+(the policy's front); ``scores`` are single responses. The two are never mixed in one metric.
+A missing score is NaN: rows that hold one are left out, and a metric without any complete row is NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import moocore
+import numpy as np
+
+
+def hypervolume(points: Any, reference: Any) -> float:
+    """Volume of the union of the boxes [reference, point] over points [N, K], for a reference [K].
+
+    Range [0, inf), larger is better. Points that are not above the reference in every objective add nothing.
+    """
+    points_NK, reference_K = _matrix(points, "points"), np.asarray(reference, dtype=np.float64)
+    if reference_K.shape != points_NK.shape[1:] or not np.isfinite(reference_K).all():
+        raise ValueError(f"reference must be {points_NK.shape[1]} finite numbers, got {reference_K.tolist()}")
+    points_NK = points_NK[np.isfinite(points_NK).all(axis=1)]
+    # Clipped rather than left to the library: points at or below the reference then add exactly zero volume.
+    above_NK = points_NK[(points_NK > reference_K).all(axis=1)]
+    if len(above_NK) == 0:
+        return 0.0
+    if above_NK.shape[1] == 1:
+        return float((above_NK - reference_K).max())
+    return float(moocore.hypervolume(above_NK, ref=reference_K, maximise=True))
+
+
+def nondominated(points: Any) -> np.ndarray:
+    """Which of points [N, K] no other point beats: bool [N].
+
+    A point is dominated when another is at least as good everywhere and better somewhere. Equal points stand together;
+    an incomplete point is never on the front.
+    """
+    points_NK = _matrix(points, "points")
+    complete_N = np.isfinite(points_NK).all(axis=1)
+    safe_NK = np.where(complete_N[:, None], points_NK, -np.inf)
+    at_least_NN = (safe_NK[:, None, :] >= safe_NK[None, :, :]).all(axis=-1)
+    better_NN = (safe_NK[:, None, :] > safe_NK[None, :, :]).any(axis=-1)
+    return complete_N & ~(at_least_NN & better_NN).any(axis=0)
+
+
+def mean_inner_product(preferences: Any, points: Any) -> float:
+    """MIP = mean over n of w_n . s_n, for preferences [N, K] and points [N, K].
+
+    Range (-inf, inf), larger is better: what users with those weights get, in their own measure. About 0 for the policy
+    on which the normaliser was fitted.
+    """
+    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
+    _same_shape(preferences_NK, points_NK)
+    products_N = (preferences_NK * points_NK).sum(axis=1)
+    products_N = products_N[np.isfinite(products_N)]
+    return float(products_N.mean()) if len(products_N) else float("nan")
+
+
+def conditional_reward_dispersion(scores: Any) -> float:
+    """CRD = mean over n of det Cov_p(s_np), the K x K covariance (ddof 1) of the responses' scores [N, P, K].
+
+    Range [0, inf), smaller is better: the weights say more about what a response will be worth. About 1 for
+    uncorrelated objectives of the policy on which the normaliser was fitted. K = 1: the plain variance. Vectors with
+    fewer than two complete responses are left out.
+    """
+    determinants = np.linalg.det(conditional_covariance(scores))
+    determinants = determinants[np.isfinite(determinants)]
+    return float(determinants.mean()) if len(determinants) else float("nan")
+
+
+def conditional_covariance(scores: Any) -> np.ndarray:
+    """Covariance (ddof 1) of scores [N, P, K] over the responses of each preference vector: [N, K, K].
+
+    Incomplete responses are left out; a vector with fewer than two complete ones is NaN throughout.
+    """
+    scores_NPK = np.asarray(scores, dtype=np.float64)
+    if scores_NPK.ndim != 3 or scores_NPK.shape[2] == 0:
+        raise ValueError(f"scores must be [N, P, K], got shape {scores_NPK.shape}")
+    count, _, k = scores_NPK.shape
+    covariance_NKK = np.full((count, k, k), np.nan)
+    for n, scores_PK in enumerate(scores_NPK):
+        complete_PK = scores_PK[np.isfinite(scores_PK).all(axis=1)]
+        if len(complete_PK) >= 2:
+            covariance_NKK[n] = np.cov(complete_PK, rowvar=False, ddof=1).reshape(k, k)
+    return covariance_NKK
+
+
+def spearman(preferences: Any, points: Any) -> np.ndarray:
+    """Rank correlation (ties get average ranks) between w_nk and s_nk over n, for each objective: [K].
+
+    Range [-1, 1], larger is better: 1 says that more weight always brought more reward. 0 when the reward is the same
+    at every vector; NaN when the weight is (K = 1), or with fewer than two complete vectors.
+    """
+    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
+    _same_shape(preferences_NK, points_NK)
+    correlation_K = np.full(points_NK.shape[1], np.nan)
+    for k in range(points_NK.shape[1]):
+        complete_N = np.isfinite(points_NK[:, k])
+        weight_ranks = _average_ranks(preferences_NK[complete_N, k])
+        reward_ranks = _average_ranks(points_NK[complete_N, k])
+        if len(weight_ranks) < 2 or np.ptp(weight_ranks) == 0:
+            continue
+        correlation_K[k] = 0.0 if np.ptp(reward_ranks) == 0 else np.corrcoef(weight_ranks, reward_ranks)[0, 1]
+    return correlation_K
+
+
+def _average_ranks(values_N: np.ndarray) -> np.ndarray:
+    """Ranks from 1; equal values share the mean of their ranks."""
+    _, group_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[group_N]
+
+
+def _matrix(values: Any, name: str) -> np.ndarray:
+    matrix = np.asarray(values, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise ValueError(f"{name} must be [N, K], got shape {matrix.shape}")
+    return matrix
+
+
+def _same_shape(preferences_NK: np.ndarray, points_NK: np.ndarray) -> None:
+    if preferences_NK.shape != points_NK.shape:
+        raise ValueError(f"preferences {preferences_NK.shape} and points {points_NK.shape} must have one shape")
