@@ -1,0 +1,16 @@
+"""The learner: preference pairs in, policy versions out. May import `rewards`; never `actors` or `orchestrator`.
+
+config.py    the recipe's `learner` section
+types.py     what crosses this room's door: pairs and batches in, step reports and weight manifests out
+pairs.py     K scores of two responses -> the weight of each response as the winner
+losses.py    the MI-EPO loss, a pure function
+methods.py   method name -> which terms of the loss are on
+schedule.py  the learning rate of a step, a pure function
+sequences.py ragged token ids -> padded micro-batches
+logprobs.py  log-probabilities of response tokens without a [B, T, V] block of logits
+policy.py    Hugging Face folder -> the module DeepSpeed trains, its frozen reference, and back to a folder
+engine.py    one DeepSpeed rank; works without Ray
+weights.py   full, merged, Hugging-Face-named parameters bucket by bucket, from any ZeRO stage
+senders.py   how those buckets reach the rollout engines: Ray's object store, or NCCL
+worker.py    the Ray actor around one rank, and the group of all ranks
+"""

@@ -1,0 +1,75 @@
+"""The recipe's `learner` section: the update's hyper-parameters and how DeepSpeed runs it. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rewards.config import Section
+
+
+class LoraSection(Section):
+    """Low-rank adapters (peft). The adapter is merged into the weights on every broadcast and on export."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float = Field(default=128, gt=0)
+    """Adapter output is scaled by alpha / rank."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Module names that get an adapter; `all-linear` is every linear layer but the LM head."""
+
+    @model_validator(mode="after")
+    def _targets_are_named(self) -> LoraSection:
+        if not self.target_modules:
+            raise ValueError("target_modules must name at least one module, got an empty list")
+        return self
+
+
+class LearnerConfig(Section):
+    """One DeepSpeed rank per Ray actor. Defaults are the paper's where it gives them."""
+
+    ranks: int = Field(default=1, ge=1)
+    """Data-parallel ranks (actors)."""
+    num_cpus: float = Field(default=1, gt=0)
+    """CPUs Ray reserves for each rank; also its thread count on CPU (at least 1)."""
+    num_gpus: float = Field(default=0, ge=0, le=1)
+    """GPUs of each rank: 0 for CPU, 1 for one GPU, a fraction to share one with other actors."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: what is sharded over the ranks (1 optimizer state, 2 and gradients, 3 and parameters)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: float32 on CPU, bfloat16 (with a float32 master copy) on GPU."""
+
+    beta_c: float = Field(default=0.1, gt=0)
+    """Strength of the KL anchor in the alignment loss L_YC."""
+    beta_w: float = Field(default=0.01, ge=0)
+    """The same in the identifiability loss L_YW; 0 turns the term and its forward passes off."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    final_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the end of the run, as a share of `learning_rate` (ignored by `constant`)."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+    micro_batch_pairs: int = Field(default=8, ge=1)
+    """Pairs of one forward-backward pass on one rank: 4 sequences each, 2 when beta_w = 0."""
+    lora: LoraSection | None = None
+    """Train low-rank adapters instead of all weights."""
+    gradient_checkpointing: bool = False
+    """Recompute the layers' activations in the backward pass: less memory, about a third more time."""
+    logprob_chunk_tokens: int = Field(default=1024, ge=1)
+    """Response tokens whose [tokens, vocabulary] logits exist at once."""
+
+    bucket_bytes: int = Field(default=32 << 20, ge=1 << 10)
+    """Size of one bucket of a weight broadcast; a larger tensor travels alone."""
+    start_timeout_s: float = Field(default=600, gt=0)
+    """Longest wait for resources, and again for the ranks to load."""
+    step_timeout_s: float = Field(default=1800, gt=0)
+    """Longest update, checkpoint or log-probability pass, and longest wait of a rank for the others."""
+    sync_timeout_s: float = Field(default=600, gt=0)
+    """Longest weight broadcast."""

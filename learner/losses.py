@@ -1,0 +1,99 @@
+"""The MI-EPO loss (arXiv 2607.01392), pure: tensors in, (loss, metrics) out. Shapes: B pairs, 2 responses each.
+
+    L_YC = -a1 log sigmoid(beta_c d) - a2 log sigmoid(-beta_c d),   d = lr(y1|w+) - lr(y2|w+)
+    L_YW = 1/2 sum_j -log sigmoid( sg[beta_w lr(y_j|w+)] - beta_w lr(y_j|w-) )
+    L    = mean over pairs of L_YC + L_YW
+
+with lr(y|w) = sum over response tokens of log pi_theta - log pi_ref given G(x, w), and sg = stop-gradient.
+L_YC equals the per-objective sum of w+_k DPO losses; with beta_w = 0 what remains is per-objective MO-ODPO.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """Example: LossOutput(loss=tensor(0.83), metrics={"loss_alignment": tensor(0.69), ...})"""
+
+    loss: Tensor
+    """Scalar, with gradient."""
+    metrics: dict[str, Tensor]
+    """Detached scalars, each a mean over pairs or responses."""
+
+
+def mi_epo_loss(
+    logratio_w_pos: Tensor,
+    logratio_w_neg: Tensor | None,
+    weight_y1: Tensor,
+    weight_y2: Tensor,
+    *,
+    beta_c: float,
+    beta_w: float,
+) -> LossOutput:
+    """Alignment plus identifiability loss of a batch of pairs.
+
+    Args:
+        logratio_w_pos: float [B, 2], lr(y_j | w+) in nats, with gradient.
+        logratio_w_neg: float [B, 2], lr(y_j | w-), with gradient. May be None when beta_w = 0.
+        weight_y1, weight_y2: float [B], a1 and a2 of `learner.pairs.pair_weights`.
+        beta_c: strength of the implicit KL in L_YC, > 0.
+        beta_w: the same in L_YW, >= 0; 0 drops the term.
+
+    Returns:
+        loss: scalar mean over the B pairs.
+        metrics: `loss`, `loss_alignment` (L_YC), `loss_identifiability` (L_YW), `logratio_mean` (lr under w+, per
+            response), `margin_mean` (beta_c d signed towards the response with more weight, per pair), and, when
+            `logratio_w_neg` is given, `logratio_negative_mean` and `identification_accuracy` (share of responses with
+            lr(y|w+) > lr(y|w-)).
+
+    Raises:
+        ValueError: shapes do not fit, B = 0, a beta is out of range, or L_YW is on without `logratio_w_neg`.
+    """
+    _check(logratio_w_pos, logratio_w_neg, weight_y1, weight_y2, beta_c, beta_w)
+    margin_B = beta_c * (logratio_w_pos[:, 0] - logratio_w_pos[:, 1])
+    alignment_B = -weight_y1 * logsigmoid(margin_B) - weight_y2 * logsigmoid(-margin_B)
+    loss = alignment = alignment_B.mean()
+    metrics = {
+        "loss_alignment": alignment,
+        "logratio_mean": logratio_w_pos.mean(),
+        "margin_mean": (margin_B * (weight_y1 - weight_y2).sign()).mean(),
+    }
+    if beta_w and logratio_w_neg is not None:
+        anchor_B2 = beta_w * logratio_w_pos.detach()
+        identifiability_B2 = -logsigmoid(anchor_B2 - beta_w * logratio_w_neg)
+        metrics["loss_identifiability"] = identifiability_B2.sum(-1).mean() / 2
+        loss = alignment + metrics["loss_identifiability"]
+    else:
+        metrics["loss_identifiability"] = alignment.new_zeros(())
+    if logratio_w_neg is not None:
+        metrics["logratio_negative_mean"] = logratio_w_neg.mean()
+        metrics["identification_accuracy"] = (logratio_w_pos > logratio_w_neg).to(alignment.dtype).mean()
+    metrics["loss"] = loss
+    return LossOutput(loss=loss, metrics={name: value.detach() for name, value in metrics.items()})
+
+
+def _check(
+    logratio_w_pos: Tensor,
+    logratio_w_neg: Tensor | None,
+    weight_y1: Tensor,
+    weight_y2: Tensor,
+    beta_c: float,
+    beta_w: float,
+) -> None:
+    if not beta_c > 0:
+        raise ValueError(f"beta_c must be > 0, got {beta_c}")
+    if not beta_w >= 0:
+        raise ValueError(f"beta_w must be >= 0, got {beta_w}")
+    if logratio_w_pos.ndim != 2 or logratio_w_pos.shape[1] != 2 or not len(logratio_w_pos):
+        raise ValueError(f"logratio_w_pos must be [B, 2] with B >= 1, got {list(logratio_w_pos.shape)}")
+    if logratio_w_neg is None:
+        if beta_w:
+            raise ValueError(f"logratio_w_neg is required when beta_w > 0, got None with beta_w = {beta_w}")
+    elif logratio_w_neg.shape != logratio_w_pos.shape:
+        raise ValueError(f"logratio_w_neg must be {list(logratio_w_pos.shape)}, got {list(logratio_w_neg.shape)}")
+    for name, weight in (("weight_y1", weight_y1), ("weight_y2", weight_y2)):
+        if weight.shape != logratio_w_pos.shape[:1]:
+            raise ValueError(f"{name} must be [B] = {list(logratio_w_pos.shape[:1])}, got {list(weight.shape)}")

@@ -1,0 +1,125 @@
+"""What enters and leaves the learner. No torch, Ray or DeepSpeed here.
+
+Every record is frozen and picklable; token ids are plain ints so that records cross processes without arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencePair:
+    """Two responses to one prompt, sampled under w+, and how much each of them is preferred.
+
+    Example:
+        PreferencePair(prompt_ids_pos=(1, 17, 4), prompt_ids_neg=(1, 17, 9), response_ids=((5, 2), (6, 7, 2)),
+                       weight_y1=0.7, weight_y2=0.3)
+    """
+
+    prompt_ids_pos: tuple[int, ...]
+    """[T_prompt] tokens of G(x, w+)."""
+    prompt_ids_neg: tuple[int, ...]
+    """[T_prompt'] tokens of G(x, w-); unused when beta_w = 0."""
+    response_ids: tuple[tuple[int, ...], tuple[int, ...]]
+    """Tokens of y1 and y2; the end-of-sequence token included where it was sampled."""
+    weight_y1: float
+    """a1: sum of w+ over the objectives on which y1 scores higher."""
+    weight_y2: float
+    """a2: the same for y2. a1 + a2 = 1 without ties."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids_pos or not self.prompt_ids_neg:
+            raise ValueError("prompt_ids_pos and prompt_ids_neg must not be empty")
+        if len(self.response_ids) != 2 or not all(self.response_ids):
+            raise ValueError(f"response_ids must hold two non-empty responses, got {self.response_ids!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairBatch:
+    """All pairs of one optimizer step.
+
+    Example:
+        PairBatch(step=12, pairs=(pair, another_pair))
+    """
+
+    step: int
+    """Index of the step in the run, from 0; the learning rate follows from it."""
+    pairs: tuple[PreferencePair, ...]
+    """[B]; B may be smaller than planned when samples were dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one optimizer step did, over all ranks.
+
+    Example:
+        StepReport(step=12, metrics={"loss": 0.71, "grad_norm": 0.9, "learning_rate": 1e-3}, learner_tokens=4812)
+    """
+
+    step: int
+    metrics: dict[str, float]
+    """Means over the batch's pairs or responses: see `learner.losses.mi_epo_loss`; and `grad_norm` (before clipping),
+    `learning_rate`."""
+    learner_tokens: int
+    """Prompt and response tokens that went through the policy (the reference runs on the same ones again)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEntry:
+    """One parameter as it was sent.
+
+    Example:
+        WeightEntry(name="model.norm.weight", dtype="float32", shape=(64,), checksum=4607182418800017408)
+    """
+
+    name: str
+    """Name in a Hugging Face checkpoint of the model."""
+    dtype: str
+    """torch dtype without its prefix, e.g. `bfloat16`."""
+    shape: tuple[int, ...]
+    checksum: int
+    """`torch.hash_tensor` of the values, as an unsigned 64-bit integer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightManifest:
+    """The weights of one policy version.
+
+    Example:
+        WeightManifest(policy_version=3, entries=(entry,), total_bytes=256)
+    """
+
+    policy_version: int
+    entries: tuple[WeightEntry, ...]
+    """In the order they were sent."""
+    total_bytes: int
+
+    @property
+    def checksum(self) -> int:
+        """One number for all entries: blake2b over (name, dtype, shape, checksum) in order, first 8 bytes."""
+        digest = hashlib.blake2b(digest_size=8)
+        for entry in self.entries:
+            digest.update(f"{entry.name}|{entry.dtype}|{entry.shape}|{entry.checksum}\n".encode())
+        return int.from_bytes(digest.digest(), "big")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport:
+    """A finished broadcast: every engine confirmed every checksum.
+
+    Example:
+        SyncReport(manifest=manifest, seconds=0.08)
+    """
+
+    manifest: WeightManifest
+    seconds: float
+
+
+class LearnerError(RuntimeError):
+    """The learner cannot go on: bad input, a loss that is not finite, a dead rank, a missed deadline."""
+
+
+class WeightSyncError(LearnerError):
+    """Weights did not reach an engine unchanged and in time; what it holds is not the announced version."""
