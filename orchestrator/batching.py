@@ -1,0 +1,150 @@
+"""From prompts to generation requests, and from scored responses to preference pairs.
+
+Everything here is a pure function of (recipe, seed, step): no actor, no state, so a step can be made again.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.types import GenerationRequest, Rollout
+from learner.types import PairBatch, PreferencePair
+from orchestrator.data import PromptStream
+from rewards.preferences import PromptRenderer, sample_preference_pairs
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+RESPONSES_PER_PROMPT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestBatch:
+    """What one optimizer step asks the rollout actors for.
+
+    Example: RequestBatch(step=0, requests=(GenerationRequest(...),), preference_neg=array([[0.2, 0.8]]))
+    """
+
+    step: int
+    requests: tuple[GenerationRequest, ...]  # [B], each carries w+
+    preference_neg: np.ndarray  # [B, K], w-
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredBatch:
+    """Rollouts of one request batch with all K scores of every response.
+
+    Example: ScoredBatch(batch=..., rollouts=(Rollout(...),), scores=zeros([B, 2, K]), seconds={"generate": 0.4, "score": 0.1})
+    """
+
+    batch: RequestBatch
+    rollouts: tuple[Rollout, ...]  # [B], in request order
+    scores: np.ndarray  # [B, 2, K] raw scores, NaN where a judge gave none
+    seconds: dict[str, float]
+
+    @property
+    def min_policy_version(self) -> int:
+        return min(rollout.min_policy_version for rollout in self.rollouts)
+
+    @property
+    def generated_tokens(self) -> int:
+        return sum(len(response.token_ids) for rollout in self.rollouts for response in rollout.responses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairStatistics:
+    """Example: PairStatistics(dropped=0, conflict_rate=0.8, tie_rate=0.1)"""
+
+    dropped: int  # prompts without all 2 x K finite scores
+    conflict_rate: float  # pairs on which two objectives prefer different responses
+    tie_rate: float  # (pair, objective) cells with equal scores
+
+
+def derive_seed(*parts: object) -> int:
+    """Positive 63-bit seed; hashing keeps neighbouring requests from sharing random streams."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class Batcher:
+    """The training side of the data flow: requests for a step, pairs from their scored responses."""
+
+    def __init__(self, recipe: "Recipe", prompts: Sequence[str], renderer: PromptRenderer) -> None:
+        self.recipe = recipe
+        self.prompts = prompts
+        self.renderer = renderer
+        self.stream = PromptStream(len(prompts), batch_size=recipe.loop.prompts_per_step, seed=recipe.seed)
+
+    def requests(self, step: int) -> RequestBatch:
+        recipe = self.recipe
+        preference_pos, preference_neg = sample_preference_pairs(
+            np.random.default_rng([recipe.seed, step, 1]),
+            recipe.loop.prompts_per_step,
+            recipe.num_objectives,
+            alpha=recipe.preferences.alpha,
+            decimals=recipe.preferences.decimals,
+        )
+        requests = tuple(
+            make_request(
+                self.renderer,
+                prompt=self.prompts[index],
+                preference=preference_pos[row],
+                num_responses=RESPONSES_PER_PROMPT,
+                seed_parts=(recipe.seed, "train", step, row),
+            )
+            for row, index in enumerate(self.stream.batch(step))
+        )
+        return RequestBatch(step=step, requests=requests, preference_neg=preference_neg)
+
+    def pairs(self, scored: ScoredBatch) -> tuple[PairBatch, PairStatistics]:
+        """Prompts with a missing or non-finite score are dropped and counted, never scored as zero."""
+        import torch
+
+        from learner.pairs import pair_conflict, pair_tie, pair_weights
+
+        complete = np.isfinite(scored.scores).all(axis=(1, 2))
+        kept = np.flatnonzero(complete)
+        scores = torch.from_numpy(scored.scores[kept])
+        preference = torch.tensor([scored.rollouts[i].request.preference for i in kept], dtype=torch.float64)
+        preference = preference.reshape(len(kept), self.recipe.num_objectives)
+        weight_y1, weight_y2 = pair_weights(scores, preference)
+        pairs = tuple(
+            PreferencePair(
+                prompt_ids_pos=scored.rollouts[i].request.prompt_ids,
+                prompt_ids_neg=tuple(
+                    self.renderer.token_ids(scored.rollouts[i].request.prompt, scored.batch.preference_neg[i])
+                ),
+                response_ids=(scored.rollouts[i].responses[0].token_ids, scored.rollouts[i].responses[1].token_ids),
+                weight_y1=float(weight_y1[row]),
+                weight_y2=float(weight_y2[row]),
+            )
+            for row, i in enumerate(kept)
+        )
+        statistics = PairStatistics(
+            dropped=int((~complete).sum()),
+            conflict_rate=float(pair_conflict(scores).double().mean()) if len(kept) else float("nan"),
+            tie_rate=float(pair_tie(scores).double().mean()) if len(kept) else float("nan"),
+        )
+        return PairBatch(step=scored.batch.step, pairs=pairs), statistics
+
+
+def make_request(
+    renderer: PromptRenderer,
+    *,
+    prompt: str,
+    preference: Sequence[float] | np.ndarray,
+    num_responses: int,
+    seed_parts: tuple[object, ...],
+) -> GenerationRequest:
+    """One request whose id and seed both come from `seed_parts`: the same parts always give the same tokens."""
+    return GenerationRequest(
+        request_id="-".join(map(str, seed_parts)),
+        prompt=prompt,
+        prompt_ids=tuple(renderer.token_ids(prompt, preference)),
+        preference=tuple(float(weight) for weight in preference),
+        num_responses=num_responses,
+        seed=derive_seed(*seed_parts),
+    )

@@ -1,0 +1,189 @@
+"""The `mi-epo` command. Only the standard library is imported before the arguments are parsed.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130/143 stopped by a signal with a checkpoint saved.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mi-epo", description="Train one language model that answers as a preference vector asks (MI-EPO on Ray)."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a policy; evaluates before and after")
+    _add_recipe(train)
+    train.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME-TIME)")
+    train.add_argument("--resume", action="store_true", help="continue the run in --run-dir from its last checkpoint")
+
+    plan = commands.add_parser("plan", help="check everything, print placement, batch arithmetic and memory; start nothing")
+    _add_recipe(plan)
+
+    evaluate = commands.add_parser("evaluate", help="the preference grid on held-out prompts: table, JSON, plots")
+    evaluate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
+    evaluate.add_argument("--recipe", metavar="R", help="recipe to evaluate by (default: the run's own)")
+    evaluate.add_argument("--output", type=Path, help="folder to write (default: RUN_OR_MODEL/evaluation)")
+
+    generate = commands.add_parser("generate", help="talk to the steered policy")
+    generate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
+    generate.add_argument(
+        "--prefer", metavar="NAME=W", action="append", default=[], required=True, help="weight of one objective; repeat for each"
+    )
+    generate.add_argument("--prompt", help="one prompt (default: one a line from standard input)")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("-n", "--num-responses", type=int, default=1, help="answers per prompt")
+
+    miniature = commands.add_parser("miniature", help="build the self-contained miniature task")
+    miniature.add_argument("directory", metavar="DIR", type=Path)
+    miniature.add_argument("--objectives", default="helpfulness,harmlessness", help="comma-separated, in order")
+    miniature.add_argument("--seed", type=int, default=0)
+
+    for name, what in (("fit-policy", "a starting policy by supervised training"), ("fit-reward", "a reward model on pairs")):
+        fit = commands.add_parser(name, help=f"fit {what}")
+        fit.add_argument("config", metavar="CONFIG", type=Path)
+
+    dialogues = commands.add_parser("dialogues", help="fit policy and reward model on preference dialogues (hh-small)")
+    dialogues.add_argument("directory", metavar="DIR", type=Path)
+    dialogues.add_argument("--data", required=True, help="JSONL (.gz) or datasets folder with chosen and rejected dialogues")
+    dialogues.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, see deploy/recipes/")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="dotted overrides of the recipe")
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Overrides may stand before and after options; argparse alone takes only the first group of them."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(item.startswith("-") for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """One line for what a person can act on; a traceback only for what is a defect of ours."""
+    from orchestrator.errors import BadInput, RunFailed
+
+    if isinstance(error, BadInput):
+        print(f"mi-epo: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    if isinstance(error, RunFailed):
+        print(f"mi-epo: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    raise error
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from orchestrator.config import load_recipe
+    from orchestrator.errors import BadInput
+    from orchestrator.run import train
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.resume and arguments.run_dir is None:
+        raise BadInput("--resume: needs --run-dir, the folder of the run to continue")
+    run_dir = arguments.run_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return train(recipe, run_dir, resume=arguments.resume, say=_say)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from orchestrator.config import load_recipe
+    from orchestrator.plan import plan
+
+    print(plan(load_recipe(arguments.recipe, arguments.overrides)))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from orchestrator.config import load_recipe
+    from orchestrator.evaluation_run import evaluate
+
+    recipe = load_recipe(arguments.recipe) if arguments.recipe else None
+    evaluate(arguments.target, recipe, arguments.output, say=_say)
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from orchestrator.generate import generate
+
+    def prompts() -> Iterator[str]:
+        if arguments.prompt is not None:
+            yield arguments.prompt
+            return
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+
+    for answer in generate(
+        arguments.target, arguments.prefer, prompts(), seed=arguments.seed, num_responses=arguments.num_responses
+    ):
+        print(answer, flush=True)
+    return 0
+
+
+def _miniature(arguments: argparse.Namespace) -> int:
+    from orchestrator.miniature.build import build_miniature
+
+    objectives = tuple(name.strip() for name in arguments.objectives.split(","))
+    build_miniature(arguments.directory, objectives=objectives, seed=arguments.seed, progress=_say)
+    print(arguments.directory)
+    return 0
+
+
+def _fit_policy(arguments: argparse.Namespace) -> int:
+    from orchestrator.fitting.policy import run_policy_fit
+
+    print(run_policy_fit(arguments.config))
+    return 0
+
+
+def _fit_reward(arguments: argparse.Namespace) -> int:
+    from orchestrator.fitting.reward import run_reward_fit
+
+    print(run_reward_fit(arguments.config))
+    return 0
+
+
+def _dialogues(arguments: argparse.Namespace) -> int:
+    from orchestrator.dialogues import build_dialogues
+
+    build_dialogues(arguments.directory, data=arguments.data, seed=arguments.seed, progress=_say)
+    print(arguments.directory)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+_COMMANDS = {
+    "train": _train,
+    "plan": _plan,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "miniature": _miniature,
+    "fit-policy": _fit_policy,
+    "fit-reward": _fit_reward,
+    "dialogues": _dialogues,
+}

@@ -1,0 +1,113 @@
+"""The Ray cluster a run uses: joined when there is one, started locally otherwise, checked against what the recipe asks."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import BadInput
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+NAMESPACE = "mi-epo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorDemand:
+    """One kind of actor of a run. Example: ActorDemand(role="rollout", count=1, num_cpus=1.0, num_gpus=0.0)"""
+
+    role: str
+    count: int
+    num_cpus: float  # per actor
+    num_gpus: float  # per actor
+
+
+def demands(recipe: "Recipe") -> list[ActorDemand]:
+    """Every actor of a training run, with what each asks of the cluster."""
+    rollout, learner = recipe.rollout, recipe.learner
+    return [
+        ActorDemand(
+            role="rollout",
+            count=rollout.engines,
+            num_cpus=rollout.num_cpus,
+            num_gpus=rollout.num_gpus,
+        ),
+        ActorDemand(role="learner", count=learner.ranks, num_cpus=learner.num_cpus, num_gpus=learner.num_gpus),
+        *(
+            ActorDemand(
+                role=f"reward-{objective.name}",
+                count=objective.replicas,
+                num_cpus=objective.num_cpus,
+                num_gpus=objective.num_gpus,
+            )
+            for objective in recipe.objectives
+        ),
+    ]
+
+
+def check_fits(recipe: "Recipe", *, cpus: float, gpus: float, where: str) -> None:
+    """Raises BadInput when the actors need more CPUs or GPUs than `where` has."""
+    for resource, have in (("CPUs", cpus), ("GPUs", gpus)):
+        per_actor = [d.num_cpus if resource == "CPUs" else d.num_gpus for d in demands(recipe)]
+        need = sum(d.count * each for d, each in zip(demands(recipe), per_actor, strict=True))
+        if need > have + 1e-6:
+            parts = ", ".join(
+                f"{d.role} {d.count} x {each:g}" for d, each in zip(demands(recipe), per_actor, strict=True) if each
+            )
+            raise BadInput(f"{where}: has {have:g} {resource}, the recipe's actors need {need:g} ({parts})")
+
+
+def local_resources(recipe: "Recipe") -> tuple[float, float]:
+    """(CPUs, GPUs) of the local cluster that `connect` would start."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = list(Path("/proc/driver/nvidia/gpus").glob("*"))
+    gpus = len([d for d in visible.split(",") if d.strip()]) if visible is not None and devices else len(devices)
+    return recipe.cluster.num_cpus or float(os.cpu_count() or 1), float(gpus)
+
+
+def joins_existing(recipe: "Recipe") -> str | None:
+    """Address of the cluster to join, or None for a local one."""
+    address = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address
+
+
+@contextlib.contextmanager
+def connect(recipe: "Recipe") -> Iterator[Any]:
+    """Join or start the cluster; yields the Ray context and leaves the cluster on the way out.
+
+    `ray.init` gets no runtime_env: in a submitted job that belongs to the job, and a key given twice is a conflict.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's default dedup holds lines back and drops repeats that differ only in numbers; actors here print little.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Zero-copy arrays are what weight buckets want; the warning about future accelerator variables is noise on CPU.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    address = joins_existing(recipe)
+    common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": "warning"}
+    try:
+        if address:
+            context = ray.init(address=address, **common)
+        else:
+            context = ray.init(
+                address="local",
+                num_cpus=recipe.cluster.num_cpus,
+                object_store_memory=recipe.cluster.object_store_bytes,
+                include_dashboard=recipe.cluster.dashboard,
+                dashboard_host="127.0.0.1",
+                **common,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise BadInput(f"cluster.address: no Ray cluster could be joined at {address or 'local'!r}: {error}") from None
+    try:
+        total = ray.cluster_resources()
+        check_fits(
+            recipe, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), where=f"Ray cluster {address or '(local)'}"
+        )
+        yield context
+    finally:
+        ray.shutdown()

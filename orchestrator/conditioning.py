@@ -1,0 +1,44 @@
+"""How a trained policy is steered, kept beside its weights: without it, a folder of weights cannot be asked anything."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, ValidationError
+
+from orchestrator.config import describe_errors
+from orchestrator.errors import BadInput
+from rewards.config import PreferencesConfig, Section
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+FILE_NAME = "mi_epo.json"
+
+
+class PolicyConditioning(Section):
+    """RUN/policy/mi_epo.json."""
+
+    objectives: tuple[str, ...] = Field(min_length=1)
+    preferences: PreferencesConfig
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+
+
+def save_conditioning(policy: Path, recipe: "Recipe") -> None:
+    record = PolicyConditioning(
+        objectives=recipe.objective_names,
+        preferences=recipe.preferences,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        temperature=recipe.rollout.temperature,
+    )
+    (policy / FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load_conditioning(policy: Path) -> PolicyConditioning:
+    file = policy / FILE_NAME
+    try:
+        return PolicyConditioning.model_validate_json(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise BadInput(f"{policy}: is not a policy trained by mi-epo (no {FILE_NAME})") from None
+    except ValidationError as error:
+        raise BadInput("\n".join(describe_errors(error, str(file)))) from None

@@ -1,0 +1,274 @@
+"""The recipe: every room's section composed into one model, and the YAML file it comes from.
+
+A recipe is YAML; dotted overrides (`learner.learning_rate=1e-4`, `objectives.0.scorer.model=./rm`) are applied to the
+parsed tree before it is checked, so an override obeys the same rules as the file. `{seed}` in `assets.directory` and
+`{assets}` in any other string are filled in before checking.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from actors.config import RolloutConfig
+from learner.config import LearnerConfig
+from orchestrator.errors import BadInput
+from rewards.config import ObjectiveConfig, PreferencesConfig, Section
+
+EVALUATION_LATTICE_LIMIT = 5
+"""Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""
+
+
+class PolicyConfig(Section):
+    model: str = Field(min_length=1)
+    """Hugging Face folder or hub id of the starting policy; it is also the frozen reference."""
+
+
+class AssetsConfig(Section):
+    directory: str = Field(min_length=1)
+    """Folder that `{assets}` stands for in the rest of the recipe; may contain `{seed}`."""
+    build: Literal["miniature", "dialogues"] | None = None
+    """Built on first use when named; otherwise the folder must be there."""
+    source: str | None = None
+    """Data the build starts from: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`."""
+
+    @model_validator(mode="after")
+    def _build_has_its_source(self) -> "AssetsConfig":
+        if (self.build == "dialogues") != (self.source is not None):
+            raise ValueError(f"source goes with build: dialogues and only there, got build {self.build!r}, source {self.source!r}")
+        return self
+
+
+class DataConfig(Section):
+    train: str = Field(min_length=1)
+    """Prompts to train on: .jsonl, .jsonl.gz, or a folder written by `datasets.save_to_disk`."""
+    heldout: str = Field(min_length=1)
+    """Prompts to evaluate on, never trained on."""
+    prompt_field: str = "prompt"
+    max_prompts: int | None = Field(default=None, ge=1)
+    """Take only the first so many training prompts."""
+
+
+class LoopConfig(Section):
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    prompts_per_step: int = Field(ge=1)
+    max_staleness: int = Field(default=1, ge=0)
+    """Largest difference between the policy version that is updated and the one that sampled (0: strictly on-policy)."""
+    max_empty_batches: int = Field(default=5, ge=1)
+    """Steps in a row without one usable pair after which the run stops."""
+    checkpoint_every: int = Field(default=0, ge=0)
+    """Optimizer steps between checkpoints (0: only when stopped)."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+
+
+class EvaluateConfig(Section):
+    every: int = Field(default=0, ge=0)
+    """Optimizer steps between evaluations (0: only before and after)."""
+    prompts: int = Field(default=48, ge=2)
+    """Held-out prompts per preference vector."""
+    samples: int = Field(default=4, ge=1)
+    """Responses per prompt and preference vector."""
+    reference_point: float | tuple[float, ...] = -3.0
+    """Hypervolume reference in normalised scores; one number serves every objective."""
+    normalizer_prompts: int = Field(default=256, ge=8)
+    """Training prompts (two responses each) on which the normaliser is measured, once, with the starting policy."""
+    identification_responses: int = Field(default=256, ge=0)
+    """Responses on which identification accuracy is measured (0: skip)."""
+    attainable: str | None = None
+    """Dotted path of a function that gives the attainable front in audit scores (only a synthetic task knows it)."""
+    audit_statistics: dict[str, str] = {}
+    """Name -> dotted path of a function (prompts, responses) -> float, reported beside the audit scores."""
+
+
+class TelemetryConfig(Section):
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online when a key is configured, offline otherwise."""
+    project: str = "mi-epo"
+    samples_per_step: int = Field(default=2, ge=0)
+
+
+class ClusterConfig(Section):
+    address: str | None = None
+    """Ray address; null: the cluster of RAY_ADDRESS when set (inside `ray job submit` it is), else a local one."""
+    num_cpus: Annotated[float, Field(gt=0)] | None = None
+    """Logical CPUs of a local cluster; null: the machine's."""
+    object_store_bytes: int = Field(default=512 << 20, ge=80 << 20)
+    """Object store of a local cluster; every bucket of a weight broadcast passes through it."""
+    dashboard: bool = True
+    """Serve the Ray dashboard of a local cluster, on the loopback address only."""
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    seed: int = Field(default=0, ge=0)
+    method: Literal["mi-epo", "mo-odpo-per-objective"] = "mi-epo"
+    assets: AssetsConfig | None = None
+    policy: PolicyConfig
+    objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1)
+    preferences: PreferencesConfig = PreferencesConfig()
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig
+    loop: LoopConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives_are_distinct(cls, objectives: tuple[ObjectiveConfig, ...]) -> tuple[ObjectiveConfig, ...]:
+        names = [objective.name for objective in objectives]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"objective names must differ, got {repeated[0]!r} more than once")
+        if len(names) > EVALUATION_LATTICE_LIMIT:
+            raise ValueError(f"at most {EVALUATION_LATTICE_LIMIT} objectives, got {len(names)}")
+        audits = [objective.audit is not None for objective in objectives]
+        if any(audits) and not all(audits):
+            missing = names[audits.index(False)]
+            raise ValueError(f"an audit judge is given for all objectives or none, {missing!r} has none")
+        return objectives
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> "Recipe":
+        per_pass = self.learner.ranks * self.learner.micro_batch_pairs
+        if self.loop.prompts_per_step % per_pass:
+            raise ValueError(
+                f"loop.prompts_per_step must be a multiple of learner.ranks * learner.micro_batch_pairs = "
+                f"{self.learner.ranks} * {self.learner.micro_batch_pairs} = {per_pass}, got {self.loop.prompts_per_step}"
+            )
+        reference = self.evaluate.reference_point
+        if isinstance(reference, tuple) and len(reference) != self.num_objectives:
+            raise ValueError(
+                f"evaluate.reference_point needs one number or {self.num_objectives} (one per objective), got {len(reference)}"
+            )
+        if self.evaluate.attainable and self.objectives[0].audit is None:
+            raise ValueError("evaluate.attainable is in audit scores, so objectives need an audit judge; they have none")
+        return self
+
+    @property
+    def num_objectives(self) -> int:
+        return len(self.objectives)
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def has_audit(self) -> bool:
+        return self.objectives[0].audit is not None
+
+    @property
+    def reference_point(self) -> tuple[float, ...]:
+        """[K], normalised scores."""
+        point = self.evaluate.reference_point
+        return point if isinstance(point, tuple) else (point,) * self.num_objectives
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, override, fill in and check a recipe. Raises BadInput naming file, key path, rule and value."""
+    tree = read_yaml(Path(path))
+    for item in overrides or []:
+        _apply_override(tree, item)
+    return parse_recipe(tree, where=str(path))
+
+
+def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
+    tree = _fill_assets(tree)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise BadInput("\n".join(describe_errors(error, where))) from None
+
+
+def describe_errors(error: ValidationError, where: str) -> list[str]:
+    """One line per problem: place, key path, rule, value."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "recipe"
+        rule = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            rule = "unknown key"
+        value = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r:.200}"
+        lines.append(f"{where}: {key}: {rule}{value}")
+    return lines
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise BadInput(f"{path}: must hold a mapping of sections, got {type(tree).__name__}")
+    return tree
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Resolved recipe as YAML; loads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(tree: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise BadInput(f"override {item!r}: must read section.key=value")
+    try:
+        value = _parse_value(text)
+    except yaml.YAMLError:
+        raise BadInput(f"override {item!r}: the value is not valid YAML, got {text!r}") from None
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        node = _child(node, part, item, create=True)
+    if isinstance(node, list):
+        _child(node, last, item, create=False)
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise BadInput(f"override {item!r}: {'.'.join(parents)} is not a section, got {node!r}")
+
+
+def _parse_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        # YAML 1.1 reads 1e-4 (no dot) as text; every user means the number.
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _child(node: Any, part: str, item: str, *, create: bool) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise BadInput(f"override {item!r}: {part!r} must be an index below {len(node)}")
+        return node[int(part)]
+    if not isinstance(node, dict):
+        raise BadInput(f"override {item!r}: {part!r} lies below a plain value, got {node!r}")
+    if create and node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _fill_assets(tree: dict[str, Any]) -> dict[str, Any]:
+    """Replace `{seed}` in assets.directory and `{assets}` everywhere else; leaves malformed trees to the checker."""
+    assets = tree.get("assets")
+    if not isinstance(assets, dict) or not isinstance(assets.get("directory"), str):
+        return tree
+    directory = assets["directory"].replace("{seed}", str(tree.get("seed", 0)))
+
+    def fill(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: fill(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [fill(value) for value in node]
+        return node.replace("{assets}", directory) if isinstance(node, str) else node
+
+    return {**fill({key: value for key, value in tree.items() if key != "assets"}), "assets": {**assets, "directory": directory}}

@@ -1,0 +1,102 @@
+"""Prompts: from JSONL (plain or gzip) or a `datasets` folder to a checked list, and from the list to batches."""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.errors import BadInput
+
+
+def load_prompts(path: str, *, field: str, limit: int | None = None) -> list[str]:
+    """Prompts in file order.
+
+    Raises:
+        BadInput: missing or unreadable file, broken line (file and line number), a row without a non-empty text in
+            `field`, or no prompt at all.
+    """
+    prompts: list[str] = []
+    for place, row in read_rows(path):
+        prompt = row.get(field)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise BadInput(f"{place}: {field!r} must be a non-empty text, got {prompt!r:.100}")
+        prompts.append(prompt)
+        if limit is not None and len(prompts) == limit:
+            break
+    if not prompts:
+        raise BadInput(f"{path}: holds no prompts")
+    return prompts
+
+
+def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) for every row; the place reads `file:line` and is what an error should name."""
+    source = Path(path).expanduser()
+    if source.is_dir():
+        yield from _read_datasets_folder(source)
+        return
+    opener = gzip.open if source.suffix == ".gz" else open
+    try:
+        with opener(source, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", _parse_line(line, f"{path}:{number}")
+    except (OSError, EOFError) as error:
+        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _parse_line(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{place}: not valid JSON: {error.msg} at column {error.colno}, got {line.strip()!r:.100}") from None
+    if not isinstance(row, dict):
+        raise BadInput(f"{place}: must be a JSON object, got {type(row).__name__}")
+    return row
+
+
+def _read_datasets_folder(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not (source / "dataset_info.json").is_file():
+        raise BadInput(f"{source}: is a folder but not one written by datasets' save_to_disk (no dataset_info.json)")
+    from datasets import load_from_disk
+
+    for number, row in enumerate(load_from_disk(str(source))):
+        yield f"{source}:{number}", row
+
+
+class PromptStream:
+    """Endless shuffled epochs over prompts; batch `step` depends only on (seed, step), so a resumed run needs no state.
+
+    Example: `PromptStream(prompts, batch_size=32, seed=0).batch(step=7)` -> 32 prompt indices.
+    """
+
+    def __init__(self, num_prompts: int, *, batch_size: int, seed: int) -> None:
+        self.num_prompts = num_prompts
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def batch(self, step: int) -> list[int]:
+        """Indices [B] of the prompts of optimizer step `step` (from 0)."""
+        first = step * self.batch_size
+        return [self._index_at(position) for position in range(first, first + self.batch_size)]
+
+    def _index_at(self, position: int) -> int:
+        epoch, offset = divmod(position, self.num_prompts)
+        return int(self._epoch_order(epoch)[offset])
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_cached_epoch", None) != epoch:
+            self._cached_epoch = epoch
+            self._cached_order = np.random.default_rng([self.seed, epoch]).permutation(self.num_prompts)
+        return self._cached_order
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` items evenly spaced over the sequence, in order (all of them when there are fewer)."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] if count > 1 else items[0] for i in range(count)]

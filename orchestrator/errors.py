@@ -1,0 +1,9 @@
+"""What can go wrong, as two kinds: the user's input (exit 2) or the run itself (exit 1)."""
+
+
+class BadInput(ValueError):
+    """Input that cannot be used; the message names the place, the rule and the value received."""
+
+
+class RunFailed(RuntimeError):
+    """A run that started and could not go on; the message names the component and what to look at."""

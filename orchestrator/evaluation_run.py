@@ -1,0 +1,89 @@
+"""`mi-epo evaluate`: the preference grid for a trained run or any policy folder, outside training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import cluster
+from orchestrator.conditioning import load_conditioning
+from orchestrator.errors import BadInput
+from orchestrator.evaluate import Evaluator, measure_normalizers
+from orchestrator.generate import find_policy
+from orchestrator.plan import check_inputs
+from orchestrator.report import write_report
+from orchestrator.run import build_assets, print_summary
+from orchestrator.rundir import RunDir
+from orchestrator.sampling import Sampler
+from orchestrator.telemetry import json_line
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+
+def evaluate(
+    target: Path, recipe: "Recipe | None", output: Path | None, *, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Evaluate `target` (a run directory or a policy folder) and write evaluation.json, plots and a report.
+
+    A run brings its recipe and its frozen normaliser; a bare policy folder needs a recipe, and the normaliser is then
+    measured on the recipe's starting policy first.
+    """
+    is_run = (target / "config.yaml").is_file()
+    if recipe is None:
+        if not is_run:
+            raise BadInput(f"{target}: is not a run directory (no config.yaml), so --recipe is needed")
+        recipe = RunDir.open(target).recipe()
+    policy = find_policy(target)
+    if not (policy / "config.json").is_file():
+        raise BadInput(f"{target}: holds no policy (no config.json in it or in its policy/ folder)")
+    trained_for = load_conditioning(policy).objectives if (policy / "mi_epo.json").is_file() else recipe.objective_names
+    if trained_for != recipe.objective_names:
+        raise BadInput(
+            f"{policy}: is a policy for the objectives {list(trained_for)}, the recipe has {list(recipe.objective_names)}"
+        )
+    build_assets(recipe, say)
+    inputs = check_inputs(recipe)
+    run_dir = RunDir.create(output or _free_folder(target), recipe)
+    run_dir.start(recipe)
+    normalizers = RunDir.open(target).load_normalizers() if is_run else None
+    with cluster.connect(recipe):
+        from actors import reward, rollout
+
+        rewards = reward.start_rewards(recipe.objectives, run_name=run_dir.path.name)
+
+        def with_engine(model: str, work: Callable[[Sampler], Any]) -> Any:
+            engines = rollout.start_rollouts(recipe.rollout, model=model, run_name=run_dir.path.name, seed=recipe.seed)
+            try:
+                return work(Sampler(engines, rewards, timeout_s=recipe.rollout.generate_timeout_s))
+            finally:
+                rollout.stop(engines)
+
+        try:
+            if normalizers is None:
+                say(f"measuring the normaliser on {recipe.policy.model} ...")
+                normalizers = with_engine(
+                    recipe.policy.model,
+                    lambda sampler: measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, 0),
+                )
+            run_dir.save_normalizers(normalizers)
+            say(f"evaluating {policy} on the preference grid ...")
+            record = with_engine(
+                str(policy),
+                lambda sampler: Evaluator(recipe, sampler, inputs.renderer, inputs.heldout, normalizers)(0, 0),
+            )
+        finally:
+            reward.stop(rewards)
+    line = json_line(record)
+    for name in ("evaluation.json", "evaluations.jsonl"):
+        (run_dir.path / name).write_text(line, encoding="utf-8")
+    run_dir.finish("finished")
+    report = write_report(run_dir.path)
+    print_summary(run_dir.path, say)
+    say(f"evaluation  {run_dir.path / 'evaluation.json'}\nreport      {report}")
+    return record
+
+
+def _free_folder(target: Path) -> Path:
+    """TARGET/evaluation, or the first free evaluation-N: an evaluation is never overwritten."""
+    candidates = (target / ("evaluation" if number == 1 else f"evaluation-{number}") for number in range(1, 10_000))
+    return next(path for path in candidates if not path.exists())

@@ -1,0 +1,276 @@
+"""A training run from recipe to report: start the actors, evaluate, train, evaluate, export, tell.
+
+Components never know each other; `Run` wires them and `loop.train` drives them.
+"""
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator import cluster, loop
+from orchestrator.batching import Batcher
+from orchestrator.conditioning import save_conditioning
+from orchestrator.errors import BadInput, RunFailed
+from orchestrator.evaluate import Evaluator, measure_normalizers
+from orchestrator.plan import Inputs, check_inputs
+from orchestrator.report import summary_table, write_report
+from orchestrator.rundir import CheckpointMeta, RunDir
+from orchestrator.sampling import Sampler
+from orchestrator.telemetry import Recorder
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+WEIGHT_PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+"""Largest difference of one token's log-probability between learner and engine that rounding explains (nats)."""
+PROBE_RESPONSES = 4
+
+
+class StopFlag:
+    """Set by SIGINT or SIGTERM, read by the loop between stages; a second signal ends the process the hard way."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.signal is None else 128 + self.signal
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator["StopFlag"]:
+        """Install after `ray.init`, which replaces the SIGTERM handler with one that kills the driver after 3 s."""
+        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The stages `loop.train` drives, as one object."""
+
+    recipe: "Recipe"
+    run_dir: RunDir
+    batcher: Batcher
+    sampler: Sampler
+    learner: Any
+    evaluator: Evaluator
+    recorder: Recorder
+    stop_requested: StopFlag = field(default_factory=StopFlag)
+
+    def evaluate(self, step: int, policy_version: int) -> dict[str, Any]:
+        self.recorder.say(f"evaluating policy version {policy_version} on the preference grid ...")
+        record = self.evaluator(step, policy_version)
+        self.recorder.evaluation(record)
+        self.recorder.say(
+            f"evaluation at step {step}: hypervolume {record['hypervolume']:.2f}  MIP {record['mip']:+.3f}  "
+            f"CRD {record['crd']:.3f}  ({record['seconds']:.1f} s)"
+        )
+        return record
+
+    def checkpoint(self, next_step: int, policy_version: int) -> None:
+        recipe, path = self.recipe, self.run_dir.checkpoint_path(next_step)
+        self.learner.save_checkpoint(path)
+        meta = CheckpointMeta(
+            next_step=next_step,
+            policy_version=policy_version,
+            objectives=recipe.objective_names,
+            policy_model=recipe.policy.model,
+            method=recipe.method,
+            ranks=recipe.learner.ranks,
+            zero_stage=recipe.learner.zero_stage,
+        )
+        self.run_dir.complete_checkpoint(path, meta, keep=recipe.loop.keep_checkpoints)
+        self.recorder.say(f"checkpoint {path}")
+
+
+def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callable[[str], None] = print) -> int:
+    """Run the recipe; returns the exit code (0, or 128 + signal after a stop with a checkpoint)."""
+    if resume:
+        run_dir = RunDir.open(run_path)
+        checkpoint = run_dir.latest_checkpoint(recipe)
+        if checkpoint is None:
+            raise BadInput(f"{run_path}: holds no complete checkpoint to resume from")
+        build_assets(recipe, say)
+        inputs = check_inputs(recipe)
+    else:
+        checkpoint = None
+        build_assets(recipe, say)
+        inputs = check_inputs(recipe)
+        run_dir = RunDir.create(run_path, recipe)
+    started = time.monotonic()
+    run_dir.start(recipe)
+    try:
+        code = _train(recipe, run_dir, inputs, checkpoint, say)
+    except BaseException as error:
+        run_dir.finish("failed", error=f"{type(error).__name__}: {error}"[:2000], seconds=time.monotonic() - started)
+        raise
+    run_dir.finish("finished" if code == 0 else "stopped", seconds=time.monotonic() - started)
+    if code == 0:
+        report = write_report(run_dir.path)
+        print_summary(run_dir.path, say)
+        say(f"policy  {run_dir.policy}\nreport  {report}")
+    return code
+
+
+def build_assets(recipe: "Recipe", say: Callable[[str], None]) -> None:
+    """Build what the recipe says it can build; cached builds return at once."""
+    if recipe.assets is None:
+        return
+    directory = Path(recipe.assets.directory)
+    if recipe.assets.build == "miniature":
+        from orchestrator.miniature.build import build_miniature
+
+        build_miniature(directory, objectives=recipe.objective_names, seed=recipe.seed, progress=say)
+    elif not directory.is_dir():
+        raise BadInput(f"assets.directory: must be there (the recipe does not build it), got {recipe.assets.directory!r}")
+
+
+def _train(
+    recipe: "Recipe",
+    run_dir: RunDir,
+    inputs: Inputs,
+    checkpoint: tuple[Path, CheckpointMeta] | None,
+    say: Callable[[str], None],
+) -> int:
+    say("starting Ray, the vLLM engines, the reward models and the learner ...")
+    with cluster.connect(recipe) as context, StopFlag().installed() as stop, start_actors(recipe, run_dir.path.name) as actors:
+        if context.dashboard_url:
+            say(f"Ray dashboard http://{context.dashboard_url}")
+        rollouts, rewards, learner = actors
+        sampler = Sampler(
+            rollouts,
+            rewards,
+            timeout_s=recipe.rollout.generate_timeout_s,
+            max_in_flight=recipe.loop.max_staleness + 1,
+        )
+        first_step, policy_version = 0, 0
+        learner.connect(rollouts)
+        if checkpoint is not None:
+            first_step, policy_version = checkpoint[1].next_step, checkpoint[1].policy_version
+            learner.load_checkpoint(checkpoint[0])
+            learner.push_weights(policy_version)
+            normalizers = run_dir.load_normalizers()
+        else:
+            learner.push_weights(policy_version)
+            normalizers = measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, policy_version)
+            run_dir.save_normalizers(normalizers)
+        batcher = Batcher(recipe, inputs.train, inputs.renderer)
+        compare_probe(recipe, batcher, sampler, learner, policy_version)
+        with Recorder(recipe, run_dir.path, normalizers["reward"], first_step=first_step) as recorder:
+            run = Run(
+                recipe=recipe,
+                run_dir=run_dir,
+                batcher=batcher,
+                sampler=sampler,
+                learner=learner,
+                evaluator=Evaluator(recipe, sampler, inputs.renderer, inputs.heldout, normalizers),
+                recorder=recorder,
+                stop_requested=stop,
+            )
+            if checkpoint is None:
+                run.evaluate(0, policy_version)
+            done = loop.train(
+                run,
+                recipe.loop,
+                first_step=first_step,
+                policy_version=policy_version,
+                evaluate_every=recipe.evaluate.every,
+            )
+            run_dir.describe(training=recorder.summary)
+            if stop():
+                say(f"stopped at step {done}, checkpoint {run_dir.checkpoint_path(done)}")
+                return stop.exit_code
+            run.evaluate(done, recorder.policy_version)
+            learner.save_policy(run_dir.policy)
+            save_conditioning(run_dir.policy, recipe)
+        sampler.close()
+    return 0
+
+
+@contextlib.contextmanager
+def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], dict[str, list[Any]], Any]]:
+    """Start all actors side by side and wait until every one is ready; stop exactly these on the way out."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from actors import reward, rollout
+    from learner.worker import LearnerGroup
+
+    started: list[Callable[[], None]] = []
+    try:
+        with ThreadPoolExecutor(max_workers=3) as pool:
+            rollouts = pool.submit(
+                rollout.start_rollouts, recipe.rollout, model=recipe.policy.model, run_name=run_name, seed=recipe.seed
+            )
+            rewards = pool.submit(reward.start_rewards, recipe.objectives, run_name=run_name)
+            learner = pool.submit(
+                LearnerGroup.start,
+                recipe.learner,
+                model=recipe.policy.model,
+                total_steps=recipe.loop.steps,
+                pairs_per_step=recipe.loop.prompts_per_step,
+                seed=recipe.seed,
+                method=recipe.method,
+                run_name=run_name,
+            )
+            failures = [future.exception() for future in (rollouts, rewards, learner)]
+            if not failures[0]:
+                started.append(lambda: rollout.stop(rollouts.result()))
+            if not failures[1]:
+                started.append(lambda: reward.stop(rewards.result()))
+            if not failures[2]:
+                started.append(lambda: learner.result().close())
+            for failure in failures:
+                if failure is not None:
+                    raise failure
+        yield rollouts.result(), rewards.result(), learner.result()
+    finally:
+        for stop in reversed(started):
+            with contextlib.suppress(Exception):
+                stop()
+
+
+def compare_probe(
+    recipe: "Recipe", batcher: Batcher, sampler: Sampler, learner: Any, policy_version: int
+) -> None:
+    """Functional check of the broadcast: learner and engines must give the same tokens the same log-probabilities.
+
+    Checksums prove that bytes arrived; only this proves that the engine computes with them.
+    """
+    scored = sampler.sample(batcher.requests(0).requests[:PROBE_RESPONSES], policy_version)
+    prompt_ids = [rollout.request.prompt_ids for rollout in scored.rollouts]
+    response_ids = [rollout.responses[0].token_ids for rollout in scored.rollouts]
+    engine = sampler.logprobs(prompt_ids, response_ids)
+    expected = np.array([sum(tokens) for tokens in learner.token_logprobs(prompt_ids, response_ids)])
+    per_token = np.abs(engine - expected) / np.maximum(1, [len(ids) for ids in response_ids])
+    dtype = "float32" if recipe.learner.num_gpus == 0 else "bfloat16"
+    if not per_token.max() <= WEIGHT_PROBE_TOLERANCE[dtype]:
+        raise RunFailed(
+            f"rollout engines and learner disagree on the same tokens by {per_token.max():.4f} nats a token "
+            f"(allowed {WEIGHT_PROBE_TOLERANCE[dtype]}): the broadcast weights are not what the engines compute with"
+        )
+
+
+def print_summary(run_path: Path, say: Callable[[str], None]) -> None:
+    """The before/after table."""
+    rows = summary_table(json.loads((run_path / "report" / "summary.json").read_text(encoding="utf-8")))
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        say("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

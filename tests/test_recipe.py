@@ -1,0 +1,78 @@
+"""Recipes: every one in the repository loads; what is wrong in one is named by place, rule and value."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.config import dump_recipe, load_recipe, parse_recipe, read_yaml
+from orchestrator.errors import BadInput
+
+RECIPES = sorted((Path(__file__).parent.parent / "deploy" / "recipes").glob("*.yaml"))
+MINIATURE = str(Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_in_the_repository_loads(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert "{assets}" not in dump_recipe(recipe)
+
+
+def test_there_are_recipes_to_load():
+    assert {"miniature.yaml", "miniature-3.yaml", "hh-small.yaml"} <= {path.name for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_resolved_recipe_loads_back_to_an_equal_one(path, tmp_path):
+    recipe = load_recipe(path)
+    (tmp_path / "config.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "config.yaml") == recipe
+
+
+def test_overrides_obey_the_same_rules_as_the_file():
+    recipe = load_recipe(MINIATURE, ["learner.learning_rate=1e-4", "seed=3", "objectives.0.replicas=2"])
+    assert recipe.learner.learning_rate == 1e-4
+    assert recipe.objectives[0].replicas == 2
+    assert recipe.policy.model.endswith("seed3/policy")
+
+
+def test_objectives_keep_the_order_of_the_recipe():
+    tree = read_yaml(Path(MINIATURE))
+    tree["objectives"].reverse()
+    assert parse_recipe(tree, where="r").objective_names == ("harmlessness", "helpfulness")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("learner.learning_rat=1", "learner.learning_rat: unknown key"),
+        ("loop.steps=many", "loop.steps"),
+        ("loop.steps=0", "loop.steps"),
+        ("loop.prompts_per_step=33", "multiple of learner.ranks * learner.micro_batch_pairs"),
+        ("objectives.1.name=helpfulness", "'helpfulness' more than once"),
+        ("objectives.7.name=x", "index below 2"),
+        ("preferences.alpha=-1", "preferences.alpha"),
+        ("rollout.max_new_tokens=64", "max_new_tokens"),
+        ("evaluate.reference_point=[0,0,0]", "one number or 2"),
+        ("objectives.0.audit=null", "audit judge is given for all objectives or none"),
+        ("method=ppo", "method"),
+        ("loop", "must read section.key=value"),
+        ("seed.deep=1", "seed is not a section, got 0"),
+    ],
+)
+def test_a_bad_value_is_named_with_place_and_rule(override, said):
+    with pytest.raises(BadInput) as error:
+        load_recipe(MINIATURE, [override])
+    assert said in str(error.value)
+
+
+def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
+    with pytest.raises(BadInput, match=r"nowhere\.yaml: cannot be read"):
+        load_recipe(tmp_path / "nowhere.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    with pytest.raises(BadInput, match=r"bad\.yaml: not valid YAML"):
+        load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text(yaml.safe_dump([1, 2]))
+    with pytest.raises(BadInput, match="mapping of sections"):
+        load_recipe(tmp_path / "list.yaml")

@@ -1,0 +1,99 @@
+"""What a run writes about each step."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from actors.types import GenerationRequest, Response, Rollout
+from learner.types import StepReport
+from orchestrator.batching import PairStatistics, RequestBatch, ScoredBatch
+from orchestrator.config import load_recipe
+from orchestrator.telemetry import Recorder, json_line, step_metrics
+from rewards.normalize import Normalizer
+
+CONTRACT_KEYS = {
+    "step", "policy_version", "loss", "loss_alignment", "loss_identifiability", "grad_norm", "learning_rate",
+    "identification_accuracy", "pair_conflict_rate", "pair_tie_rate", "logratio_mean", "response_length",
+    "staleness_max", "prompts", "generated_tokens", "learner_tokens", "reward_mean/helpfulness",
+    "reward_mean/harmlessness", "reward_std/helpfulness", "reward_std/harmlessness", "seconds/step", "seconds/generate",
+    "seconds/score", "seconds/learn", "seconds/sync", "seconds/idle_learner", "sync_bytes",
+}  # fmt: skip
+RECIPE = load_recipe(
+    Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml", ["telemetry.wandb=disabled", "loop.steps=3"]
+)
+NORMALIZER = Normalizer(objectives=RECIPE.objective_names, mean=(0.0, 0.0), std=(1.0, 1.0))
+STATISTICS = PairStatistics(dropped=0, conflict_rate=0.5, tie_rate=0.0)
+
+
+def scored(scores):
+    request = GenerationRequest(
+        request_id="r", prompt="p", prompt_ids=(1, 2), preference=(0.7, 0.3), num_responses=2, seed=1
+    )
+    responses = (
+        Response(token_ids=(1, 2, 3), text="a", finish_reason="stop", logprob=-1.0),
+        Response(token_ids=(4,), text="b", finish_reason="length", logprob=-1.0),
+    )
+    rollout = Rollout(request=request, responses=responses, min_policy_version=0, max_policy_version=0)
+    batch = RequestBatch(step=0, requests=(request,), preference_neg=np.array([[0.2, 0.8]]))
+    seconds = {"generate": 0.1, "score": 0.2}
+    return ScoredBatch(batch=batch, rollouts=(rollout,), scores=np.asarray(scores, dtype=float), seconds=seconds)
+
+
+def report():
+    names = ("loss", "loss_alignment", "loss_identifiability", "grad_norm", "learning_rate", "identification_accuracy")
+    return StepReport(step=0, metrics=dict.fromkeys((*names, "logratio_mean"), 0.25), learner_tokens=40)
+
+
+def test_a_step_writes_every_key_of_the_contract_and_a_sample(tmp_path):
+    with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
+        with recorder.stage("learn"), recorder.stage("idle_learner"):
+            pass
+        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, report(), None, 0)
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(line)
+    assert set(metrics) >= CONTRACT_KEYS
+    assert metrics["reward_mean/helpfulness"] == 2.0
+    assert metrics["reward_mean/harmlessness"] == 3.0
+    assert metrics["generated_tokens"] == 4
+    assert metrics["finished_rate"] == 0.5
+    sample = json.loads((tmp_path / "samples.jsonl").read_text())
+    assert sample["preference_pos"] == [0.7, 0.3]
+    assert sample["preference_neg"] == [0.2, 0.8]
+    assert sample["scores"] == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_a_step_without_pairs_has_null_learner_metrics_and_counts_what_was_dropped(tmp_path):
+    statistics = PairStatistics(dropped=1, conflict_rate=math.nan, tie_rate=math.nan)
+    with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
+        recorder.step(0, 0, scored(np.full((1, 2, 2), np.nan)), statistics, None, None, 0)
+        assert "1 prompts so far" in recorder.hint()
+    metrics = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert metrics["loss"] is None
+    assert metrics["reward_mean/helpfulness"] is None
+    assert metrics["prompts_dropped"] == 1
+
+
+def test_missing_scores_are_left_out_of_the_means_not_counted_as_zero():
+    metrics = step_metrics(
+        0, 0, scored([[[1, np.nan], [3, 4]]]), STATISTICS, None, None, 0, objectives=RECIPE.objective_names
+    )
+    assert metrics["reward_mean/harmlessness"] == 4.0
+
+
+def test_lines_are_strict_json():
+    assert json.loads(json_line({"a": float("nan"), "b": [np.float64("inf"), np.int64(2)]})) == {"a": None, "b": [None, 2]}
+
+
+def test_steps_are_appended_when_a_run_is_resumed(tmp_path):
+    for step in range(2):
+        with Recorder(RECIPE, tmp_path, NORMALIZER, first_step=step) as recorder:
+            recorder.step(step, step + 1, scored(np.ones((1, 2, 2))), STATISTICS, report(), None, 0)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1]
+
+
+def test_the_alignment_on_the_console_is_the_weighted_normalised_score(tmp_path, capsys):
+    with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
+        recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, report(), None, 0)
+    assert "w.reward +0.700" in capsys.readouterr().out
