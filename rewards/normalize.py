@@ -48,7 +48,7 @@ class Normalizer:
         complete_NK = scores_NK[np.isfinite(scores_NK).all(axis=1)]
         if len(complete_NK) < 2:
             raise NormalizerError(
-                f"normalizer: at least 2 responses with every score are needed, got {len(complete_NK)} of {len(scores_NK)}"
+                f"normalizer: needs 2 responses with every score, got {len(complete_NK)} of {len(scores_NK)}"
             )
         mean_K, std_K = complete_NK.mean(axis=0), complete_NK.std(axis=0, ddof=1)
         for name, mean, std in zip(objectives, mean_K, std_K, strict=True):

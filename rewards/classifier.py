@@ -1,0 +1,153 @@
+"""Scores from a Hugging Face sequence classifier."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewards.config import HuggingFaceScorerConfig
+from rewards.scorers import ScorerError, check_aligned, describe, looks_like_path
+
+logger = logging.getLogger(__name__)
+
+
+class ClassifierScorer:
+    """One logit of a sequence classifier, read from the recipe's template with the model's own tokenizer.
+
+    Inputs longer than the model takes lose the start of the prompt, so that the response stays whole; ``truncated``
+    counts them. Responses of similar length share a batch; the result does not depend on the batches.
+    """
+
+    def __init__(self, config: HuggingFaceScorerConfig):
+        import torch
+
+        self._config = config
+        self._where = f"classifier {config.model!r}"
+        self._device = _device(config, self._where)
+        model_path = str(Path(config.model).expanduser()) if looks_like_path(config.model) else config.model
+        self._tokenizer = _load_tokenizer(model_path, self._where)
+        self._model = _load_model(model_path, getattr(torch, config.dtype), self._where).to(self._device).eval()
+        self._model.requires_grad_(False)
+        if config.label >= self._model.config.num_labels:
+            labels = self._model.config.num_labels
+            raise ScorerError(f"{self._where} has {labels} labels, so label must be < {labels}, got {config.label}")
+        if self._tokenizer.pad_token_id >= self._model.get_input_embeddings().num_embeddings:
+            raise ScorerError(f"{self._where} has no embedding for padding token {self._tokenizer.pad_token!r}")
+        # The model finds the last token of a padded row by this id, so it must be the one the tokenizer pads with.
+        self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        self.max_length = _max_length(config.max_length, self._tokenizer, self._model.config)
+        self.truncated = 0
+        """Responses so far whose input had to be shortened."""
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """float64 [N]; NaN where the logit is not finite or the input is empty."""
+        check_aligned(prompts, responses)
+        token_ids = [self._token_ids(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        readable = [index for index, ids in enumerate(token_ids) if ids]
+        by_length = sorted(readable, key=lambda index: len(token_ids[index]))
+        scores_N = np.full(len(responses), np.nan)
+        for start in range(0, len(by_length), self._config.batch_size):
+            indices = by_length[start : start + self._config.batch_size]
+            scores_N[indices] = self._logits([token_ids[index] for index in indices])
+        scores_N[~np.isfinite(scores_N)] = np.nan
+        return -scores_N if self._config.negate else scores_N
+
+    def _logits(self, token_ids: list[list[int]]) -> np.ndarray:
+        import torch
+
+        lengths = [len(ids) for ids in token_ids]
+        input_ids = torch.full((len(token_ids), max(lengths)), self._tokenizer.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(token_ids):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            attention_mask[row, : len(ids)] = 1
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=input_ids.to(self._device), attention_mask=attention_mask.to(self._device)
+            ).logits
+        return logits[:, self._config.label].double().cpu().numpy()
+
+    def _token_ids(self, prompt: str, response: str) -> list[int]:
+        token_ids = self._encode(prompt, response)
+        if len(token_ids) <= self.max_length:
+            return token_ids
+        if self.truncated == 0:
+            logger.warning("%s reads at most %d tokens; longer inputs are shortened", self._where, self.max_length)
+        self.truncated += 1
+        dropped = _first(len(prompt), lambda start: self._fits(prompt[start:], response))
+        if dropped is not None:
+            return self._encode(prompt[dropped:], response)
+        # Even an empty prompt leaves too much: the response loses its end.
+        dropped = _first(len(response), lambda cut: self._fits("", response[: len(response) - cut]))
+        if dropped is None:
+            raise ScorerError(f"{self._where}: the template alone is longer than max_length {self.max_length}")
+        return self._encode("", response[: len(response) - dropped])
+
+    def _fits(self, prompt: str, response: str) -> bool:
+        return len(self._encode(prompt, response)) <= self.max_length
+
+    def _encode(self, prompt: str, response: str) -> list[int]:
+        # Filled in one after the other from the right piece, so that braces in a prompt or response are plain text.
+        before, after = self._config.template.split("{response}")
+        text = before.replace("{prompt}", prompt) + response + after.replace("{prompt}", prompt)
+        return list(self._tokenizer(text, verbose=False)["input_ids"])
+
+
+def _first(size: int, fits: Callable[[int], bool]) -> int | None:
+    """Smallest number in 0..size that fits, by bisection; None when even ``size`` does not."""
+    if not fits(size):
+        return None
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return high
+
+
+def _device(config: HuggingFaceScorerConfig, where: str) -> str:
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ScorerError(f"{where} asks for device 'cuda', but torch sees no GPU")
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def _load_tokenizer(model: str, where: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right", trust_remote_code=False)
+    except Exception as error:  # the library raises many kinds; all mean that the tokenizer cannot be had
+        raise ScorerError(f"tokenizer of {where} cannot be loaded: {describe(error)}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ScorerError(f"tokenizer of {where} has neither a padding nor an end-of-sequence token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_model(model: str, dtype: Any, where: str) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        classifier, info = AutoModelForSequenceClassification.from_pretrained(
+            model, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # as above
+        raise ScorerError(f"{where} cannot be loaded: {describe(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        # The library fills these with random numbers and only warns.
+        raise ScorerError(f"{where} holds no trained weights for {', '.join(missing[:3])}: not a sequence classifier")
+    return classifier
+
+
+def _max_length(asked: int, tokenizer: Any, model_config: Any) -> int:
+    """The recipe's limit, or the model's own when that is lower."""
+    limits = [asked, tokenizer.model_max_length, getattr(model_config, "max_position_embeddings", None)]
+    return int(min(limit for limit in limits if limit is not None and limit > 0))

@@ -1,0 +1,101 @@
+"""Scores from a server over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import numpy as np
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from rewards.config import HTTPScorerConfig
+from rewards.scorers import ScorerError, as_scores, check_aligned, describe
+
+RETRY_STATUSES = (429, 500, 502, 503, 504)
+BACKOFF_S = 0.25
+"""Wait before the second retry; it doubles with every further one, up to ``BACKOFF_MAX_S``."""
+BACKOFF_MAX_S = 30
+
+
+class HTTPScorer:
+    """Posts batches of ``{"prompts": [...], "responses": [...]}`` and reads ``{"scores": [number or null, ...]}``.
+
+    Refused connections, timeouts and the statuses in ``RETRY_STATUSES`` are tried again with growing pauses; when the
+    retries are used up, or on any other bad answer, ScorerError names the server. The token is never shown.
+    """
+
+    def __init__(self, config: HTTPScorerConfig):
+        self._config = config
+        parts = urlsplit(config.url)
+        # Without the query string, which may hold a key.
+        self._where = f"scorer {parts.scheme}://{parts.netloc}{parts.path}"
+        self._auth = _BearerToken.from_environment(config.token_env, self._where)
+        self._session = requests.Session()
+        retry = Retry(
+            total=config.retries,
+            status_forcelist=RETRY_STATUSES,
+            allowed_methods=None,  # scoring has no side effects, so a POST may be repeated
+            backoff_factor=BACKOFF_S,
+            backoff_max=BACKOFF_MAX_S,
+            retry_after_max=BACKOFF_MAX_S,
+            raise_on_status=False,
+        )
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """float64 [N]. Raises ScorerError when the server is down after all retries or its answer is unusable."""
+        check_aligned(prompts, responses)
+        size = self._config.batch_size
+        batches = [
+            self._score_batch(list(prompts[start : start + size]), list(responses[start : start + size]))
+            for start in range(0, len(responses), size)
+        ]
+        return np.concatenate(batches) if batches else np.empty(0)
+
+    def _score_batch(self, prompts: list[str], responses: list[str]) -> np.ndarray:
+        try:
+            reply = self._session.post(
+                self._config.url,
+                json={"prompts": prompts, "responses": responses},
+                timeout=self._config.timeout_s,
+                auth=self._auth,
+                allow_redirects=False,  # a redirect would turn the POST into a GET
+            )
+        except requests.RequestException as error:
+            tries = f"{self._config.retries + 1} tries"
+            raise ScorerError(f"{self._where} is unreachable after {tries} ({type(error).__name__})") from None
+        if reply.status_code != 200:
+            raise ScorerError(f"{self._where} answered with status {reply.status_code}, expected 200")
+        try:
+            body = reply.json()
+        except requests.JSONDecodeError as error:
+            raise ScorerError(f"{self._where} did not answer with JSON: {describe(error)}") from None
+        if not isinstance(body, dict) or "scores" not in body:
+            raise ScorerError(f'{self._where} must answer with {{"scores": [...]}}')
+        return as_scores(body["scores"], len(responses), where=self._where)
+
+
+class _BearerToken(requests.auth.AuthBase):
+    """Sets the Authorization header. An auth object, since a netrc entry would replace a plain header."""
+
+    def __init__(self, token: str | None):
+        self._token = token
+
+    @classmethod
+    def from_environment(cls, variable: str | None, where: str) -> _BearerToken:
+        token = os.environ.get(variable) if variable else None
+        if variable and not token:
+            raise ScorerError(f"{where} needs a token: environment variable {variable!r} is not set")
+        return cls(token)
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+    def __repr__(self) -> str:
+        return "_BearerToken(***)" if self._token else "_BearerToken(None)"
