@@ -5,6 +5,7 @@
     rollout.py   RolloutActor (a vLLM engine behind a door) and ``start_rollouts``
     weights.py   the engine's end of the weight broadcast
     reward.py    RewardActor (a scorer behind a door) and ``start_rewards``
+    startup.py   placing actors and waiting for them, with deadlines
 
-May import ``rewards``; never ``learner`` or ``orchestrator``. ``config`` and ``types`` import neither torch, Ray nor vLLM.
+May import ``rewards``; never ``learner`` or ``orchestrator``. ``config`` and ``types`` import no torch, Ray or vLLM.
 """

@@ -15,11 +15,11 @@ class RolloutConfig(Section):
     engines: int = Field(default=1, ge=1)
     """Number of independent engines (actors)."""
     num_cpus: float = Field(default=1, ge=0)
-    """CPUs Ray reserves for each engine. A CPU engine runs on one thread whatever stands here: scale by engines."""
-    num_gpus: float = Field(default=0, ge=0)
-    """GPUs of one engine. 0 selects the CPU build; otherwise it must equal ``tensor_parallel_size`` (a fraction is allowed at 1)."""
+    """CPUs of one engine. A CPU engine runs that many threads; on a busy machine prefer more engines of one."""
+    num_gpus: float = Field(default=0, ge=0, le=1)
+    """GPUs per tensor-parallel worker: 0 selects the CPU build, 1 a whole GPU, a fraction a shared one."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs over which one engine splits the model."""
+    """GPUs over which one engine splits the model (above 1 only with ``num_gpus`` 1)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: float32 on CPU, bfloat16 on GPU."""
     max_model_len: int = Field(default=256, ge=2)
@@ -31,7 +31,7 @@ class RolloutConfig(Section):
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling mass. Below 1 the samples no longer come from the policy whose log-probabilities are reported."""
+    """Nucleus sampling mass. Reported log-probabilities are the whole policy's, whatever stands here."""
     kv_cache_bytes: int | None = Field(default=None, ge=1 << 20)
     """Key-value cache of one engine in bytes. None: 128 MiB on CPU, what ``gpu_memory_utilization`` leaves on GPU."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
@@ -49,13 +49,10 @@ class RolloutConfig(Section):
     def _sizes_fit_together(self) -> RolloutConfig:
         if self.max_new_tokens >= self.max_model_len:
             raise ValueError(
-                f"max_new_tokens must leave room for a prompt: {self.max_new_tokens} >= max_model_len {self.max_model_len}"
+                f"max_new_tokens must be smaller than max_model_len = {self.max_model_len}, got {self.max_new_tokens}"
             )
-        tensor_parallel = self.tensor_parallel_size
-        if tensor_parallel > 1 and self.num_gpus != tensor_parallel:
+        if self.tensor_parallel_size > 1 and self.num_gpus != 1:
             raise ValueError(
-                f"num_gpus must equal tensor_parallel_size {tensor_parallel} when it exceeds 1, got {self.num_gpus:g}"
+                f"num_gpus must be 1 when tensor_parallel_size = {self.tensor_parallel_size}, got {self.num_gpus:g}"
             )
-        if self.num_gpus > 1 and self.num_gpus != tensor_parallel:
-            raise ValueError(f"num_gpus {self.num_gpus:g} needs tensor_parallel_size {self.num_gpus:g}, got {tensor_parallel}")
         return self
