@@ -1,0 +1,35 @@
+# Everything starts from nothing: each target sets up what it needs (deploy/setup.sh, a no-op when that is done).
+SHELL := /bin/bash
+BIN := $(or $(MI_EPO_VENV),.venv)/bin
+RECIPE ?= deploy/recipes/miniature.yaml
+SET ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-gpu demo test lint lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup ## train the miniature (RECIPE=... another recipe, SET="section.key=value ..." overrides) into a new folder under runs/
+	$(BIN)/mi-epo train $(RECIPE) $(SET)
+
+test: setup lint ## lint, type check, all tests
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: ## the environment alone, with the CPU engine
+	@bash deploy/setup.sh
+
+setup-gpu: ## the environment with the CUDA engine instead
+	@MI_EPO_EXTRA=gpu bash deploy/setup.sh
+
+lock: ## resolve pyproject.toml into deploy/locks/ again (UPGRADE=1 for newer versions)
+	@bash deploy/lock.sh
+
+clean: ## remove environment, caches and build files; runs/ stays
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find actors deploy learner orchestrator rewards tests -name __pycache__ -type d -prune -exec rm -rf {} +
