@@ -37,7 +37,7 @@ class RequestBatch:
 class ScoredBatch:
     """Rollouts of one request batch with all K scores of every response.
 
-    Example: ScoredBatch(batch=..., rollouts=(Rollout(...),), scores=zeros([B, 2, K]), seconds={"generate": 0.4, "score": 0.1})
+    Example: ScoredBatch(batch=..., rollouts=(Rollout(...),), scores=zeros([B, 2, K]), seconds={"generate": 0.4})
     """
 
     batch: RequestBatch

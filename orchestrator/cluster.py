@@ -1,4 +1,4 @@
-"""The Ray cluster a run uses: joined when there is one, started locally otherwise, checked against what the recipe asks."""
+"""The Ray cluster of a run: joined when there is one, started locally otherwise, checked against the recipe."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ def demands(recipe: "Recipe") -> list[ActorDemand]:
             role="rollout",
             count=rollout.engines,
             num_cpus=rollout.num_cpus,
-            num_gpus=rollout.num_gpus,
+            num_gpus=rollout.num_gpus * rollout.tensor_parallel_size,
         ),
         ActorDemand(role="learner", count=learner.ranks, num_cpus=learner.num_cpus, num_gpus=learner.num_gpus),
         *(

@@ -1,4 +1,4 @@
-"""How a trained policy is steered, kept beside its weights: without it, a folder of weights cannot be asked anything."""
+"""How a trained policy is steered, kept beside its weights: without it, the weights cannot be asked anything."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -36,7 +36,9 @@ class AssetsConfig(Section):
     @model_validator(mode="after")
     def _build_has_its_source(self) -> "AssetsConfig":
         if (self.build == "dialogues") != (self.source is not None):
-            raise ValueError(f"source goes with build: dialogues and only there, got build {self.build!r}, source {self.source!r}")
+            raise ValueError(
+                f"source goes with build: dialogues and only there, got build {self.build!r}, source {self.source!r}"
+            )
         return self
 
 
@@ -55,7 +57,7 @@ class LoopConfig(Section):
     """Optimizer steps."""
     prompts_per_step: int = Field(ge=1)
     max_staleness: int = Field(default=1, ge=0)
-    """Largest difference between the policy version that is updated and the one that sampled (0: strictly on-policy)."""
+    """Most versions between the policy that samples a batch and the one updated with it (0: strictly on-policy)."""
     max_empty_batches: int = Field(default=5, ge=1)
     """Steps in a row without one usable pair after which the run stops."""
     checkpoint_every: int = Field(default=0, ge=0)
@@ -78,7 +80,7 @@ class EvaluateConfig(Section):
     """Responses on which identification accuracy is measured (0: skip)."""
     attainable: str | None = None
     """Dotted path of a function that gives the attainable front in audit scores (only a synthetic task knows it)."""
-    audit_statistics: dict[str, str] = {}
+    audit_statistics: dict[str, str] = Field(default_factory=dict)
     """Name -> dotted path of a function (prompts, responses) -> float, reported beside the audit scores."""
 
 
@@ -137,15 +139,19 @@ class Recipe(Section):
         if self.loop.prompts_per_step % per_pass:
             raise ValueError(
                 f"loop.prompts_per_step must be a multiple of learner.ranks * learner.micro_batch_pairs = "
-                f"{self.learner.ranks} * {self.learner.micro_batch_pairs} = {per_pass}, got {self.loop.prompts_per_step}"
+                f"{self.learner.ranks} * {self.learner.micro_batch_pairs} = {per_pass}, "
+                f"got {self.loop.prompts_per_step}"
             )
         reference = self.evaluate.reference_point
         if isinstance(reference, tuple) and len(reference) != self.num_objectives:
             raise ValueError(
-                f"evaluate.reference_point needs one number or {self.num_objectives} (one per objective), got {len(reference)}"
+                f"evaluate.reference_point needs one number or {self.num_objectives} (one per objective), "
+                f"got {len(reference)}"
             )
         if self.evaluate.attainable and self.objectives[0].audit is None:
-            raise ValueError("evaluate.attainable is in audit scores, so objectives need an audit judge; they have none")
+            raise ValueError(
+                "evaluate.attainable is in audit scores, so objectives need an audit judge; they have none"
+            )
         return self
 
     @property
@@ -271,4 +277,7 @@ def _fill_assets(tree: dict[str, Any]) -> dict[str, Any]:
             return [fill(value) for value in node]
         return node.replace("{assets}", directory) if isinstance(node, str) else node
 
-    return {**fill({key: value for key, value in tree.items() if key != "assets"}), "assets": {**assets, "directory": directory}}
+    return {
+        **fill({key: value for key, value in tree.items() if key != "assets"}),
+        "assets": {**assets, "directory": directory},
+    }

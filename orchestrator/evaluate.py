@@ -43,7 +43,10 @@ def load_callable(path: str) -> Callable[..., Any]:
 def measure_normalizers(
     recipe: "Recipe", sampler: Sampler, renderer: PromptRenderer, prompts: Sequence[str], policy_version: int
 ) -> dict[Judge, Normalizer]:
-    """Mean and standard deviation per objective of the starting policy on training prompts, w uniform on the simplex."""
+    """Mean and standard deviation per objective of the starting policy on training prompts, w uniform on the simplex.
+
+    Raises RunFailed when an objective has no finite score or no spread.
+    """
     chosen = spread(prompts, recipe.evaluate.normalizer_prompts)
     preferences = np.random.default_rng([recipe.seed, 2]).dirichlet(np.ones(recipe.num_objectives), size=len(chosen))
     requests = [
@@ -61,8 +64,8 @@ def _fit(recipe: "Recipe", judge: Judge, scores: np.ndarray) -> Normalizer:
     for k, name in enumerate(recipe.objective_names):
         if not np.isfinite(scores[:, k]).any():
             raise RunFailed(
-                f"objective {name!r}: its {judge} scorer gave no finite score for any of {len(scores)} responses of the "
-                f"starting policy; check its model and template on one prompt by hand"
+                f"objective {name!r}: its {judge} scorer gave no finite score for any of {len(scores)} responses "
+                f"of the starting policy; check its model and template on one prompt by hand"
             )
     try:
         return Normalizer.fit(recipe.objective_names, scores)
@@ -209,7 +212,9 @@ def front_metrics(preferences: np.ndarray, scores: np.ndarray, reference_point: 
     kept = [rows[np.isfinite(rows).all(axis=1)] for rows in scores]
     for w, rows in zip(preferences, kept, strict=True):
         if len(rows) < 2:
-            raise RunFailed(f"evaluation: only {len(rows)} fully scored responses under w = {w.round(3).tolist()}, need 2")
+            raise RunFailed(
+                f"evaluation: only {len(rows)} fully scored responses under w = {w.round(3).tolist()}, need 2"
+            )
     points = np.stack([rows.mean(axis=0) for rows in kept])  # [N, K]
     covariance = [np.atleast_2d(np.cov(rows, rowvar=False, ddof=1)) for rows in kept]
     same_count = min(map(len, kept))

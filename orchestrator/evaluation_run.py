@@ -39,7 +39,8 @@ def evaluate(
     trained_for = load_conditioning(policy).objectives if (policy / "mi_epo.json").is_file() else recipe.objective_names
     if trained_for != recipe.objective_names:
         raise BadInput(
-            f"{policy}: is a policy for the objectives {list(trained_for)}, the recipe has {list(recipe.objective_names)}"
+            f"{policy}: is a policy for the objectives {list(trained_for)}, "
+            f"the recipe has {list(recipe.objective_names)}"
         )
     build_assets(recipe, say)
     inputs = check_inputs(recipe)

@@ -37,14 +37,17 @@ def generate(
     """One answer per prompt and response, sampled at the temperature the policy was trained at."""
     policy = find_policy(policy)
     conditioning = load_conditioning(policy)
-    preference = read_preference(preference_items, conditioning.objectives)
+    preference = read_preference(preference_items, conditioning.objectives).tolist()
 
     import torch
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(str(policy.resolve()))
     renderer = PromptRenderer(
-        conditioning.preferences.conditioning, conditioning.objectives, conditioning.preferences.decimals, tokenizer=tokenizer
+        conditioning.preferences.conditioning,
+        conditioning.objectives,
+        conditioning.preferences.decimals,
+        tokenizer=tokenizer,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(policy, dtype="auto").to(device).eval()
@@ -54,7 +57,8 @@ def generate(
         ids = renderer.token_ids(prompt, preference)
         if limit is not None and len(ids) + conditioning.max_new_tokens > limit:
             raise BadInput(
-                f"prompt: must leave {conditioning.max_new_tokens} of the policy's {limit} tokens for the answer, got {len(ids)}"
+                f"prompt: must leave {conditioning.max_new_tokens} of the policy's {limit} tokens for the answer, "
+                f"got {len(ids)}"
             )
         inputs = torch.tensor([ids] * num_responses, device=device)
         with torch.no_grad():

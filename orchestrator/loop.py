@@ -13,15 +13,17 @@ from orchestrator.errors import RunFailed
 
 
 class Stages(Protocol):
-    """What the loop drives: sampler, batcher, learner, evaluator, recorder, checkpointer, stop flag."""
+    """What the loop drives."""
 
     batcher: Any
     sampler: Any
     learner: Any
     recorder: Any
-    evaluate: Any
-    checkpoint: Any
     stop_requested: Any
+
+    def evaluate(self, step: int, policy_version: int) -> Any: ...
+
+    def checkpoint(self, next_step: int, policy_version: int) -> Any: ...
 
 
 def train(stages: Stages, config: LoopConfig, *, first_step: int, policy_version: int, evaluate_every: int) -> int:
@@ -42,7 +44,9 @@ def train(stages: Stages, config: LoopConfig, *, first_step: int, policy_version
         batch, statistics = stages.batcher.pairs(scored)
         empty_batches = 0 if batch.pairs else empty_batches + 1
         if empty_batches > config.max_empty_batches:
-            raise RunFailed(f"step {step}: {empty_batches} batches in a row without a usable pair; {stages.recorder.hint()}")
+            raise RunFailed(
+                f"step {step}: {empty_batches} batches in a row without a usable pair; {stages.recorder.hint()}"
+            )
         report = sync = None
         if batch.pairs:
             with stages.recorder.stage("learn"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.batching import RESPONSES_PER_PROMPT
 from orchestrator.cluster import check_fits, demands, joins_existing, local_resources
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
@@ -59,11 +60,10 @@ def check_inputs(recipe: "Recipe") -> Inputs:
         raise BadInput("\n".join(problems))
     renderer = make_renderer(recipe, load_tokenizer(recipe.policy.model))
     longest = max(
-        _check_lengths(recipe, renderer, prompts[key], where=f"data.{key} {getattr(recipe.data, key)}") for key in prompts
+        _check_lengths(recipe, renderer, prompts[key], where=f"data.{key} {getattr(recipe.data, key)}")
+        for key in prompts
     )
-    return Inputs(
-        train=prompts["train"], heldout=prompts["heldout"], renderer=renderer, longest_prompt_tokens=longest
-    )
+    return Inputs(train=prompts["train"], heldout=prompts["heldout"], renderer=renderer, longest_prompt_tokens=longest)
 
 
 def load_tokenizer(model: str) -> Any:
@@ -72,7 +72,9 @@ def load_tokenizer(model: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(Path(model).expanduser()) if is_local(model) else model)
     except (OSError, ValueError) as error:
-        raise BadInput(f"policy.model: no tokenizer could be loaded from {model!r}: {str(error).splitlines()[0]}") from None
+        raise BadInput(
+            f"policy.model: no tokenizer could be loaded from {model!r}: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def make_renderer(recipe: "Recipe", tokenizer: Any) -> PromptRenderer:
@@ -94,8 +96,8 @@ def _check_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence
         tokens = len(renderer.token_ids(prompts[index], preference))
         if tokens > room:
             raise BadInput(
-                f"{where}, prompt {index + 1}: must fit rollout.max_model_len - rollout.max_new_tokens = {room} tokens, "
-                f"got {tokens}: {prompts[index]!r:.80}"
+                f"{where}, prompt {index + 1}: must fit rollout.max_model_len - rollout.max_new_tokens = {room} "
+                f"tokens, got {tokens}: {prompts[index]!r:.80}"
             )
         longest = max(longest, tokens)
     return longest
@@ -119,57 +121,78 @@ def count_parameters(model: str) -> int | None:
 
 def describe_plan(recipe: "Recipe", inputs: Inputs | None) -> str:
     """Placement, batch arithmetic and memory estimate, for a person."""
-    loop, learner, rollout = recipe.loop, recipe.learner, recipe.rollout
-    lines = [f"{recipe.name}: method {recipe.method}, seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}"]
     address = joins_existing(recipe)
-    lines.append(f"\nPlacement ({f'Ray cluster at {address}' if address else 'local Ray cluster'})")
-    for demand in demands(recipe):
-        lines.append(
-            f"  {demand.role:<24} {demand.count} x ({demand.num_cpus:g} CPU, {demand.num_gpus:g} GPU)"
-        )
-    sequences = 4 if learner.beta_w and recipe.method == "mi-epo" else 2
-    micro_batches = loop.prompts_per_step // (learner.ranks * learner.micro_batch_pairs)
-    grid = len(evaluation_grid(recipe.num_objectives))
-    lines += [
+    lines = [
+        f"{recipe.name}: method {recipe.method}, seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}",
+        f"\nPlacement ({f'Ray cluster at {address}' if address else 'local Ray cluster'})",
+        *(_row(d.role, f"{d.count} x ({d.num_cpus:g} CPU, {d.num_gpus:g} GPU)") for d in demands(recipe)),
         "\nBatch",
-        f"  one optimizer step       {loop.prompts_per_step} prompts x 2 responses = {2 * loop.prompts_per_step} responses",
-        f"  learner                  {learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {learner.micro_batch_pairs} pairs, "
-        f"{sequences} policy and {sequences} reference sequences a pair",
-        f"  whole run                {loop.steps} steps, {2 * loop.steps * loop.prompts_per_step} responses, "
-        f"at most {2 * loop.steps * loop.prompts_per_step * rollout.max_new_tokens} generated tokens, staleness <= {loop.max_staleness}",
-        f"  one evaluation           {grid} vectors x {recipe.evaluate.prompts} prompts x {recipe.evaluate.samples} responses = "
-        f"{grid * recipe.evaluate.prompts * recipe.evaluate.samples} responses",
+        *_batch_rows(recipe),
     ]
     if inputs is None:
-        lines.append(f"\nAssets: not built yet; `mi-epo train` builds them in {recipe.assets.directory if recipe.assets else '?'}")
-        return "\n".join(lines)
-    lines += [
-        "\nPrompts",
-        f"  train {len(inputs.train)}, held-out {len(inputs.heldout)}; longest with w: {inputs.longest_prompt_tokens} tokens of "
-        f"{rollout.max_model_len - rollout.max_new_tokens}",
-        f"  example                  {inputs.renderer.text(inputs.train[0], evaluation_grid(recipe.num_objectives)[1])!r}",
+        assert recipe.assets is not None
+        return "\n".join([*lines, f"\nAssets: built by `mi-epo train` in {recipe.assets.directory} (not built yet)"])
+    room = recipe.rollout.max_model_len - recipe.rollout.max_new_tokens
+    example = inputs.renderer.text(inputs.train[0], evaluation_grid(recipe.num_objectives)[1].tolist())
+    return "\n".join(
+        [
+            *lines,
+            "\nPrompts",
+            _row("train, held-out", f"{len(inputs.train)}, {len(inputs.heldout)}"),
+            _row("longest with w", f"{inputs.longest_prompt_tokens} tokens of {room}"),
+            _row("example", f"{example!r:.200}"),
+            "\nMemory (weights and optimizer state; activations and caches come on top)",
+            *_memory_rows(recipe),
+        ]
+    )
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:<24} {text}"
+
+
+def _batch_rows(recipe: "Recipe") -> list[str]:
+    loop, learner = recipe.loop, recipe.learner
+    responses = RESPONSES_PER_PROMPT * loop.prompts_per_step
+    sequences = 4 if learner.beta_w and recipe.method == "mi-epo" else 2
+    micro_batches = loop.prompts_per_step // (learner.ranks * learner.micro_batch_pairs)
+    grid, prompts, samples = (
+        len(evaluation_grid(recipe.num_objectives)),
+        recipe.evaluate.prompts,
+        recipe.evaluate.samples,
+    )
+    tokens = loop.steps * responses * recipe.rollout.max_new_tokens
+    return [
+        _row("one optimizer step", f"{loop.prompts_per_step} prompts x {RESPONSES_PER_PROMPT} = {responses} responses"),
+        _row(
+            "learner", f"{learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {learner.micro_batch_pairs} pairs"
+        ),
+        _row("one pair", f"{sequences} policy and {sequences} reference sequences"),
+        _row("whole run", f"{loop.steps} steps, {loop.steps * responses} responses, <= {tokens} generated tokens"),
+        _row("staleness", f"<= {loop.max_staleness}"),
+        _row(
+            "one evaluation", f"{grid} vectors x {prompts} prompts x {samples} = {grid * prompts * samples} responses"
+        ),
     ]
-    lines += ["\nMemory (weights and optimizer state; activations and caches come on top)", *_memory(recipe)]
-    return "\n".join(lines)
 
 
-def _memory(recipe: "Recipe") -> list[str]:
+def _memory_rows(recipe: "Recipe") -> list[str]:
     parameters = count_parameters(recipe.policy.model)
     if parameters is None:
-        return ["  unknown until the policy is downloaded"]
+        return [_row("policy", "unknown until it is downloaded")]
     learner = recipe.learner
     width = 4 if learner.num_gpus == 0 else 2
-    shards = {0: (1, 1), 1: (1, learner.ranks), 2: (1, learner.ranks), 3: (learner.ranks, learner.ranks)}
-    weight_shards, state_shards = shards[learner.zero_stage]
-    trainable = "full" if learner.lora is None else f"LoRA rank {learner.lora.rank}"
-    state = ADAM_BYTES_PER_PARAMETER * parameters / state_shards if learner.lora is None else 0
-    reference = parameters * width / weight_shards if learner.lora is None else 0
-    rank_bytes = parameters * width / weight_shards + state + reference
+    weight_shards = learner.ranks if learner.zero_stage == 3 else 1
+    state_shards = learner.ranks if learner.zero_stage else 1
+    full = learner.lora is None
+    copies = 2 if full else 1  # the frozen reference is a second copy, or the same weights without their adapter
+    rank = copies * parameters * width / weight_shards + full * ADAM_BYTES_PER_PARAMETER * parameters / state_shards
+    mebibytes = parameters * width / 2**20
     return [
-        f"  policy                   {parameters:,} parameters",
-        f"  learner, each rank       {rank_bytes / 2**20:,.1f} MiB ({trainable}, ZeRO-{learner.zero_stage}, reference included)",
-        f"  rollout, each engine     {parameters * width / 2**20:,.1f} MiB of weights plus its KV cache",
-        f"  one weight broadcast     {parameters * width / 2**20:,.1f} MiB in buckets of {learner.bucket_bytes / 2**20:g} MiB",
+        _row("policy", f"{parameters:,} parameters"),
+        _row("learner, each rank", f"{rank / 2**20:,.1f} MiB (ZeRO-{learner.zero_stage}, reference included)"),
+        _row("rollout, each engine", f"{mebibytes:,.1f} MiB of weights plus its KV cache"),
+        _row("one weight broadcast", f"{mebibytes:,.1f} MiB in buckets of {learner.bucket_bytes / 2**20:g} MiB"),
     ]
 
 

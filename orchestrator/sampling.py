@@ -23,7 +23,7 @@ Judge = Literal["reward", "audit"]
 class Scored:
     """Rollouts in request order with raw scores per judge, [num_requests, num_responses, K], NaN = missing.
 
-    Example: Scored(rollouts=(Rollout(...),), scores={"reward": zeros([1, 2, K])}, seconds={"generate": 0.4, "score": 0.1})
+    Example: Scored(rollouts=(Rollout(...),), scores={"reward": zeros([1, 2, K])}, seconds={"generate": 0.4})
     """
 
     rollouts: tuple[Rollout, ...]
@@ -121,7 +121,9 @@ class Sampler:
         scores = self._gather(pending, judges, deadline)
         missing = [request.request_id for request in requests if request.request_id not in rollouts]
         if missing:
-            raise RunFailed(f"rollout actors: {len(missing)} of {len(requests)} requests got no answer, first {missing[0]!r}")
+            raise RunFailed(
+                f"rollout actors: {len(missing)} of {len(requests)} requests got no answer, first {missing[0]!r}"
+            )
         return Scored(
             rollouts=tuple(rollouts[request.request_id] for request in requests),
             scores={judge: np.stack([scores[judge][request.request_id] for request in requests]) for judge in judges},
@@ -151,7 +153,7 @@ class Sampler:
                     columns = ray.get(refs[judge], timeout=max(0.0, deadline - time.monotonic()))
                 except ray.exceptions.GetTimeoutError:
                     raise RunFailed(
-                        f"reward actors ({', '.join(self.rewards)}): no scores within {self.timeout_s:g} s of the request"
+                        f"reward actors ({', '.join(self.rewards)}): no scores within {self.timeout_s:g} s"
                     ) from None
                 per_response = iter(np.stack(columns, axis=-1))  # rows [K]
                 for rollout in group:

@@ -82,7 +82,7 @@ class Recorder:
 
     @property
     def summary(self) -> dict[str, float]:
-        """Totals of this session of the run: seconds, generated tokens, share of time the learner waited for samples."""
+        """Totals since the start: seconds, generated tokens, share of time the learner waited for samples."""
         seconds = time.monotonic() - self._started
         return {
             "seconds": seconds,
@@ -123,7 +123,9 @@ class Recorder:
         with (self.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
             self._write(file, record)
         if getattr(self, "_wandb", None) is not None:
-            scalars = {f"evaluation/{key}": record[key] for key in ("hypervolume", "mip", "crd", "identification_accuracy")}
+            scalars = {
+                f"evaluation/{key}": record[key] for key in ("hypervolume", "mip", "crd", "identification_accuracy")
+            }
             self._wandb.log(scalars)
 
     def say(self, text: str) -> None:
@@ -135,8 +137,8 @@ class Recorder:
 
     def hint(self) -> str:
         return (
-            f"{self._missing} prompts so far had a missing or non-finite score: look at RUN/samples.jsonl and score one of "
-            f"its responses by hand with each of {', '.join(self.recipe.objective_names)}"
+            f"{self._missing} prompts so far had a missing or non-finite score: look at RUN/samples.jsonl and score "
+            f"one of its responses by hand with each of {', '.join(self.recipe.objective_names)}"
         )
 
     def _write(self, file: Any, record: Mapping[str, Any]) -> None:
@@ -153,7 +155,9 @@ class Recorder:
             f"step {step:4d}/{steps}  loss {loss}  w.reward {_nanmean(alignment):+.3f}  "
             f"id.acc {metrics['identification_accuracy'] or 0:.2f}  "
             f"{scored.generated_tokens / max(metrics['seconds/step'], 1e-9):5.0f} tok/s  "
-            + "  ".join(f"{name} {metrics[f'seconds/{name}']:.2f}s" for name in ("generate", "score", "learn", "sync", "step"))
+            + "  ".join(
+                f"{name} {metrics[f'seconds/{name}']:.2f}s" for name in ("generate", "score", "learn", "sync", "step")
+            )
         )
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step)
@@ -172,7 +176,15 @@ def step_metrics(
 ) -> dict[str, Any]:
     """The metrics.jsonl record without its timings; a step without usable pairs has null learner metrics."""
     learner = dict.fromkeys(
-        ("loss", "loss_alignment", "loss_identifiability", "grad_norm", "learning_rate", "identification_accuracy", "logratio_mean")
+        (
+            "loss",
+            "loss_alignment",
+            "loss_identifiability",
+            "grad_norm",
+            "learning_rate",
+            "identification_accuracy",
+            "logratio_mean",
+        )
     ) | (dict(report.metrics) if report else {})
     lengths = [len(response.token_ids) for rollout in scored.rollouts for response in rollout.responses]
     finished = [response.finish_reason == "stop" for rollout in scored.rollouts for response in rollout.responses]
@@ -193,7 +205,9 @@ def step_metrics(
     }
     for k, name in enumerate(objectives):
         metrics[f"reward_mean/{name}"] = _nanmean(scored.scores[..., k])
-        metrics[f"reward_std/{name}"] = float(np.nanstd(scored.scores[..., k])) if np.isfinite(scored.scores[..., k]).any() else None
+        metrics[f"reward_std/{name}"] = (
+            float(np.nanstd(scored.scores[..., k])) if np.isfinite(scored.scores[..., k]).any() else None
+        )
     return metrics
 
 
@@ -223,7 +237,14 @@ def _start_progress(steps: int, first_step: int) -> Any:
     if not sys.stderr.isatty():
         return None
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     progress = Progress(
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),

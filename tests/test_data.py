@@ -24,7 +24,7 @@ def test_a_datasets_folder_gives_its_prompts(tmp_path):
 
     Dataset.from_dict({"question": ["one", "two"], "other": [1, 2]}).save_to_disk(str(tmp_path / "set"))
     assert load_prompts(str(tmp_path / "set"), field="question") == ["one", "two"]
-    with pytest.raises(BadInput, match="set_1 |not one written by datasets"):
+    with pytest.raises(BadInput, match="not one written by datasets"):
         (tmp_path / "empty").mkdir()
         load_prompts(str(tmp_path / "empty"), field="question")
 

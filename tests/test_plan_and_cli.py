@@ -50,7 +50,15 @@ def run(capsys, folder, *overrides, command="plan", change=None):
 def test_a_good_recipe_prints_placement_batch_arithmetic_and_memory(capsys, workplace):
     code, said = run(capsys, workplace)
     assert code == 0
-    for part in ("Placement", "rollout", "32 prompts x 2 responses = 64", "staleness <= 1", "Memory", "parameters", "train 8"):
+    for part in (
+        "Placement",
+        "rollout",
+        "32 prompts x 2 = 64",
+        "<= 1",
+        "Memory",
+        "parameters",
+        "8, 4",
+    ):
         assert part in said.out
 
 

@@ -49,3 +49,20 @@ def make_tiny_policy(path: str | Path, *, vocab: int = 100, tie: bool = True, se
     model.save_pretrained(path)
     fast.save_pretrained(path)
     return path
+
+
+def make_tiny_classifier(path: str | Path, *, vocab: int = 100, seed: int = 0) -> Path:
+    """Write a random one-label sequence classifier of the same shape and words as `make_tiny_policy`. Returns `path`."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    path = make_tiny_policy(path, vocab=vocab, seed=seed)
+    config = LlamaConfig.from_pretrained(path, num_labels=1, architectures=None)
+    random_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = LlamaForSequenceClassification(config)
+    torch.random.set_rng_state(random_state)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -1,7 +1,8 @@
 """Pairs of dialogue transcripts, as HH-RLHF publishes them, taken apart into prompt and two answers.
 
-A row is {"chosen": text, "rejected": text}; both transcripts read "\\n\\nHuman: ...\\n\\nAssistant: ..." and differ only in
-the last assistant turn (a few published rows differ earlier: they have no shared prompt and are skipped and counted).
+A row is {"chosen": text, "rejected": text}; both transcripts read "\\n\\nHuman: ...\\n\\nAssistant: ..." and differ
+only in the last assistant turn (a few published rows differ earlier: they have no shared prompt, and are skipped and
+counted).
 """
 
 from collections.abc import Callable, Iterable

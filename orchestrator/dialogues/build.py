@@ -1,0 +1,209 @@
+"""From preference dialogues to everything the `hh-small` recipe reads: prompts, policy, harmlessness reward model.
+
+The starting policy is fitted from random weights, first on whole dialogues, then on answers conditioned on w, so that it
+can read w before the online stage (a policy that cannot read w never learns to be steered by it). w of a fitting row
+says what the row already is: brevity's weight grows with the answer's brevity rank, harmlessness's with being chosen.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.assets import build_once
+from orchestrator.dialogues.transcript import DialoguePair, read_transcripts, shorten_prompt
+from orchestrator.errors import BadInput
+from orchestrator.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
+from rewards.config import ConditioningConfig, PreferencesConfig
+from rewards.preferences import PromptRenderer
+
+OBJECTIVES = ("harmlessness", "brevity")
+CONDITIONING = ConditioningConfig(template="{prompt}\n\n{weights}\n\nAssistant:", weight="<{name}> {weight}")
+REWARD_TEMPLATE = "{prompt}\n\nAssistant: {response}"
+
+
+class DialogueSpec(PreferencesConfig):
+    """Sizes of the preparation. The defaults fit two CPU cores and a few thousand dialogues."""
+
+    conditioning: ConditioningConfig = CONDITIONING
+    heldout_prompts: int = 200
+    context: int = 384
+    """Longest conditioned prompt plus answer, in tokens."""
+    max_answer_tokens: int = 64
+    """Room kept for the answer; the oldest turns of a longer dialogue are dropped."""
+    tokenizer: ByteLevelBPE = ByteLevelBPE(
+        vocab_size=4096,
+        special_words=("<harmlessness>", "<brevity>", *(f"{level / 10:.1f}" for level in range(11))),
+    )
+    architecture: Architecture = Architecture(
+        hidden_size=256, num_layers=6, num_heads=4, intermediate_size=704, max_positions=512
+    )
+    pretraining: Optimization = Optimization(
+        steps=450, batch_size=8, learning_rate=2e-3, warmup_steps=40, group_by_length=True
+    )
+    conditioned: Optimization = Optimization(
+        steps=350, batch_size=12, learning_rate=1e-3, warmup_steps=20, group_by_length=True
+    )
+    reward: Optimization = Optimization(
+        steps=250, batch_size=8, learning_rate=2e-4, warmup_steps=20, weight_decay=0.1, group_by_length=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Example: Split(training=(DialoguePair(...),), heldout=(DialoguePair(...),)); no prompt stands in both."""
+
+    training: tuple[DialoguePair, ...]
+    heldout: tuple[DialoguePair, ...]
+
+
+def build_dialogues(
+    directory: Path,
+    *,
+    data: str,
+    seed: int = 0,
+    spec: DialogueSpec | None = None,
+    progress: Callable[[str], None] = print,
+) -> Path:
+    """Build (or find) DIR/policy, DIR/rewards/harmlessness, DIR/prompts/{train,heldout}.jsonl.
+
+    Raises:
+        BadInput: the data cannot be read, or hold too few dialogues to split.
+    """
+    spec = spec or DialogueSpec()
+    key = {"spec": spec.model_dump(mode="json"), "data": data, "seed": seed}
+    return build_once(directory, key, lambda folder: _build(folder, data, seed, spec, progress), progress=progress)
+
+
+def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Callable[[str], None]) -> dict[str, Any]:
+    from orchestrator.fitting.models import train_byte_level_bpe
+    from orchestrator.fitting.policy import fit_policy
+    from orchestrator.fitting.reward import fit_reward
+
+    started = time.monotonic()
+    transcripts = read_transcripts(data)
+    progress(f"{len(transcripts.pairs)} dialogue pairs read, {transcripts.skipped} rows without a shared prompt skipped")
+    split = split_dialogues(transcripts.pairs, heldout=spec.heldout_prompts, seed=seed)
+    tokenizer = train_byte_level_bpe(spec.tokenizer, _texts(split.training))
+    split, dropped, shortened = fit_to_context(split, spec, tokenizer)
+    progress(f"prompts: {shortened} lost their oldest turns, {dropped} dropped as too long")
+    (folder / "prompts").mkdir()
+    for name, pairs in (("train", split.training), ("heldout", split.heldout)):
+        lines = [json.dumps({"prompt": pair.prompt}, ensure_ascii=False) for pair in pairs]
+        (folder / "prompts" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    shared: dict[str, Any] = {"max_length": spec.context, "seed": seed}
+    pretrained = fit_policy(
+        PolicyFitConfig(
+            output=str(folder / "pretrained"), architecture=spec.architecture, optimization=spec.pretraining, **shared
+        ),
+        [{"prompt": "", "response": text} for text in _texts(split.training)],
+        tokenizer=tokenizer,
+        progress=progress,
+    )
+    policy = fit_policy(
+        PolicyFitConfig(
+            output=str(folder / "policy"),
+            model=str(folder / "pretrained"),
+            objectives=OBJECTIVES,
+            preferences=PreferencesConfig(conditioning=spec.conditioning, decimals=spec.decimals),
+            optimization=spec.conditioned,
+            **shared,
+        ),
+        conditioned_rows(split.training, seed=seed),
+        conditioned_rows(split.heldout, seed=seed + 1),
+        progress=progress,
+    )
+    reward = fit_reward(
+        RewardFitConfig(
+            output=str(folder / "rewards" / "harmlessness"),
+            model=str(folder / "pretrained"),
+            template=REWARD_TEMPLATE,
+            optimization=spec.reward,
+            **shared,
+        ),
+        [_pair_row(pair) for pair in split.training],
+        [_pair_row(pair) for pair in split.heldout],
+        label="harmlessness",
+        progress=progress,
+    )
+    progress(f"harmlessness reward model: {reward.heldout_accuracy:.3f} of held-out pairs ranked as labelled")
+    return {
+        "pairs": len(transcripts.pairs),
+        "skipped": transcripts.skipped,
+        "shortened": shortened,
+        "dropped": dropped,
+        "pretrained": pretrained.model_dump(mode="json"),
+        "policy": policy.model_dump(mode="json"),
+        "reward": reward.model_dump(mode="json"),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def split_dialogues(pairs: Sequence[DialoguePair], *, heldout: int, seed: int) -> Split:
+    """Held-out prompts first seen by nobody: every pair of a prompt goes to the same side."""
+    prompts = sorted({pair.prompt for pair in pairs})
+    if len(prompts) < 2 * heldout:
+        raise BadInput(f"data: needs at least {2 * heldout} different prompts to hold {heldout} out, got {len(prompts)}")
+    chosen = np.random.default_rng([seed, 20]).choice(len(prompts), size=heldout, replace=False)
+    held = {prompts[index] for index in chosen}
+    return Split(
+        training=tuple(pair for pair in pairs if pair.prompt not in held),
+        heldout=tuple(pair for pair in pairs if pair.prompt in held),
+    )
+
+
+def fit_to_context(split: Split, spec: DialogueSpec, tokenizer: Any) -> tuple[Split, int, int]:
+    """Prompts shortened to leave room for an answer: (split, pairs dropped, pairs shortened)."""
+    renderer = PromptRenderer(spec.conditioning, OBJECTIVES, spec.decimals, tokenizer)
+    room = spec.context - spec.max_answer_tokens
+    dropped = shortened = 0
+
+    def fits(prompt: str) -> bool:
+        return len(renderer.token_ids(prompt, [0.5, 0.5])) <= room
+
+    def fit(pairs: Sequence[DialoguePair]) -> tuple[DialoguePair, ...]:
+        nonlocal dropped, shortened
+        kept = []
+        for pair in pairs:
+            prompt = shorten_prompt(pair.prompt, fits=fits)
+            if prompt is None:
+                dropped += 1
+                continue
+            shortened += prompt != pair.prompt
+            kept.append(DialoguePair(prompt=prompt, chosen=pair.chosen, rejected=pair.rejected))
+        return tuple(kept)
+
+    return Split(training=fit(split.training), heldout=fit(split.heldout)), dropped, shortened
+
+
+def conditioned_rows(pairs: Sequence[DialoguePair], *, seed: int) -> list[dict[str, Any]]:
+    """Both answers of every pair with the w they exemplify: w_brevity = brevity rank, lowered when chosen, plus noise."""
+    answers = [(pair.prompt, answer, is_chosen) for pair in pairs for answer, is_chosen in
+               ((pair.chosen, True), (pair.rejected, False))]  # fmt: skip
+    lengths = np.array([len(answer.split()) for _, answer, _ in answers])
+    rng = np.random.default_rng([seed, 21])
+    # Ties are ranked at random, so that answers of one length do not all stand at one end.
+    order = np.lexsort((rng.random(len(lengths)), -lengths))
+    rank = np.empty(len(lengths))
+    rank[order] = np.linspace(0, 1, len(lengths))  # 1 = shortest
+    shift = np.where([is_chosen for _, _, is_chosen in answers], -0.1, 0.1)
+    brevity = np.clip(rank + shift + rng.normal(0, 0.1, len(lengths)), 0, 1)
+    return [
+        {"prompt": prompt, "response": answer, "preference": [float(1 - w), float(w)]}
+        for (prompt, answer, _), w in zip(answers, brevity, strict=True)
+    ]
+
+
+def _texts(pairs: Sequence[DialoguePair]) -> list[str]:
+    return [f"{pair.prompt}\n\nAssistant: {answer}" for pair in pairs for answer in (pair.chosen, pair.rejected)]
+
+
+def _pair_row(pair: DialoguePair) -> dict[str, Any]:
+    return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+
+

@@ -1,0 +1,144 @@
+"""The whole pipeline at a tiny size, as a user runs it: real vLLM, real DeepSpeed, real Ray actors, real reward models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.test_telemetry import CONTRACT_KEYS
+from tests.tiny_models import make_tiny_classifier, make_tiny_policy
+
+pytestmark = pytest.mark.ray
+REPOSITORY = Path(__file__).parent.parent
+TIMEOUT_S = 420
+
+
+def tiny_recipe(folder):
+    """Four steps on a random policy: a neural reward model against brevity."""
+    make_tiny_policy(folder / "policy", vocab=100)
+    make_tiny_classifier(folder / "reward", vocab=100)
+    for name, count in (("train", 24), ("heldout", 4)):
+        rows = [json.dumps({"prompt": f"t{i + 20} t{i + 21} t{i + 22}"}) for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    tree = {
+        "name": "tiny",
+        "policy": {"model": str(folder / "policy")},
+        "objectives": [
+            {"name": "a", "scorer": {"type": "huggingface", "model": str(folder / "reward")}},
+            {"name": "b", "scorer": {"type": "python", "function": "rewards.functions:brevity"}},
+        ],
+        "data": {"train": str(folder / "train.jsonl"), "heldout": str(folder / "heldout.jsonl")},
+        "rollout": {"num_cpus": 0.3, "max_model_len": 48, "max_new_tokens": 8},
+        "learner": {"num_cpus": 0.3, "micro_batch_pairs": 4, "learning_rate": 1e-2, "beta_c": 0.3, "beta_w": 0.03},
+        "loop": {"steps": 4, "prompts_per_step": 8},
+        "evaluate": {"prompts": 4, "samples": 2, "normalizer_prompts": 16, "identification_responses": 16},
+        "cluster": {"num_cpus": 1, "dashboard": False, "object_store_bytes": 200 << 20},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "orchestrator", *map(str, arguments)]
+
+
+def mi_epo(*arguments, code=0):
+    done = subprocess.run(
+        command(*arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ
+    )
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """(run directory, what the command printed)."""
+    folder = tmp_path_factory.mktemp("end-to-end")
+    recipe = tiny_recipe(folder)
+    return folder / "run", mi_epo("train", recipe, "--run-dir", folder / "run")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_the_run_directory_promises(finished_run):
+    run, said = finished_run
+    metrics = lines(run / "metrics.jsonl")
+    expected = {key for key in CONTRACT_KEYS if not key.startswith("reward_")}
+    assert [record["step"] for record in metrics] == [0, 1, 2, 3]
+    assert [record["policy_version"] for record in metrics] == [1, 2, 3, 4]
+    assert all(expected | {"reward_mean/a", "reward_std/b"} <= set(record) for record in metrics)
+    assert all(np.isfinite(record["loss"]) for record in metrics)
+    assert max(record["staleness_max"] for record in metrics) == 1
+    assert [record["step"] for record in lines(run / "evaluations.jsonl")] == [0, 4]
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert {"hypervolume", "mip", "crd", "spearman", "points", "preferences"} <= set(summary["before"])
+    for name in ("report.html", "pareto.png", "control.png", "training.png"):
+        assert (run / "report" / name).stat().st_size > 1000
+    assert list((run / "wandb").glob("offline-run-*"))
+    assert "report.html" in said
+    assert said.count("step ") >= 4
+
+
+def test_training_changes_the_policy(finished_run):
+    run, _ = finished_run
+    before, after = lines(run / "evaluations.jsonl")
+    assert before["points"] != after["points"]
+
+
+def test_the_saved_policy_evaluates_exactly_as_the_engines_did_at_the_end(finished_run, tmp_path):
+    """Same requests, same seeds: a difference would mean that what was broadcast and what was saved differ."""
+    run, _ = finished_run
+    mi_epo("evaluate", run, "--output", tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    after = lines(run / "evaluations.jsonl")[-1]
+    assert np.allclose(again["points"], after["points"], atol=1e-6)
+    assert again["normalizer"] == after["normalizer"]
+
+
+def test_the_saved_policy_answers_in_plain_transformers(finished_run):
+    run, _ = finished_run
+    said = mi_epo("generate", run, "--prefer", "a=0.3", "--prefer", "b=0.7", "--prompt", "t20 t21", "-n", "3")
+    assert len(said.splitlines()) == 3
+
+
+def test_the_run_directory_is_not_used_twice(finished_run):
+    run, _ = finished_run
+    done = subprocess.run(
+        command("train", run.parent / "tiny.yaml", "--run-dir", run), cwd=REPOSITORY, capture_output=True, timeout=60
+    )
+    assert done.returncode == 2
+
+
+def test_a_terminated_run_saves_a_checkpoint_and_resumes_from_it(tmp_path):
+    recipe, run = tiny_recipe(tmp_path), tmp_path / "run"
+    arguments = ("train", recipe, "loop.steps=400", "--run-dir", run)
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not ((run / "metrics.jsonl").exists() and len(lines(run / "metrics.jsonl")) >= 3):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 143, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        log.close()
+    done = len(lines(run / "metrics.jsonl"))
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+    assert (run / "checkpoints" / f"step-{done:06d}" / "STABLE").exists()
+    mi_epo("train", recipe, f"loop.steps={done + 2}", "--run-dir", run, "--resume")
+    assert [record["step"] for record in lines(run / "metrics.jsonl")] == list(range(done + 2))
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"

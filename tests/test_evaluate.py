@@ -1,0 +1,119 @@
+"""The preference grid on a fake sampler whose policy is known, so that every figure can be said beforehand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.types import Response, Rollout
+from orchestrator.config import load_recipe
+from orchestrator.errors import BadInput, RunFailed
+from orchestrator.evaluate import Evaluator, front_metrics, load_callable, measure_normalizers
+from orchestrator.plan import make_renderer
+from orchestrator.sampling import Scored
+from rewards.normalize import Normalizer
+from tests.word_tokenizer import WordTokenizer
+
+RECIPE = load_recipe(
+    Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml",
+    ["evaluate.prompts=6", "evaluate.samples=2", "evaluate.attainable=null", "evaluate.audit_statistics={}"],
+)
+PROMPTS = [f"prompt {i}" for i in range(10)]
+IDENTITY = Normalizer(objectives=RECIPE.objective_names, mean=(0.0, 0.0), std=(1.0, 1.0))
+
+
+class FakeSampler:
+    """A policy whose mean score on objective k is `gain` * w_k, with a little noise that does not depend on w."""
+
+    def __init__(self, gain=2.0, missing=()):
+        self.gain, self.missing, self.requests = gain, missing, []
+
+    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):
+        self.requests.append(requests)
+        rollouts = tuple(
+            Rollout(
+                request=request,
+                responses=tuple(
+                    Response(token_ids=(j, 1), text=f"answer {j}", finish_reason="stop", logprob=-1.0)
+                    for j in range(request.num_responses)
+                ),
+                min_policy_version=policy_version,
+                max_policy_version=policy_version,
+            )
+            for request in requests
+        )
+        noise = np.random.default_rng(0).normal(0, 0.1, (len(requests), requests[0].num_responses, 2))
+        scores = self.gain * np.array([request.preference for request in requests])[:, None, :] + noise
+        for index in self.missing:
+            scores[index] = np.nan
+        return Scored(rollouts=rollouts, scores=dict.fromkeys(judges, scores), seconds={})
+
+    def logprobs(self, prompt_ids, response_ids):
+        """Responses are likelier under the vector that comes first in the call: their own."""
+        return -np.arange(len(prompt_ids), dtype=float)
+
+
+def evaluator(sampler):
+    renderer = make_renderer(RECIPE, WordTokenizer())
+    return Evaluator(RECIPE, sampler, renderer, PROMPTS, {"reward": IDENTITY, "audit": IDENTITY})
+
+
+def test_a_policy_that_follows_w_is_seen_to_follow_it():
+    record = evaluator(FakeSampler())(7, 7)
+    assert np.allclose(record["points"], 2 * np.array(record["preferences"]), atol=0.1)
+    assert record["spearman"] == pytest.approx([1.0, 1.0])
+    expected_mip = np.mean([2 * w @ w for w in np.array(record["preferences"])])
+    assert record["mip"] == pytest.approx(expected_mip, abs=0.05)
+    assert record["crd"] == pytest.approx(0.1**4, rel=0.6)
+    assert record["identification_accuracy"] == 1.0
+    assert (record["step"], record["policy_version"], record["missing"]) == (7, 7, 0)
+
+
+def test_a_policy_that_ignores_w_gets_no_credit_for_it():
+    record = evaluator(FakeSampler(gain=0.0))(0, 0)
+    assert abs(record["mip"]) < 0.1
+    assert record["hypervolume"] == pytest.approx(9.0, rel=0.1)
+
+
+def test_two_evaluations_ask_the_same_requests():
+    sampler = FakeSampler()
+    evaluate = evaluator(sampler)
+    evaluate(0, 0)
+    evaluate(5, 5)
+    assert sampler.requests[0] == sampler.requests[1]
+
+
+def test_missing_scores_are_left_out_and_counted():
+    record = evaluator(FakeSampler(missing=(0, 3)))(0, 0)
+    assert record["missing"] == 4
+    assert np.isfinite(record["points"]).all()
+
+
+def test_a_vector_without_scores_ends_the_evaluation_with_its_name():
+    with pytest.raises(RunFailed, match=r"w = \[1.0, 0.0\]"):
+        front_metrics(np.array([[1.0, 0.0]]), np.full((1, 4, 2), np.nan), (-3, -3))
+
+
+def test_examples_show_one_prompt_under_vectors_from_end_to_end():
+    examples = evaluator(FakeSampler())(0, 0)["examples"]
+    assert len(examples) == 5
+    assert len({example["prompt"] for example in examples}) == 1
+    assert examples[0]["preference"] == [1.0, 0.0]
+    assert examples[-1]["preference"] == [0.0, 1.0]
+
+
+def test_the_normaliser_is_measured_for_both_judges():
+    normalizers = measure_normalizers(RECIPE, FakeSampler(), make_renderer(RECIPE, WordTokenizer()), PROMPTS, 0)
+    assert set(normalizers) == {"reward", "audit"}
+    assert normalizers["reward"].mean == pytest.approx((1.0, 1.0), abs=0.6)
+
+
+def test_a_scorer_that_never_scores_ends_the_run_with_a_hint():
+    with pytest.raises(RunFailed, match="'helpfulness': its reward scorer gave no finite score"):
+        measure_normalizers(RECIPE, FakeSampler(missing=range(10)), make_renderer(RECIPE, WordTokenizer()), PROMPTS, 0)
+
+
+@pytest.mark.parametrize("path", ["nowhere:f", "math:nothing", "math:pi", "math"])
+def test_a_dotted_path_that_is_none_is_refused(path):
+    with pytest.raises(BadInput, match=path):
+        load_callable(path)
