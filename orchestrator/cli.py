@@ -23,7 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME-TIME)")
     train.add_argument("--resume", action="store_true", help="continue the run in --run-dir from its last checkpoint")
 
-    plan = commands.add_parser("plan", help="check everything, print placement, batch arithmetic and memory; start nothing")
+    plan = commands.add_parser(
+        "plan", help="check everything, print placement, batch arithmetic and memory; start nothing"
+    )
     _add_recipe(plan)
 
     evaluate = commands.add_parser("evaluate", help="the preference grid on held-out prompts: table, JSON, plots")
@@ -34,7 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="talk to the steered policy")
     generate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
     generate.add_argument(
-        "--prefer", metavar="NAME=W", action="append", default=[], required=True, help="weight of one objective; repeat for each"
+        "--prefer",
+        metavar="NAME=W",
+        action="append",
+        default=[],
+        required=True,
+        help="weight of one objective; repeat for each",
     )
     generate.add_argument("--prompt", help="one prompt (default: one a line from standard input)")
     generate.add_argument("--seed", type=int, default=0)
@@ -45,13 +52,18 @@ def build_parser() -> argparse.ArgumentParser:
     miniature.add_argument("--objectives", default="helpfulness,harmlessness", help="comma-separated, in order")
     miniature.add_argument("--seed", type=int, default=0)
 
-    for name, what in (("fit-policy", "a starting policy by supervised training"), ("fit-reward", "a reward model on pairs")):
+    for name, what in (
+        ("fit-policy", "a starting policy by supervised training"),
+        ("fit-reward", "a reward model on pairs"),
+    ):
         fit = commands.add_parser(name, help=f"fit {what}")
         fit.add_argument("config", metavar="CONFIG", type=Path)
 
     dialogues = commands.add_parser("dialogues", help="fit policy and reward model on preference dialogues (hh-small)")
     dialogues.add_argument("directory", metavar="DIR", type=Path)
-    dialogues.add_argument("--data", required=True, help="JSONL (.gz) or datasets folder with chosen and rejected dialogues")
+    dialogues.add_argument(
+        "--data", required=True, help="JSONL (.gz) or datasets folder with chosen and rejected dialogues"
+    )
     dialogues.add_argument("--seed", type=int, default=0)
     return parser
 

@@ -53,7 +53,9 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise BadInput(f"{place}: not valid JSON: {error.msg} at column {error.colno}, got {line.strip()!r:.100}") from None
+        raise BadInput(
+            f"{place}: not valid JSON: {error.msg} at column {error.colno}, got {line.strip()!r:.100}"
+        ) from None
     if not isinstance(row, dict):
         raise BadInput(f"{place}: must be a JSON object, got {type(row).__name__}")
     return row

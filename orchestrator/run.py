@@ -140,7 +140,9 @@ def build_assets(recipe: "Recipe", say: Callable[[str], None]) -> None:
 
         build_miniature(directory, objectives=recipe.objective_names, seed=recipe.seed, progress=say)
     elif not directory.is_dir():
-        raise BadInput(f"assets.directory: must be there (the recipe does not build it), got {recipe.assets.directory!r}")
+        raise BadInput(
+            f"assets.directory: must be there (the recipe does not build it), got {recipe.assets.directory!r}"
+        )
 
 
 def _train(
@@ -151,7 +153,11 @@ def _train(
     say: Callable[[str], None],
 ) -> int:
     say("starting Ray, the vLLM engines, the reward models and the learner ...")
-    with cluster.connect(recipe) as context, StopFlag().installed() as stop, start_actors(recipe, run_dir.path.name) as actors:
+    with (
+        cluster.connect(recipe) as context,
+        StopFlag().installed() as stop,
+        start_actors(recipe, run_dir.path.name) as actors,
+    ):
         if context.dashboard_url:
             say(f"Ray dashboard http://{context.dashboard_url}")
         rollouts, rewards, learner = actors
@@ -247,9 +253,7 @@ def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], d
                 stop()
 
 
-def compare_probe(
-    recipe: "Recipe", batcher: Batcher, sampler: Sampler, learner: Any, policy_version: int
-) -> None:
+def compare_probe(recipe: "Recipe", batcher: Batcher, sampler: Sampler, learner: Any, policy_version: int) -> None:
     """Functional check of the broadcast: learner and engines must give the same tokens the same log-probabilities.
 
     Checksums prove that bytes arrived; only this proves that the engine computes with them.

@@ -1,4 +1,4 @@
-"""The whole pipeline at a tiny size, as a user runs it: real vLLM, real DeepSpeed, real Ray actors, real reward models."""
+"""The whole pipeline at a tiny size, as a user runs it: real vLLM, DeepSpeed, Ray actors and reward models."""
 
 import json
 import os

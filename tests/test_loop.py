@@ -27,7 +27,9 @@ class FakeStages:
         self.batcher = SimpleNamespace(requests=lambda step: step, pairs=self._pairs)
         self.sampler = SimpleNamespace(submit=self._submit)
         self.learner = SimpleNamespace(update=self._update, push_weights=self._push)
-        self.recorder = SimpleNamespace(stage=lambda name: contextlib.nullcontext(), step=self._step, hint=lambda: "hint")
+        self.recorder = SimpleNamespace(
+            stage=lambda name: contextlib.nullcontext(), step=self._step, hint=lambda: "hint"
+        )
 
     def _submit(self, step, version):
         self.calls.append(("sample", step, version))

@@ -83,7 +83,10 @@ def test_missing_scores_are_left_out_of_the_means_not_counted_as_zero():
 
 
 def test_lines_are_strict_json():
-    assert json.loads(json_line({"a": float("nan"), "b": [np.float64("inf"), np.int64(2)]})) == {"a": None, "b": [None, 2]}
+    assert json.loads(json_line({"a": float("nan"), "b": [np.float64("inf"), np.int64(2)]})) == {
+        "a": None,
+        "b": [None, 2],
+    }
 
 
 def test_steps_are_appended_when_a_run_is_resumed(tmp_path):

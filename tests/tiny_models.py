@@ -52,7 +52,7 @@ def make_tiny_policy(path: str | Path, *, vocab: int = 100, tie: bool = True, se
 
 
 def make_tiny_classifier(path: str | Path, *, vocab: int = 100, seed: int = 0) -> Path:
-    """Write a random one-label sequence classifier of the same shape and words as `make_tiny_policy`. Returns `path`."""
+    """Write a random one-label classifier of the same shape and words as `make_tiny_policy`. Returns `path`."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
