@@ -1,0 +1,360 @@
+"""One DeepSpeed rank of the learner. Works without Ray: the caller gives RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+
+Every method is collective: all ranks call it, in the same order. One optimizer step is always the same number of
+micro-batches on every rank; where pairs are missing, a rank runs a stand-in of weight zero, so that collectives line up
+and the gradient is exactly the mean over the real pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner.config import LearnerConfig
+from learner.losses import LossOutput, mi_epo_loss
+from learner.methods import METHODS
+from learner.policy import load_policy, load_reference, save_policy_folder
+from learner.schedule import learning_rate
+from learner.sequences import SequenceBlock, pack_pairs, pack_sequences
+from learner.types import LearnerError, PairBatch, PreferencePair, StepReport
+from learner.weights import WeightSource
+
+CHECKPOINT_TAG = "learner"
+CHECKPOINT_META = "learner.json"
+PERSISTENT_ELEMENTS = 10_000
+"""ZeRO-3 keeps smaller parameters (norms, biases) whole on every rank: gathering them costs more than holding them."""
+
+
+class LearnerEngine:
+    """Policy, frozen reference, optimizer and loss of one rank.
+
+    Args:
+        config: the recipe's `learner` section.
+        model: Hugging Face folder or hub id of the starting policy, which is also the reference.
+        total_steps: optimizer steps of the run, for the learning-rate schedule.
+        pairs_per_step: largest batch of one optimizer step, over all ranks.
+        seed: of adapter initialisation and adapter dropout.
+        method: a name of `learner.methods.METHODS`.
+
+    Raises:
+        LearnerError: the model cannot be trained here, or a GPU was asked for and there is none.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        *,
+        model: str,
+        total_steps: int,
+        pairs_per_step: int,
+        seed: int,
+        method: str = "mi-epo",
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.total_steps = total_steps
+        self.pairs_per_step = pairs_per_step
+        self.seed = seed
+        self.method = method
+        self.beta_w = METHODS[method].beta_w(config)
+        self.device = _device(config)
+        on_gpu = self.device.type == "cuda"
+        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu) else torch.float32
+        deepspeed = _start_deepspeed(self.device, timeout_s=config.step_timeout_s)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.micro_batches = math.ceil(pairs_per_step / (self.world_size * config.micro_batch_pairs))
+
+        torch.manual_seed(seed)
+        policy = load_policy(model, config, dtype=self.dtype)
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=config.learning_rate,
+            betas=config.adam_betas,
+            weight_decay=config.weight_decay,
+            # DeepSpeed's CPU Adam compiles for minutes and is no faster.
+            fused=True,
+        )
+        self._engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=self._deepspeed_config())
+        self.policy = policy
+        self._reference = self._start_reference(deepspeed)
+        self._weights = WeightSource(policy, bucket_bytes=config.bucket_bytes)
+
+    def update(self, batch: PairBatch, *, total_pairs: int) -> StepReport:
+        """One optimizer step on the mean loss over all ranks' pairs.
+
+        Args:
+            batch: this rank's share of the pairs; may be empty.
+            total_pairs: pairs of all ranks together.
+
+        Returns:
+            The same report on every rank, over all pairs.
+
+        Raises:
+            LearnerError: more pairs than planned, or a loss or gradient that is not finite; names the step. Weights
+                and optimizer are then as before the step, unless the message says otherwise.
+        """
+        self._check_batch(batch, total_pairs)
+        step_rate = learning_rate(self.config, step=batch.step, total_steps=self.total_steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = step_rate
+        # Adapter dropout: a function of (seed, step, rank), so a resumed run repeats it.
+        torch.manual_seed(_hash_seed(self.seed, batch.step, self.rank))
+        sums: dict[str, Tensor] = {}
+        learner_tokens = 0
+        for index, (pairs, is_real) in enumerate(self._micro_batches(batch)):
+            output, block = self._loss(pairs)
+            share = len(pairs) / total_pairs if is_real else 0.0
+            # DeepSpeed averages gradients over the ranks; the loss is a mean over the pairs of all of them.
+            loss = output.loss * (share * self.world_size)
+            self._engine.backward(loss, scale_wrt_gas=False)
+            learner_tokens += block.num_tokens if is_real else 0
+            for name, value in output.metrics.items():
+                sums[name] = sums.get(name, 0.0) + value * share
+            if index + 1 < self.micro_batches:
+                self._engine.step()
+        metrics, learner_tokens = self._reduce(sums, learner_tokens)
+        if not math.isfinite(metrics["loss"]):
+            raise LearnerError(f"step {batch.step}: the loss is {metrics['loss']}; the optimizer step was not taken")
+        metrics["grad_norm"] = self._optimizer_step(batch.step)
+        metrics["learning_rate"] = step_rate
+        return StepReport(step=batch.step, metrics=metrics, learner_tokens=learner_tokens)
+
+    @torch.no_grad()
+    def token_logprobs(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], *, reference: bool = False
+    ) -> list[list[float]]:
+        """Per response token, log pi(token | prompt and tokens before it) under the policy, or under the reference.
+
+        Every rank must pass the same number of sequences (which may differ between ranks).
+        """
+        rows = self.config.micro_batch_pairs * (4 if self.beta_w else 2)
+        result: list[list[float]] = []
+        for first in range(0, len(prompt_ids), rows):
+            responses = response_ids[first : first + rows]
+            block = pack_sequences(prompt_ids[first : first + rows], responses, device=self.device)
+            logprobs_M = self._reference_logprobs(block) if reference else self._logprobs(self._engine, block)
+            parts = logprobs_M.split([len(response) for response in responses])
+            result += [part.tolist() for part in parts]
+        return result
+
+    def weights(self) -> WeightSource:
+        """The policy's full, merged weights under their Hugging Face names; iterate its buckets on all ranks."""
+        return self._weights
+
+    def save_policy(self, path: str | Path) -> None:
+        """Write the policy as a Hugging Face folder (adapter merged, tokenizer included), atomically, from rank 0."""
+        full: dict[str, Tensor] = {}
+        for bucket in self._weights.buckets():
+            if self.rank == 0:
+                full |= {spec.name: tensor.to("cpu", copy=True) for spec, tensor in bucket}
+        if self.rank == 0:
+            save_policy_folder(Path(path), model=self.model, weights=full, dtype=self.dtype)
+        dist.barrier()
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Write weights, optimizer state and what they belong to into the directory `path`."""
+        state = self._identity()
+        self._engine.save_checkpoint(
+            str(path), tag=CHECKPOINT_TAG, client_state=state, exclude_frozen_parameters=self.config.lora is not None
+        )
+        if self.rank == 0:
+            (Path(path) / CHECKPOINT_META).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        dist.barrier()
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Continue from `save_checkpoint`, bit for bit, with the same ranks, ZeRO stage and model.
+
+        The files are Python pickles (DeepSpeed's format): load only checkpoints of your own.
+
+        Raises:
+            LearnerError: no checkpoint there, or one of another model or another layout; names what differs.
+        """
+        try:
+            saved = json.loads((Path(path) / CHECKPOINT_META).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LearnerError(f"checkpoint {path}: no readable {CHECKPOINT_META}: {error}") from error
+        for name, expected in self._identity().items():
+            if saved.get(name) != expected:
+                raise LearnerError(f"checkpoint {path}: {name} must be {expected!r}, it was saved with {saved.get(name)!r}")
+        loaded, _ = self._engine.load_checkpoint(
+            str(path), tag=CHECKPOINT_TAG, load_module_strict=self.config.lora is None
+        )
+        if loaded is None:
+            raise LearnerError(f"checkpoint {path}: DeepSpeed found no complete checkpoint {CHECKPOINT_TAG!r}")
+
+    def close(self) -> None:
+        """Leave the process group; the engine is unusable afterwards."""
+        self._engine.destroy()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    # ------------------------------------------------------------------------------------------------ one micro-batch
+
+    def _micro_batches(self, batch: PairBatch) -> Iterator[tuple[Sequence[PreferencePair], bool]]:
+        """Exactly `micro_batches` lists of pairs; (stand-in, False) where this rank has no pairs left."""
+        size = self.config.micro_batch_pairs
+        # Pairs of similar length share a micro-batch: less padding.
+        pairs = sorted(batch.pairs, key=_longest_sequence) if self.micro_batches > 1 else batch.pairs
+        for index in range(self.micro_batches):
+            real = pairs[index * size : (index + 1) * size]
+            yield (real, True) if real else ([STAND_IN], False)
+
+    def _loss(self, pairs: Sequence[PreferencePair]) -> tuple[LossOutput, SequenceBlock]:
+        block = pack_pairs(pairs, with_negative=self.beta_w > 0, device=self.device)
+        with torch.no_grad():
+            reference_M = self._reference_logprobs(block)
+        policy_M = self._logprobs(self._engine, block)
+        logratio = block.sum_by_sequence(policy_M - reference_M).view(-1, len(pairs), 2)
+        weights = torch.tensor([(pair.weight_y1, pair.weight_y2) for pair in pairs], device=self.device)
+        output = mi_epo_loss(
+            logratio[0],
+            logratio[1] if self.beta_w else None,
+            weights[:, 0],
+            weights[:, 1],
+            beta_c=self.config.beta_c,
+            beta_w=self.beta_w,
+        )
+        return output, block
+
+    @staticmethod
+    def _logprobs(module: Any, block: SequenceBlock) -> Tensor:
+        return module(block.input_ids, block.positions, block.targets)
+
+    def _reference_logprobs(self, block: SequenceBlock) -> Tensor:
+        if self._reference is not None:
+            return self._logprobs(self._reference, block)
+        with self.policy.model.disable_adapter():  # type: ignore[operator]
+            return self._logprobs(self._engine, block)
+
+    def _reduce(self, sums: dict[str, Tensor], learner_tokens: int) -> tuple[dict[str, float], int]:
+        """Totals over all ranks, in one small all-reduce. A loss that is not finite anywhere is so everywhere."""
+        totals = torch.stack([*(value.double() for value in sums.values()), torch.tensor(learner_tokens).to(self.device)])
+        if self.world_size > 1:
+            dist.all_reduce(totals)
+        values = totals.tolist()
+        return dict(zip(sums, values[:-1], strict=True)), int(values[-1])
+
+    def _optimizer_step(self, step: int) -> float:
+        if self._clips_here:
+            # DeepSpeed's plain path clips without telling the norm.
+            norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
+            if not math.isfinite(norm):
+                raise LearnerError(f"step {step}: the gradient norm is {norm}; the optimizer step was not taken")
+            self._engine.step()
+            return norm
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise LearnerError(f"step {step}: the gradient norm is {norm}; resume from the last checkpoint")
+        return norm
+
+    # ----------------------------------------------------------------------------------------------------------- setup
+
+    @property
+    def _clips_here(self) -> bool:
+        return self.config.zero_stage == 0 and self.dtype == torch.float32
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "train_micro_batch_size_per_gpu": config.micro_batch_pairs,
+            "gradient_accumulation_steps": self.micro_batches,
+            "gradient_clipping": 0.0 if self._clips_here else config.max_grad_norm,
+            "bf16": {"enabled": self.dtype == torch.bfloat16},
+            "zero_optimization": {
+                "stage": config.zero_stage,
+                "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            },
+            "zero_allow_untested_optimizer": True,  # torch's AdamW
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 10**9,
+        }
+
+    def _start_reference(self, deepspeed: Any) -> Any:
+        """None with adapters; else a frozen copy, partitioned over the ranks when the policy is."""
+        if self.config.lora is not None:
+            return None
+        reference = load_reference(self.model, self.config, dtype=self.dtype)
+        if self.config.zero_stage < 3:
+            return reference.to(self.device)
+        engine, *_ = deepspeed.initialize(model=reference, config=self._deepspeed_config())
+        return engine.eval()
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with the engine that loads it."""
+        digest = hashlib.blake2b(digest_size=8)
+        for spec in self._weights.specs:
+            digest.update(f"{spec.name}|{spec.shape}\n".encode())
+        return {
+            "architecture": digest.hexdigest(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "ranks": self.world_size,
+            "zero_stage": self.config.zero_stage,
+            "lora": None if self.config.lora is None else self.config.lora.model_dump(mode="json"),
+        }
+
+    def _check_batch(self, batch: PairBatch, total_pairs: int) -> None:
+        if not 1 <= total_pairs <= self.pairs_per_step:
+            raise LearnerError(
+                f"step {batch.step}: total_pairs must be between 1 and pairs_per_step = {self.pairs_per_step}, "
+                f"got {total_pairs}"
+            )
+        room = self.micro_batches * self.config.micro_batch_pairs
+        if len(batch.pairs) > room:
+            raise LearnerError(
+                f"step {batch.step}: rank {self.rank} takes at most {self.micro_batches} x "
+                f"{self.config.micro_batch_pairs} = {room} pairs, got {len(batch.pairs)}"
+            )
+
+
+STAND_IN = PreferencePair(
+    prompt_ids_pos=(0,), prompt_ids_neg=(0,), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
+)
+"""What a rank without pairs computes on, times zero."""
+
+
+def _longest_sequence(pair: PreferencePair) -> int:
+    return len(pair.prompt_ids_pos) + max(map(len, pair.response_ids))
+
+
+def _hash_seed(*parts: object) -> int:
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _device(config: LearnerConfig) -> torch.device:
+    if not config.num_gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise LearnerError(f"learner.num_gpus = {config.num_gpus:g}, but CUDA is not available to this rank")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _start_deepspeed(device: torch.device, *, timeout_s: float) -> Any:
+    """Import DeepSpeed for this device and join the process group; returns the module."""
+    on_cpu = device.type == "cpu"
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    # Built with g++ for half a minute or more at the first start, and used by inference only.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("ERROR")
+    if not dist.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=timeout_s), verbose=False
+        )
+    return deepspeed
