@@ -178,7 +178,7 @@ def _fit_reward(arguments: argparse.Namespace) -> int:
 
 
 def _dialogues(arguments: argparse.Namespace) -> int:
-    from orchestrator.dialogues import build_dialogues
+    from orchestrator.dialogues.build import build_dialogues
 
     build_dialogues(arguments.directory, data=arguments.data, seed=arguments.seed, progress=_say)
     print(arguments.directory)

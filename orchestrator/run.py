@@ -139,6 +139,11 @@ def build_assets(recipe: "Recipe", say: Callable[[str], None]) -> None:
         from orchestrator.miniature.build import build_miniature
 
         build_miniature(directory, objectives=recipe.objective_names, seed=recipe.seed, progress=say)
+    elif recipe.assets.build == "dialogues":
+        from orchestrator.dialogues.build import build_dialogues
+
+        assert recipe.assets.source is not None
+        build_dialogues(directory, data=recipe.assets.source, seed=recipe.seed, progress=say)
     elif not directory.is_dir():
         raise BadInput(
             f"assets.directory: must be there (the recipe does not build it), got {recipe.assets.directory!r}"

@@ -1,7 +1,7 @@
 """From preference dialogues to everything the `hh-small` recipe reads: prompts, policy, harmlessness reward model.
 
-The starting policy is fitted from random weights, first on whole dialogues, then on answers conditioned on w, so that it
-can read w before the online stage (a policy that cannot read w never learns to be steered by it). w of a fitting row
+The starting policy is fitted from random weights, first on whole dialogues, then on answers conditioned on w, so that
+it can read w before the online stage (a policy that cannot read w never learns to be steered by it). w of a fitting row
 says what the row already is: brevity's weight grows with the answer's brevity rank, harmlessness's with being chosen.
 """
 
@@ -31,7 +31,7 @@ class DialogueSpec(PreferencesConfig):
 
     conditioning: ConditioningConfig = CONDITIONING
     heldout_prompts: int = 200
-    context: int = 384
+    context: int = 320
     """Longest conditioned prompt plus answer, in tokens."""
     max_answer_tokens: int = 64
     """Room kept for the answer; the oldest turns of a longer dialogue are dropped."""
@@ -43,13 +43,13 @@ class DialogueSpec(PreferencesConfig):
         hidden_size=256, num_layers=6, num_heads=4, intermediate_size=704, max_positions=512
     )
     pretraining: Optimization = Optimization(
-        steps=450, batch_size=8, learning_rate=2e-3, warmup_steps=40, group_by_length=True
+        steps=320, batch_size=8, learning_rate=2e-3, warmup_steps=40, group_by_length=True
     )
     conditioned: Optimization = Optimization(
-        steps=350, batch_size=12, learning_rate=1e-3, warmup_steps=20, group_by_length=True
+        steps=260, batch_size=8, learning_rate=1e-3, warmup_steps=20, group_by_length=True
     )
     reward: Optimization = Optimization(
-        steps=250, batch_size=8, learning_rate=2e-4, warmup_steps=20, weight_decay=0.1, group_by_length=True
+        steps=160, batch_size=8, learning_rate=2e-4, warmup_steps=20, weight_decay=0.1, group_by_length=True
     )
 
 
@@ -68,8 +68,8 @@ def build_dialogues(
     seed: int = 0,
     spec: DialogueSpec | None = None,
     progress: Callable[[str], None] = print,
-) -> Path:
-    """Build (or find) DIR/policy, DIR/rewards/harmlessness, DIR/prompts/{train,heldout}.jsonl.
+) -> dict[str, Any]:
+    """Build (or find) DIR/policy, DIR/rewards/harmlessness, DIR/prompts/{train,heldout}.jsonl; returns the manifest.
 
     Raises:
         BadInput: the data cannot be read, or hold too few dialogues to split.
@@ -86,7 +86,9 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
 
     started = time.monotonic()
     transcripts = read_transcripts(data)
-    progress(f"{len(transcripts.pairs)} dialogue pairs read, {transcripts.skipped} rows without a shared prompt skipped")
+    progress(
+        f"{len(transcripts.pairs)} dialogue pairs read, {transcripts.skipped} rows without a shared prompt skipped"
+    )
     split = split_dialogues(transcripts.pairs, heldout=spec.heldout_prompts, seed=seed)
     tokenizer = train_byte_level_bpe(spec.tokenizer, _texts(split.training))
     split, dropped, shortened = fit_to_context(split, spec, tokenizer)
@@ -137,9 +139,9 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
         "skipped": transcripts.skipped,
         "shortened": shortened,
         "dropped": dropped,
-        "pretrained": pretrained.model_dump(mode="json"),
-        "policy": policy.model_dump(mode="json"),
-        "reward": reward.model_dump(mode="json"),
+        "pretrained": pretrained.to_dict(),
+        "policy": policy.to_dict(),
+        "reward": reward.to_dict(),
         "seconds": time.monotonic() - started,
     }
 
@@ -148,7 +150,9 @@ def split_dialogues(pairs: Sequence[DialoguePair], *, heldout: int, seed: int) -
     """Held-out prompts first seen by nobody: every pair of a prompt goes to the same side."""
     prompts = sorted({pair.prompt for pair in pairs})
     if len(prompts) < 2 * heldout:
-        raise BadInput(f"data: needs at least {2 * heldout} different prompts to hold {heldout} out, got {len(prompts)}")
+        raise BadInput(
+            f"data: needs at least {2 * heldout} different prompts to hold {heldout} out, got {len(prompts)}"
+        )
     chosen = np.random.default_rng([seed, 20]).choice(len(prompts), size=heldout, replace=False)
     held = {prompts[index] for index in chosen}
     return Split(
@@ -182,7 +186,7 @@ def fit_to_context(split: Split, spec: DialogueSpec, tokenizer: Any) -> tuple[Sp
 
 
 def conditioned_rows(pairs: Sequence[DialoguePair], *, seed: int) -> list[dict[str, Any]]:
-    """Both answers of every pair with the w they exemplify: w_brevity = brevity rank, lowered when chosen, plus noise."""
+    """Both answers of every pair with the w they exemplify: brevity's weight is the brevity rank, less when chosen."""
     answers = [(pair.prompt, answer, is_chosen) for pair in pairs for answer, is_chosen in
                ((pair.chosen, True), (pair.rejected, False))]  # fmt: skip
     lengths = np.array([len(answer.split()) for _, answer, _ in answers])
@@ -205,5 +209,3 @@ def _texts(pairs: Sequence[DialoguePair]) -> list[str]:
 
 def _pair_row(pair: DialoguePair) -> dict[str, Any]:
     return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-
-

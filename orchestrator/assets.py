@@ -1,0 +1,126 @@
+"""Folders that are built once: complete or absent, checksummed, rebuilt when damaged or built from other settings.
+
+A folder is described by its manifest.json: the settings it was built from, the sha256 of every file, and what the build
+reported. It appears by one rename, and a lock keeps two builds of one folder apart.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import BadInput
+
+MANIFEST = "manifest.json"
+LOCK_TIMEOUT_S = 3600.0
+"""Longest wait for another process that builds the same folder."""
+
+
+def build_once(
+    directory: Path,
+    settings: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+    *,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Make sure that `directory` holds what `build` makes from `settings`; returns its manifest.
+
+    Args:
+        settings: JSON-serialisable; any change means another build.
+        build: fills an empty folder and returns a JSON-serialisable report for the manifest.
+
+    Raises:
+        BadInput: the folder cannot be written, or holds something that no build made.
+    """
+    directory = directory.expanduser()
+    digest = settings_digest(settings)
+    with _locked(directory):
+        reason = why_not_usable(directory, digest)
+        if reason is None:
+            return read_manifest(directory)
+        if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
+            raise BadInput(
+                f"{directory}: holds files but no {MANIFEST}, so it is not a built folder; choose another one"
+            )
+        if directory.exists():
+            progress(f"{directory}: {reason}; building it again")
+        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        try:
+            report = dict(build(partial))
+            manifest = {
+                "settings": settings,
+                "settings_digest": digest,
+                "files": file_digests(partial),
+                "report": report,
+            }
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            partial.chmod(0o755)
+            if directory.exists():
+                shutil.rmtree(directory)
+            partial.rename(directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return manifest
+
+
+def why_not_usable(directory: Path, digest: str) -> str | None:
+    """None when the folder is complete, undamaged and built from these settings."""
+    try:
+        manifest = read_manifest(directory)
+    except (OSError, ValueError):
+        return "not built"
+    if manifest.get("settings_digest") != digest:
+        return "was built from other settings"
+    found = file_digests(directory)
+    for name, expected in manifest["files"].items():
+        if found.get(name) != expected:
+            return f"{name} is {'damaged' if name in found else 'missing'}"
+    return None
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ValueError(f"{directory / MANIFEST}: must describe a built folder")
+    return manifest
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def file_digests(directory: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file but the manifest."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = (directory.parent / f".{directory.name}.lock").open("w")
+    except OSError as error:
+        raise BadInput(f"{directory}: cannot be written: {error.strerror}") from None
+    with lock:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BadInput(
+                        f"{directory}: another process has been building it for {LOCK_TIMEOUT_S:g} s"
+                    ) from None
+                time.sleep(0.5)
+        yield
