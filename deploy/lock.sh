@@ -24,8 +24,8 @@ compile build.txt deploy/locks/build.in
 compile gpu.txt pyproject.toml --extra gpu --extra dev --constraints deploy/locks/gpu-constraints.txt
 
 cpu=(pyproject.toml --extra cpu --extra dev --overrides deploy/locks/cpu-overrides.txt)
-if [[ -n ${UV_FIND_LINKS:-} ]]; then
-    compile cpu.txt "${cpu[@]}"
+if [[ -n $pip_find_links ]]; then
+    UV_FIND_LINKS=$pip_find_links compile cpu.txt "${cpu[@]}"
 else # nothing configured offers the CPU build of torch: uv knows PyTorch's own index for it
     compile cpu.txt "${cpu[@]}" --torch-backend cpu
 fi

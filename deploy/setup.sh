@@ -22,7 +22,7 @@ up_to_date() {
 }
 
 uv_pip() { # uv_pip COMMAND [ARGUMENT ...]: uv with what every call needs
-    "$venv/bin/uv" pip "$@" --python "$venv/bin/python" --build-constraints deploy/locks/build.txt
+    "$venv/bin/uv" pip "$@" --python "$venv/bin/python" --build-constraints deploy/locks/build.txt ${quiet:+"$quiet"}
 }
 
 # The CPU build of torch is on no package index that pip asks by itself. Where it comes from differs from place to place,
@@ -47,6 +47,7 @@ install_cpu_torch() {
 }
 
 up_to_date && exit 0
+quiet=$([[ -t 2 ]] || echo --quiet) # a person sees progress, a log only errors
 need_linux_x86_64
 mkdir -p .cache
 exec 9>.cache/setup.lock
@@ -61,7 +62,10 @@ make_venv
 rm -f "$venv"/.mi-epo-*
 bootstrap_uv
 follow_pip_configuration
-[[ $extra == gpu ]] || install_cpu_torch
+if [[ $extra == cpu ]]; then
+    [[ -z $pip_find_links ]] || export UV_FIND_LINKS="${UV_FIND_LINKS:-$pip_find_links}"
+    install_cpu_torch
+fi
 uv_pip sync --require-hashes "$lock"
 uv_pip install --no-deps --editable .
 fingerprint >"$stamp"

@@ -38,11 +38,13 @@ bootstrap_uv() {
     local pinned
     pinned=$(sed -n 's/^uv==//p' deploy/locks/uv.in)
     [[ $("$venv/bin/uv" --version 2>/dev/null) == "uv $pinned"* ]] && return
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
         --requirement deploy/locks/uv.txt || die "pip could not install uv $pinned from deploy/locks/uv.txt (its answer is above)"
 }
 
-follow_pip_configuration() { # passes on index, wheel folders and certificate; uv reads none of pip's settings by itself
+# uv reads none of pip's settings: index and certificate are passed on to it. Wheel folders are left in pip_find_links, for the CPU
+# engine only: the CPU build of torch in one of them would satisfy the CUDA engine's pin too.
+follow_pip_configuration() {
     local settings index links cert
     settings=$("$venv/bin/python" -m pip config list 2>/dev/null || true)
     setting() { # the environment, then files; the list is printed as Python literals
@@ -50,7 +52,7 @@ follow_pip_configuration() { # passes on index, wheel folders and certificate; u
             sed -n "s/^[^.]*\.$1='\(.*\)'$/\1/p" | head -n 1
     }
     index=$(setting index-url) links=$(setting find-links) cert=$(setting cert)
+    pip_find_links=$(sed 's/\\n/ /g; s/^ *//; s/ *$//; s/  */,/g' <<<"$links")
     [[ -z $index ]] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
-    [[ -z $links ]] || export UV_FIND_LINKS="${UV_FIND_LINKS:-$(sed 's/\\n/ /g; s/^ *//; s/ *$//; s/  */,/g' <<<"$links")}"
     [[ -z $cert ]] || export SSL_CERT_FILE="${SSL_CERT_FILE:-$cert}"
 }

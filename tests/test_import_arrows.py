@@ -1,0 +1,235 @@
+"""Who may import whom, what the light files may import, and the loads that no room makes.
+
+All of it is read from the syntax trees; nothing is imported.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeGuard
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ROOMS: dict[str, frozenset[str]] = {  # room -> other rooms it may import
+    "orchestrator": frozenset({"actors", "learner", "rewards"}),
+    "actors": frozenset({"rewards"}),
+    "learner": frozenset({"rewards"}),
+    "rewards": frozenset(),
+}
+NOT_ROOMS = frozenset({"deploy", "tests"})
+HEAVY = frozenset({"deepspeed", "ray", "torch", "transformers", "vllm"})
+LIGHT_FILES = frozenset({"cli.py", "config.py", "preferences.py", "types.py"})  # importable in well under a second
+UNPICKLERS = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "ray.cloudpickle"})
+
+
+def sources(root: Path) -> list[Path]:
+    return sorted(path for room in ROOMS for path in (root / room).rglob("*.py"))
+
+
+def imported_modules(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every absolute import below `node`, inside functions too, and of `import_module("it")`."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from ((child.lineno, alias.name) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.level == 0 and child.module:
+            yield child.lineno, child.module
+        elif isinstance(child, ast.Call) and dotted(child.func).rpartition(".")[2] in ("import_module", "__import__"):
+            yield from ((child.lineno, arg.value) for arg in child.args[:1] if is_text(arg))
+
+
+def imported_at_load(statements: list[ast.stmt]) -> Iterator[tuple[int, str]]:
+    """As `imported_modules`, of what runs when a module is loaded: no function bodies, no TYPE_CHECKING blocks."""
+    for statement in statements:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            yield from imported_modules(statement)
+        elif isinstance(statement, ast.If) and dotted(statement.test).endswith("TYPE_CHECKING"):
+            yield from imported_at_load(statement.orelse)
+        elif not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            for block in ("body", "orelse", "finalbody"):
+                yield from imported_at_load(getattr(statement, block, []))
+            for handler in getattr(statement, "handlers", []):
+                yield from imported_at_load(handler.body)
+
+
+def is_text(node: ast.AST) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of a chain of names, else what is left of it."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def arrow_violations(root: Path) -> list[str]:
+    found = []
+    for path in sources(root):
+        room = path.relative_to(root).parts[0]
+        forbidden = (ROOMS.keys() | NOT_ROOMS) - ROOMS[room] - {room}
+        if room == "rewards":
+            forbidden = forbidden | {"ray"}
+        for line, module in imported_modules(ast.parse(path.read_text())):
+            if module.partition(".")[0] in forbidden:
+                found.append(f"{path.relative_to(root)}:{line}: {room} imports {module}")
+    return found
+
+
+def heavy_violations(root: Path) -> list[str]:
+    return [
+        f"{path.relative_to(root)}:{line}: {module} at module level"
+        for path in sources(root)
+        if path.name in LIGHT_FILES
+        for line, module in imported_at_load(ast.parse(path.read_text()).body)
+        if module.partition(".")[0] in HEAVY
+    ]
+
+
+def unsafe_call(call: ast.Call) -> str | None:
+    """The rule that a call breaks: code from a hub, or bytes that run code when they are loaded."""
+    keywords = {keyword.arg: getattr(keyword.value, "value", keyword.value) for keyword in call.keywords}
+    owner, _, name = dotted(call.func).rpartition(".")
+    if keywords.get("trust_remote_code", False) is not False:
+        return "trust_remote_code"
+    if keywords.get("allow_pickle", False) is not False:
+        return "allow_pickle"
+    if owner in UNPICKLERS and name in ("load", "loads", "Unpickler"):
+        return f"{owner}.{name}"
+    if owner == "torch" and name == "load" and keywords.get("weights_only") is not True:
+        return "torch.load without weights_only=True"
+    if owner == "yaml" and name in ("load", "load_all", "unsafe_load", "full_load"):
+        return f"yaml.{name}, which is not safe_load"
+    return None
+
+
+def unsafe_violations(root: Path) -> list[str]:
+    found = []
+    for path in sources(root):
+        place = path.relative_to(root)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and (rule := unsafe_call(node)):
+                found.append(f"{place}:{node.lineno}: {rule}")
+            elif isinstance(node, ast.ImportFrom) and node.module in UNPICKLERS:
+                found.append(f"{place}:{node.lineno}: names out of {node.module}")
+            elif isinstance(node, ast.Dict):
+                for key, value in zip(node.keys, node.values, strict=True):
+                    if (
+                        getattr(key, "value", None) == "trust_remote_code"
+                        and getattr(value, "value", value) is not False
+                    ):
+                        found.append(f"{place}:{node.lineno}: trust_remote_code")
+    return found
+
+
+def test_every_room_is_there_to_be_checked() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in sources(ROOT)} == set(ROOMS)
+
+
+def test_rooms_import_only_along_the_arrows() -> None:
+    assert arrow_violations(ROOT) == []
+
+
+def test_the_light_files_import_nothing_heavy_when_they_are_loaded() -> None:
+    assert heavy_violations(ROOT) == []
+
+
+def test_no_room_runs_code_out_of_a_model_or_a_pickle() -> None:
+    assert unsafe_violations(ROOT) == []
+
+
+def write_room(root: Path, place: str, text: str) -> None:
+    path = root / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "found"),
+    [
+        ("actors/rollout.py", "import learner.types\n", "actors/rollout.py:1: actors imports learner.types"),
+        (
+            "learner/worker.py",
+            "def push():\n    from actors import rollout\n",
+            "learner/worker.py:2: learner imports actors",
+        ),
+        ("rewards/deep/scorers.py", "from orchestrator.config import Recipe\n", "rewards imports orchestrator.config"),
+        ("rewards/scorers.py", "async def f():\n    import ray\n", "rewards imports ray"),
+        ("orchestrator/loop.py", "import tests.fakes\n", "orchestrator imports tests.fakes"),
+        (
+            "actors/late.py",
+            "import importlib\nm = importlib.import_module('learner.losses')\n",
+            "actors imports learner.losses",
+        ),
+        (
+            "learner/typed.py",
+            "if TYPE_CHECKING:\n    from orchestrator.loop import run\n",
+            "learner imports orchestrator.loop",
+        ),
+    ],
+)
+def test_an_import_against_the_arrows_is_found(tmp_path: Path, place: str, text: str, found: str) -> None:
+    write_room(tmp_path, place, text)
+    (violation,) = arrow_violations(tmp_path)
+    assert found in violation
+
+
+def test_imports_along_the_arrows_and_within_a_room_pass(tmp_path: Path) -> None:
+    write_room(
+        tmp_path,
+        "orchestrator/loop.py",
+        "import actors.types, learner.types, rewards.pareto\nfrom orchestrator import data\n",
+    )
+    write_room(
+        tmp_path, "actors/reward.py", "from rewards.scorers import build_scorer\nfrom . import types\nimport ray\n"
+    )
+    assert arrow_violations(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torch\n",
+        "from transformers import AutoTokenizer\n",
+        "try:\n    import vllm\nexcept ImportError:\n    vllm = None\n",
+        "try:\n    import json\nexcept ImportError:\n    import ray\n",
+        "class Config:\n    import deepspeed.ops\n",
+        "if TYPE_CHECKING:\n    import json\nelse:\n    import torch\n",
+        "with open('x') as f:\n    import torch\n",
+    ],
+)
+def test_a_heavy_import_in_a_light_file_is_found(tmp_path: Path, text: str) -> None:
+    write_room(tmp_path, "learner/config.py", text)
+    assert len(heavy_violations(tmp_path)) == 1
+
+
+def test_heavy_imports_inside_functions_and_for_the_type_checker_pass(tmp_path: Path) -> None:
+    write_room(tmp_path, "rewards/types.py", "if TYPE_CHECKING:\n    import torch\ndef f():\n    import torch\n")
+    write_room(tmp_path, "actors/rollout.py", "import ray\n")
+    assert heavy_violations(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AutoModel.from_pretrained(path, trust_remote_code=True)\n",
+        "AutoModel.from_pretrained(path, trust_remote_code=config.trust)\n",
+        "options = {'trust_remote_code': True}\n",
+        "import pickle\npickle.load(file)\n",
+        "from pickle import loads\n",
+        "torch.load(path)\n",
+        "torch.load(path, weights_only=False)\n",
+        "numpy.load(path, allow_pickle=True)\n",
+        "yaml.load(text, Loader=yaml.Loader)\n",
+    ],
+)
+def test_an_unsafe_load_is_found(tmp_path: Path, text: str) -> None:
+    write_room(tmp_path, "learner/engine.py", text)
+    assert len(unsafe_violations(tmp_path)) == 1
+
+
+def test_safe_loads_pass(tmp_path: Path) -> None:
+    text = "torch.load(path, weights_only=True)\nyaml.safe_load(text)\njson.load(file)\nf(trust_remote_code=False)\n"
+    write_room(tmp_path, "learner/engine.py", text)
+    assert unsafe_violations(tmp_path) == []
