@@ -1,0 +1,10 @@
+"""Models to start from: supervised fitting of policies, Bradley-Terry training of reward models.
+
+config   what a fit needs to know
+rows     JSONL rows, training and held-out
+models   tokenizers and models, from a folder or new
+trainer  `transformers.Trainer`, quiet and deterministic
+policy   cross-entropy on responses
+reward   Bradley-Terry on pairs
+report   what a fit came to
+"""

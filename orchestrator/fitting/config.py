@@ -1,0 +1,153 @@
+"""What a fit needs to know: where the rows are, which model to start from, how to optimise, where to write."""
+
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from orchestrator.config import describe_errors, read_yaml
+from orchestrator.errors import BadInput
+from rewards.config import HuggingFaceScorerConfig, PreferencesConfig, Section
+
+
+class Architecture(Section):
+    """A new Llama of any size, with random weights."""
+
+    hidden_size: int = Field(ge=8)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    """The CPU engine serves head dims 32, 64, ...; `hidden_size / num_heads` should be one of them for a policy."""
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """Null: as many as heads."""
+    intermediate_size: int = Field(ge=8)
+    max_positions: int = Field(default=2048, ge=2)
+    rope_theta: float = Field(default=10000.0, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
+    tie_embeddings: bool = True
+    init_std: float = Field(default=0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size must be an even multiple of num_heads, got {self.hidden_size} and {self.num_heads}"
+            )
+        if self.num_kv_heads and self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
+            )
+        return self
+
+
+class ByteLevelBPE(Section):
+    """A tokenizer trained on the rows' own text; no character is unknown to it."""
+
+    vocab_size: int = Field(default=4096, ge=260)
+    min_frequency: int = Field(default=2, ge=1)
+    eos_token: str = "<eos>"
+    pad_token: str = "<pad>"
+    special_words: tuple[str, ...] = ()
+    """Texts that are always one token of their own, e.g. `Human:` (decoded like any other text)."""
+
+
+class Optimization(Section):
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(ge=1)
+    """Rows (or pairs) per optimizer step."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows per forward pass; must divide `batch_size`. Null: all at once."""
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    final_learning_rate_ratio: float = Field(default=0.05, ge=0, le=1)
+    """Last learning rate as a share of the peak (cosine only)."""
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    group_by_length: bool = False
+    """Batch rows of similar length: less padding, at the price of less random batches."""
+    bf16: bool = False
+    """Mixed precision (GPU)."""
+    gradient_checkpointing: bool = False
+    log_every: int = Field(default=50, ge=1)
+    """Optimizer steps between progress lines."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size must be a multiple of micro_batch_size, got {self.batch_size} and {self.micro_batch_size}"
+            )
+        return self
+
+
+class FitConfig(Section):
+    """What both fits share."""
+
+    data: str | None = None
+    """JSONL (plain or .gz) or a `datasets` folder. Null only when rows are passed in from Python."""
+    heldout: str | None = None
+    """Rows to measure on. Null: `heldout_fraction` of `data`, drawn by `seed`."""
+    heldout_fraction: float = Field(default=0.05, ge=0, lt=1)
+    output: str = Field(min_length=1)
+    """Folder of the fitted model in Hugging Face format, with its tokenizer; must not hold a model yet."""
+    model: str | None = None
+    """Folder or hub id to start from. Exactly one of `model` and `architecture`."""
+    architecture: Architecture | None = None
+    tokenizer: str | ByteLevelBPE | None = None
+    """Folder or hub id, or a tokenizer to train. Null: the one of `model`."""
+    max_length: int = Field(default=512, ge=2)
+    """Longest row in tokens. A longer row loses the start of its prompt, then the end of its response."""
+    optimization: Optimization
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: the GPUs when there are any."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if (self.model is None) == (self.architecture is None):
+            raise ValueError("exactly one of model and architecture must be given")
+        return self
+
+
+class PolicyFitConfig(FitConfig):
+    """Supervised fitting of a causal policy on rows {"prompt", "response"}.
+
+    A row with a "preference" (weights in the order of `objectives`, or an object by name) holds a plain prompt, which is
+    written as G(x, w) by the renderer of the online stage. A row without one is already the whole input of the model.
+    """
+
+    objectives: tuple[str, ...] = ()
+    """Names in order; needed when rows carry preferences."""
+    preferences: PreferencesConfig = PreferencesConfig()
+
+
+class RewardFitConfig(FitConfig):
+    """Bradley-Terry training of a sequence classifier on pairs {"prompt", "chosen", "rejected"}."""
+
+    template: str = "{prompt} {response}"
+    """What the classifier reads; give the same template to the scorer in the recipe."""
+
+    @field_validator("template")
+    @classmethod
+    def _a_scorer_would_take_it(cls, template: str) -> str:
+        return HuggingFaceScorerConfig(model="any", template=template).template
+
+
+C = TypeVar("C", bound=FitConfig)
+
+
+def load_fit_config(kind: type[C], path: Path) -> C:
+    """Reads a YAML file; unknown keys, wrong types and missing `data` are refused.
+
+    Raises:
+        BadInput: naming the file, the key path, the rule and the value.
+    """
+    try:
+        config = kind.model_validate(read_yaml(Path(path)))
+    except ValidationError as error:
+        raise BadInput("\n".join(describe_errors(error, str(path)))) from None
+    if config.data is None:
+        raise BadInput(f"{path}: data: Field required")
+    return config

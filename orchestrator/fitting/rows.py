@@ -1,0 +1,49 @@
+"""Rows for a fit: read, checked, split into training and held-out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from orchestrator.data import read_rows
+from orchestrator.errors import BadInput
+from orchestrator.fitting.config import FitConfig
+
+Row = Mapping[str, Any]
+
+
+def load_rows(path: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows in file order, each with a text in every one of `fields` (only the prompt may be empty).
+
+    Raises:
+        BadInput: naming file and line.
+    """
+    rows = []
+    for place, row in read_rows(path):
+        for name in fields:
+            if not isinstance(row.get(name), str) or (name != "prompt" and not row[name].strip()):
+                raise BadInput(f"{place}: {name!r} must be a non-empty text, got {row.get(name)!r:.100}")
+        rows.append(row)
+    if not rows:
+        raise BadInput(f"{path}: holds no rows")
+    return rows
+
+
+def read_split(config: FitConfig, fields: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """(training rows, held-out rows) from the config's files; None when no file of held-out rows is named."""
+    assert config.data is not None
+    heldout = load_rows(config.heldout, fields) if config.heldout is not None else None
+    return load_rows(config.data, fields), heldout
+
+
+def split(rows: Sequence[Row], heldout: Sequence[Row] | None, config: FitConfig) -> tuple[list[Row], list[Row]]:
+    """(training, held-out) rows; the held-out share is drawn by the seed unless the rows are given."""
+    if heldout is None:
+        count = int(len(rows) * config.heldout_fraction)
+        order = np.random.default_rng([config.seed, 10]).permutation(len(rows))
+        drawn = set(order[:count].tolist())
+        heldout = [row for index, row in enumerate(rows) if index in drawn]
+        rows = [row for index, row in enumerate(rows) if index not in drawn]
+    if not rows:
+        raise BadInput(f"{config.data or 'rows'}: holds no rows to train on")
+    return list(rows), list(heldout)

@@ -1,0 +1,13 @@
+"""The self-contained task: a helpful / harmless / humorous assistant that a CPU core can train in minutes.
+
+spec       every word and number
+grammar    prompts and sentences
+tokenizer  one token per word
+oracle     exact scores of responses, and the best front any policy can reach
+corpus     the text the starting policy imitates
+policy     the starting policy and the gate that it reads w
+sampling   responses of a policy without an engine
+reward     the reward models
+assets     what a build consists of, and its manifest
+build      all of it, once
+"""
