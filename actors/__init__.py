@@ -3,6 +3,7 @@
     config.py    the recipe's ``rollout`` section
     types.py     what enters and leaves the engines, and the errors they raise
     rollout.py   RolloutActor (a vLLM engine behind a door) and ``start_rollouts``
+    engine.py    how that engine is built
     weights.py   the engine's end of the weight broadcast
     reward.py    RewardActor (a scorer behind a door) and ``start_rewards``
     startup.py   placing actors and waiting for them, with deadlines

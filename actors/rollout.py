@@ -1,0 +1,341 @@
+"""A vLLM engine inside a Ray actor: seeded sampling that streams, log-probabilities, weights replaced in place."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from actors.config import RolloutConfig
+from actors.engine import Backend, engine_environment
+from actors.startup import one_line, reserve, wait_ready
+from actors.types import (
+    GenerationRequest,
+    Response,
+    Rollout,
+    RolloutError,
+    StaleWeightsError,
+    response_seed,
+)
+
+PLACEMENT_OF: dict[Any, Any] = {}
+"""Actor handle -> the placement group it sits in, so that ``stop`` gives the resources back."""
+
+
+class RolloutActor:
+    """One engine. It starts with the model folder's own weights, which are policy version 0.
+
+    One call runs at a time; Ray queues the rest in order, so a weight update never meets a generation in flight.
+
+    Args:
+        config: the recipe's ``rollout`` section.
+        model: Hugging Face folder or hub id.
+        engine: this engine's number, for names, metrics and messages.
+        seed: seeds what no request seeds (nothing, in a run).
+    """
+
+    def __init__(self, config: RolloutConfig, *, model: str, engine: int, seed: int) -> None:
+        self.config = config
+        self.model = model
+        self.engine = engine
+        self.seed = seed
+        self._llm: Any = None
+        self._version: int | None = None
+        self._calls = 0
+
+    def __repr__(self) -> str:
+        return f"RolloutActor(engine={self.engine})"
+
+    def ready(self) -> dict[str, Any]:
+        """Load the engine (once) and tell what runs here: engine, pid, seconds taken, versions, weight backend.
+
+        Raises:
+            RolloutError: vLLM refused the model or the sizes; one line.
+        """
+        if self._llm is None:
+            started = time.monotonic()
+            try:
+                self._load()
+            except Exception as error:
+                raise RolloutError(f"vLLM could not load {self.model!r}: {one_line(error)}") from error
+            self._version = 0
+            self._seconds = time.monotonic() - started
+            self._start_metrics()
+        from importlib.metadata import version
+
+        import torch
+        import vllm
+
+        return {
+            "engine": self.engine,
+            "pid": os.getpid(),
+            "policy_version": self._version,
+            "start_seconds": self._seconds,
+            "weight_backend": self._weights.backend,
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "ray": version("ray"),
+        }
+
+    def policy_version(self) -> int | None:
+        """Version of the weights in the engine; None while an update is open or after one failed."""
+        return self._version
+
+    def generate(
+        self, requests: list[GenerationRequest], policy_version: int, temperature: float | None = None
+    ) -> Iterator[list[Rollout]]:
+        """Answer the requests; yields groups of finished ones while the rest are being decoded.
+
+        A group holds ``stream_group`` requests with all their responses (the last one may hold fewer), in the order
+        they finished. Same request, same tokens: every response has its own seed.
+
+        Args:
+            requests: each with its own ``request_id``.
+            policy_version: the weights the caller means.
+            temperature: instead of the recipe's; 0 is greedy.
+
+        Raises:
+            StaleWeightsError: the engine holds other weights.
+            RolloutError: a request vLLM refuses (named), or ``generate_timeout_s`` is over.
+        """
+        self._check_version(policy_version)
+        if len({request.request_id for request in requests}) != len(requests):
+            raise RolloutError("request_id must be unique within one generate call")
+        engine = self._llm.llm_engine
+        deadline = time.monotonic() + self.config.generate_timeout_s
+        answers: list[list[Response | None]] = [[None] * request.num_responses for request in requests]
+        waiting: dict[str, tuple[int, int]] = {}
+        finished: list[Rollout] = []
+        self._calls += 1
+        try:
+            for i, request in enumerate(requests):
+                for j in range(request.num_responses):
+                    key = f"{self._calls}/{i}/{j}"
+                    self._add(key, request, self._sampling(request, j, temperature))
+                    waiting[key] = (i, j)
+            while waiting:
+                if time.monotonic() > deadline:
+                    raise RolloutError(
+                        f"generate: {len(waiting)} of {sum(map(len, answers))} responses unfinished after "
+                        f"rollout.generate_timeout_s = {self.config.generate_timeout_s:g} s"
+                    )
+                for output in engine.step():
+                    i, j = waiting.pop(output.request_id)
+                    answers[i][j] = self._response(output.outputs[0])
+                    complete = [response for response in answers[i] if response is not None]
+                    if len(complete) == requests[i].num_responses:
+                        finished.append(_rollout(requests[i], complete, policy_version))
+                while len(finished) >= self.config.stream_group:
+                    yield self._counted(finished[: self.config.stream_group])
+                    finished = finished[self.config.stream_group :]
+            if finished:
+                yield self._counted(finished)
+        finally:
+            if waiting:  # an error, or the consumer closed the generator
+                engine.abort_request(list(waiting))
+
+    def token_logprobs(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Per response token, log pi(token | prompt and tokens before it) at temperature 1, under the loaded weights.
+
+        All tokens but the last are scored as a prompt (which never reads the prefix cache), the last as a forced
+        sample: so a sequence that fills the context can be scored too.
+
+        Raises:
+            StaleWeightsError: in the middle of a weight update.
+            RolloutError: a sequence vLLM refuses.
+        """
+        from vllm import SamplingParams
+
+        self._check_version(self._version)
+        pairs = list(zip(prompt_ids, response_ids, strict=True))
+        scored = [index for index, (_, response) in enumerate(pairs) if response]
+        inputs = [{"prompt_token_ids": [*pairs[i][0], *pairs[i][1][:-1]]} for i in scored]
+        sampling = [
+            SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                allowed_token_ids=[pairs[i][1][-1]],
+                prompt_logprobs=0,
+                logprobs=0,
+                detokenize=False,
+            )
+            for i in scored
+        ]
+        try:
+            outputs = self._llm.generate(inputs, sampling, use_tqdm=False) if scored else []
+        except Exception as error:
+            raise RolloutError(f"token_logprobs: {one_line(error)}") from error
+        logprobs_N_T: list[list[float]] = [[] for _ in pairs]
+        for i, output in zip(scored, outputs, strict=True):
+            prompt, response = pairs[i]
+            rows = [*output.prompt_logprobs[len(prompt) :], output.outputs[0].logprobs[0]]
+            logprobs_N_T[i] = [row[token].logprob for row, token in zip(rows, response, strict=True)]
+        return logprobs_N_T
+
+    def logprobs(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> list[float]:
+        """[N] sums of ``token_logprobs``; 0 for an empty response."""
+        return [sum(logprobs_T) for logprobs_T in self.token_logprobs(prompt_ids, response_ids)]
+
+    def weights_init(self, info: dict[str, Any]) -> None:
+        """Meet a sender: ``{"backend": "host", "names": [...]}``, or vLLM's NCCL rendezvous (with ``names`` if known).
+
+        Raises:
+            WeightTransferError: another backend than this engine's, or part of the model is not announced.
+        """
+        self._weights.init(info)
+
+    def weights_start(self) -> None:
+        """Open an update: the engine serves nobody until it is finished. Clears what an aborted one left behind."""
+        self._version = None
+        self._weights.start()
+
+    def weights_update(self, info: dict[str, Any], data: list[Any] | None = None) -> None:
+        """Receive one bucket: ``names, dtype_names, shapes`` [M each] and, from host memory, ``data``: M uint8 arrays.
+
+        Raises:
+            WeightTransferError: no open update, sizes that do not match, or a tensor the model cannot take. The update
+                is over then; ``weights_start`` opens the next one.
+        """
+        self._weights.update(info, data)
+
+    def weights_finish(self, policy_version: int) -> dict[str, int]:
+        """Put the update into service as ``policy_version``.
+
+        Returns:
+            name -> ``torch.hash_tensor`` of each tensor as it was received, before vLLM loaded it.
+
+        Raises:
+            WeightTransferError: an announced tensor did not arrive, the workers of one engine disagree, or cached
+                prefixes of the old weights could not be dropped. The engine then refuses to generate.
+        """
+        checksums = self._weights.finish(policy_version)
+        self._version = policy_version
+        self._version_gauge.set(policy_version, tags=self._tags)
+        return checksums
+
+    def _load(self) -> None:
+        from actors.engine import load_engine
+        from actors.weights import WeightReceiver
+
+        backend: Backend = "nccl" if self.config.num_gpus else "host"
+        self._llm = load_engine(self.config, model=self.model, seed=self.seed, backend=backend)
+        self._tokenizer = self._llm.get_tokenizer()
+        self._weights = WeightReceiver(self._llm, backend=backend, model=self.model)
+
+    def _start_metrics(self) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        self._tags = {"engine": str(self.engine)}
+        self._version_gauge = Gauge(
+            "mi_epo_policy_version", description="Version of the weights in a rollout engine", tag_keys=("engine",)
+        )
+        self._token_counter = Counter(
+            "mi_epo_generated_tokens", description="Tokens sampled by a rollout engine", tag_keys=("engine",)
+        )
+        self._version_gauge.set(0, tags=self._tags)
+
+    def _check_version(self, wanted: int | None) -> None:
+        if self._version is None:
+            raise StaleWeightsError(f"engine {self.engine}: holds no policy version, a weight update is open or failed")
+        if wanted != self._version:
+            raise StaleWeightsError(f"engine {self.engine}: holds policy version {self._version}, asked for {wanted}")
+
+    def _sampling(self, request: GenerationRequest, index: int, temperature: float | None) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=self.config.temperature if temperature is None else temperature,
+            top_p=self.config.top_p,
+            max_tokens=self.config.max_new_tokens,
+            seed=response_seed(request.seed, index),
+            logprobs=0,  # the sampled token's own
+            flat_logprobs=True,
+            detokenize=False,  # whole responses are decoded at once below
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _add(self, key: str, request: GenerationRequest, sampling: Any) -> None:
+        try:
+            self._llm.llm_engine.add_request(key, {"prompt_token_ids": list(request.prompt_ids)}, sampling)
+        except Exception as error:
+            raise RolloutError(f"request {request.request_id!r}: {one_line(error)}") from error
+
+    def _response(self, output: Any) -> Response:
+        return Response(
+            token_ids=tuple(output.token_ids),
+            text=self._tokenizer.decode(output.token_ids, skip_special_tokens=True).strip(),
+            finish_reason=output.finish_reason,
+            logprob=output.cumulative_logprob,
+        )
+
+    def _counted(self, group: list[Rollout]) -> list[Rollout]:
+        tokens = sum(len(response.token_ids) for rollout in group for response in rollout.responses)
+        if tokens:
+            self._token_counter.inc(tokens, tags=self._tags)
+        return group
+
+
+def _rollout(request: GenerationRequest, responses: Sequence[Response], version: int) -> Rollout:
+    return Rollout(request=request, responses=tuple(responses), min_policy_version=version, max_policy_version=version)
+
+
+def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: int) -> list[Any]:
+    """Start every engine side by side and wait until all have loaded.
+
+    Returns:
+        Ray actor handles in engine order, named ``<run_name>/rollout-<engine>``.
+
+    Raises:
+        RolloutError: no room on the cluster, or an engine that could not load; nothing is left running.
+    """
+    import ray
+    from ray.util import remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    gpus = config.num_gpus * config.tensor_parallel_size
+    names = [f"{run_name}/rollout-{engine}" for engine in range(config.engines)]
+    try:
+        placement = reserve(
+            [{"CPU": config.num_cpus, "GPU": gpus}] * config.engines,
+            name=f"{run_name}/rollout",
+            timeout_s=config.start_timeout_s,
+        )
+    except TimeoutError as error:
+        raise RolloutError(f"rollout engines: {error}") from None
+    actor = ray.remote(RolloutActor)
+    handles: list[Any] = []
+    try:
+        for engine, name in enumerate(names):
+            strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=engine)
+            options = actor.options(
+                name=name,
+                num_cpus=config.num_cpus,
+                num_gpus=gpus,
+                max_restarts=0,  # a fresh engine would answer with the first weights under the last version's name
+                runtime_env={"env_vars": engine_environment(config, model)},
+                scheduling_strategy=strategy,
+            )
+            handles.append(options.remote(config, model=model, engine=engine, seed=seed))
+            PLACEMENT_OF[handles[-1]] = placement
+        wait_ready(handles, names, timeout_s=config.start_timeout_s, error=RolloutError)
+    except BaseException:
+        stop(handles)
+        remove_placement_group(placement)
+        raise
+    return handles
+
+
+def stop(handles: Sequence[Any]) -> None:
+    """End the engines and give their resources back."""
+    import ray
+    from ray.util import remove_placement_group
+
+    placements = {PLACEMENT_OF.pop(handle) for handle in handles if handle in PLACEMENT_OF}
+    for handle in handles:
+        ray.kill(handle)
+    for placement in placements:
+        remove_placement_group(placement)
