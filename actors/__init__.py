@@ -6,7 +6,7 @@
     engine.py    how that engine is built
     weights.py   the engine's end of the weight broadcast
     reward.py    RewardActor (a scorer behind a door) and ``start_rewards``
-    startup.py   placing actors and waiting for them, with deadlines
+    startup.py   placing a group of actors and waiting for it, with deadlines
 
 May import ``rewards``; never ``learner`` or ``orchestrator``. ``config`` and ``types`` import no torch, Ray or vLLM.
 """

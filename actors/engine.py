@@ -32,8 +32,8 @@ def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
         # More threads than free cores collapse the decode loop (spin barriers), so never more than were reserved.
         env["OMP_NUM_THREADS"] = str(max(1, int(config.num_cpus)))
         if config.enforce_eager:
-            # Symptom: the first batch with log-probabilities takes 8 s, and 40 s where no compiler cache is warm. Cause:
-            # vLLM compiles its token-rank kernel with torch.compile in eager mode too. Ranks are not read here.
+            # Symptom: the first batch takes 8 s longer, 40 s where no compiler cache is warm. Cause: vLLM compiles the
+            # kernel that ranks log-probabilities in eager mode too. Delete when it stops, or a switch of its own appears.
             env["TORCH_COMPILE_DISABLE"] = "1"
     return env
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.config import RolloutConfig
 from actors.engine import Backend, engine_environment
-from actors.startup import one_line, reserve, wait_ready
+from actors.startup import ActorSpec, one_line, start_actors, stop_actors
 from actors.types import (
     GenerationRequest,
     Response,
@@ -18,9 +18,6 @@ from actors.types import (
     StaleWeightsError,
     response_seed,
 )
-
-PLACEMENT_OF: dict[Any, Any] = {}
-"""Actor handle -> the placement group it sits in, so that ``stop`` gives the resources back."""
 
 
 class RolloutActor:
@@ -99,7 +96,9 @@ class RolloutActor:
             StaleWeightsError: the engine holds other weights.
             RolloutError: a request vLLM refuses (named), or ``generate_timeout_s`` is over.
         """
-        self._check_version(policy_version)
+        held = self._loaded_version()
+        if policy_version != held:
+            raise StaleWeightsError(f"engine {self.engine}: holds policy version {held}, asked for {policy_version}")
         if len({request.request_id for request in requests}) != len(requests):
             raise RolloutError("request_id must be unique within one generate call")
         engine = self._llm.llm_engine
@@ -149,7 +148,7 @@ class RolloutActor:
         """
         from vllm import SamplingParams
 
-        self._check_version(self._version)
+        self._loaded_version()
         pairs = list(zip(prompt_ids, response_ids, strict=True))
         scored = [index for index, (_, response) in enumerate(pairs) if response]
         inputs = [{"prompt_token_ids": [*pairs[i][0], *pairs[i][1][:-1]]} for i in scored]
@@ -237,11 +236,10 @@ class RolloutActor:
         )
         self._version_gauge.set(0, tags=self._tags)
 
-    def _check_version(self, wanted: int | None) -> None:
+    def _loaded_version(self) -> int:
         if self._version is None:
             raise StaleWeightsError(f"engine {self.engine}: holds no policy version, a weight update is open or failed")
-        if wanted != self._version:
-            raise StaleWeightsError(f"engine {self.engine}: holds policy version {self._version}, asked for {wanted}")
+        return self._version
 
     def _sampling(self, request: GenerationRequest, index: int, temperature: float | None) -> Any:
         from vllm import SamplingParams
@@ -292,50 +290,24 @@ def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: in
     Raises:
         RolloutError: no room on the cluster, or an engine that could not load; nothing is left running.
     """
-    import ray
-    from ray.util import remove_placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    gpus = config.num_gpus * config.tensor_parallel_size
-    names = [f"{run_name}/rollout-{engine}" for engine in range(config.engines)]
-    try:
-        placement = reserve(
-            [{"CPU": config.num_cpus, "GPU": gpus}] * config.engines,
-            name=f"{run_name}/rollout",
-            timeout_s=config.start_timeout_s,
-        )
-    except TimeoutError as error:
-        raise RolloutError(f"rollout engines: {error}") from None
-    actor = ray.remote(RolloutActor)
-    handles: list[Any] = []
-    try:
-        for engine, name in enumerate(names):
-            strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=engine)
-            options = actor.options(
-                name=name,
+    return start_actors(
+        RolloutActor,
+        [
+            ActorSpec(
+                name=f"{run_name}/rollout-{engine}",
                 num_cpus=config.num_cpus,
-                num_gpus=gpus,
-                max_restarts=0,  # a fresh engine would answer with the first weights under the last version's name
-                runtime_env={"env_vars": engine_environment(config, model)},
-                scheduling_strategy=strategy,
+                num_gpus=config.num_gpus * config.tensor_parallel_size,
+                env=engine_environment(config, model),
+                kwargs={"config": config, "model": model, "engine": engine, "seed": seed},
             )
-            handles.append(options.remote(config, model=model, engine=engine, seed=seed))
-            PLACEMENT_OF[handles[-1]] = placement
-        wait_ready(handles, names, timeout_s=config.start_timeout_s, error=RolloutError)
-    except BaseException:
-        stop(handles)
-        remove_placement_group(placement)
-        raise
-    return handles
+            for engine in range(config.engines)
+        ],
+        group=f"{run_name}/rollout",
+        timeout_s=config.start_timeout_s,
+        error=RolloutError,
+    )
 
 
 def stop(handles: Sequence[Any]) -> None:
     """End the engines and give their resources back."""
-    import ray
-    from ray.util import remove_placement_group
-
-    placements = {PLACEMENT_OF.pop(handle) for handle in handles if handle in PLACEMENT_OF}
-    for handle in handles:
-        ray.kill(handle)
-    for placement in placements:
-        remove_placement_group(placement)
+    stop_actors(handles)

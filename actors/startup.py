@@ -1,9 +1,10 @@
-"""Placing actors on the cluster and waiting for them: every wait has a deadline and says what it waited for."""
+"""Starting a group of actors: reserve all of it, start side by side, wait with a deadline, say what was waited for."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 QUIET_ENV = {
@@ -13,6 +14,82 @@ QUIET_ENV = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 MAX_MESSAGE_CHARS = 400
+NO_RESOURCES = {"CPU": 0.001}  # Ray refuses a bundle that asks for nothing
+_PLACEMENT_OF: dict[Any, Any] = {}
+"""Actor handle -> the placement group it sits in, so that ``stop_actors`` gives the resources back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorSpec:
+    """One actor to start.
+
+    Example:
+        ActorSpec(name="run-1/rollout-0", num_cpus=1, num_gpus=0, env={"OMP_NUM_THREADS": "1"}, kwargs={"engine": 0})
+    """
+
+    name: str
+    num_cpus: float
+    num_gpus: float
+    env: Mapping[str, str]
+    """Environment of its process, set before anything is imported there."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Constructor arguments."""
+
+
+def start_actors(
+    actor_class: type, specs: Sequence[ActorSpec], *, group: str, timeout_s: float, error: type[Exception]
+) -> list[Any]:
+    """Start one actor per spec and return their handles once every ``ready()`` has answered.
+
+    Resources are granted to all of them together or to none, so no run holds half of its actors for ever. Actors are
+    not restarted when they die: a fresh one would lack whatever was loaded into it since.
+
+    Args:
+        actor_class: a plain class with a ``ready()`` method; loading belongs there, so that its error is the answer.
+        group: the placement group's name in the dashboard.
+        timeout_s: longest wait for resources, and again for the actors.
+        error: raised, with one line that names the actor, for whatever goes wrong; nothing is left running then.
+    """
+    import ray
+    from ray.util import remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    placement = _reserve(specs, group=group, timeout_s=timeout_s, error=error)
+    remote_class = ray.remote(actor_class)
+    handles: list[Any] = []
+    try:
+        for index, spec in enumerate(specs):
+            options = remote_class.options(
+                name=spec.name,
+                num_cpus=spec.num_cpus,
+                num_gpus=spec.num_gpus,
+                max_restarts=0,
+                runtime_env={"env_vars": dict(spec.env)},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=index),
+            )
+            try:
+                handles.append(options.remote(**spec.kwargs))
+            except ValueError as failure:  # the name is taken by an actor of another run
+                raise error(f"{spec.name}: {one_line(failure)}") from None
+            _PLACEMENT_OF[handles[-1]] = placement
+        _wait_ready(handles, specs, timeout_s=timeout_s, error=error)
+    except BaseException:
+        stop_actors(handles)
+        remove_placement_group(placement)
+        raise
+    return handles
+
+
+def stop_actors(handles: Sequence[Any]) -> None:
+    """End the actors and give their resources back."""
+    import ray
+    from ray.util import remove_placement_group
+
+    placements = {_PLACEMENT_OF.pop(handle) for handle in handles if handle in _PLACEMENT_OF}
+    for handle in handles:
+        ray.kill(handle)
+    for placement in placements:
+        remove_placement_group(placement)
 
 
 def one_line(error: BaseException) -> str:
@@ -21,55 +98,44 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
 
 
-def reserve(bundles: Sequence[Mapping[str, float]], *, name: str, timeout_s: float) -> Any:
-    """A Ray placement group with one bundle per actor, or TimeoutError naming what was asked and what the cluster has.
-
-    All bundles are granted together or not at all, so that a run never holds half of its actors for ever.
-    """
+def _reserve(specs: Sequence[ActorSpec], *, group: str, timeout_s: float, error: type[Exception]) -> Any:
     import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util import placement_group, remove_placement_group
 
-    wanted = [{resource: amount for resource, amount in bundle.items() if amount} for bundle in bundles]
-    group = placement_group([bundle or {"CPU": 0.001} for bundle in wanted], strategy="PACK", name=name)
-    if not group.wait(timeout_s):
-        remove_placement_group(group)
-        raise TimeoutError(
-            f"no room for {len(wanted)} x {_amounts(wanted[0])} within {timeout_s:g} s; the cluster has "
-            f"{_amounts(ray.cluster_resources())} in all and {_amounts(ray.available_resources())} free"
+    bundles = [{"CPU": spec.num_cpus, "GPU": spec.num_gpus} for spec in specs]
+    asked = [{name: amount for name, amount in bundle.items() if amount} or NO_RESOURCES for bundle in bundles]
+    placement = placement_group(asked, strategy="PACK", name=group)
+    if not placement.wait(timeout_s):
+        remove_placement_group(placement)
+        totals = {name: sum(bundle[name] for bundle in bundles) for name in ("CPU", "GPU")}
+        raise error(
+            f"{group}: no room for {len(specs)} actors ({_amounts(totals)}) within {timeout_s:g} s; the cluster has "
+            f"{_amounts(ray.cluster_resources())}, of which {_amounts(ray.available_resources())} are free"
         )
-    return group
+    return placement
 
 
-def wait_ready(handles: Sequence[Any], names: Sequence[str], *, timeout_s: float, error: type[Exception]) -> list[Any]:
-    """Call ``ready()`` on every actor side by side and return the replies in order.
-
-    Raises:
-        error: an actor failed, died, or took longer than ``timeout_s``; the message names it.
-    """
+def _wait_ready(
+    handles: Sequence[Any], specs: Sequence[ActorSpec], *, timeout_s: float, error: type[Exception]
+) -> None:
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
     deadline = time.monotonic() + timeout_s
-    refs = {
-        handle.ready.remote(): (index, name) for index, (handle, name) in enumerate(zip(handles, names, strict=True))
-    }
-    replies: list[Any] = [None] * len(refs)
-    pending = list(refs)
+    name_of = {handle.ready.remote(): spec.name for handle, spec in zip(handles, specs, strict=True)}
+    pending = list(name_of)
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
-            late = ", ".join(refs[ref][1] for ref in pending)
-            raise error(f"{late}: not ready within {timeout_s:g} s")
-        index, name = refs[done[0]]
+            raise error(f"{', '.join(name_of[ref] for ref in pending)}: not ready within {timeout_s:g} s")
         try:
-            replies[index] = ray.get(done[0])
+            ray.get(done[0])
         except RayTaskError as failure:
-            raise error(f"{name}: {one_line(failure.cause or failure)}") from None
+            raise error(f"{name_of[done[0]]}: {one_line(failure.cause or failure)}") from None
         except RayActorError as failure:
-            raise error(f"{name}: its process died while starting ({one_line(failure)})") from None
-    return replies
+            raise error(f"{name_of[done[0]]}: its process died while starting ({one_line(failure)})") from None
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
     shown = {name: resources.get(name, 0.0) for name in ("CPU", "GPU")}
-    return ", ".join(f"{amount:g} {name}" for name, amount in shown.items() if amount or name == "CPU")
+    return " and ".join(f"{amount:g} {name}s" for name, amount in shown.items() if amount or name == "CPU")

@@ -70,11 +70,12 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         self._drop_unfinished_layers()
 
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        model: Any = self.model
         named = list(tensors)
         for name, tensor in named:
             # hash_tensor has no value for an empty tensor
             self._hashes[name] = torch.hash_tensor(tensor) if tensor.numel() else torch.zeros(())
-        self.model.load_weights(iter(named))
+        model.load_weights(iter(named))
 
     def _drop_unfinished_layers(self) -> None:
         """Forget tensors that wait in half-received layers.

@@ -1,0 +1,97 @@
+"""A judge inside a Ray actor: scores responses on one objective, never sees the preference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from actors.startup import QUIET_ENV, ActorSpec, start_actors, stop_actors
+from rewards.config import ObjectiveConfig
+from rewards.scorers import Scorer, ScorerError, build_scorer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Judge = Literal["reward", "audit"]
+"""``reward``: what the policy learns from. ``audit``: the independent second judge, for evaluation only."""
+
+
+class RewardActor:
+    """One replica of one objective's judges. The audit judge is loaded when it is first asked.
+
+    Args:
+        objective: the recipe's section.
+    """
+
+    def __init__(self, objective: ObjectiveConfig) -> None:
+        self.objective = objective
+        self._scorers: dict[Judge, Scorer] = {}
+
+    def __repr__(self) -> str:
+        return f"RewardActor(objective={self.objective.name})"
+
+    def ready(self) -> dict[str, Any]:
+        """Load the reward judge (once) and tell what runs here. Raises ScorerError when it cannot be loaded."""
+        self._scorer("reward")
+        return {"objective": self.objective.name, "scorer": self.objective.scorer.type, "pid": os.getpid()}
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str], judge: Judge = "reward") -> np.ndarray:
+        """Score ``responses[i]`` as an answer to ``prompts[i]``.
+
+        Returns:
+            float64 [N]; NaN where a score is missing.
+
+        Raises:
+            ScorerError: the judge fails as a whole, or the objective has no audit judge.
+        """
+        return self._scorer(judge).score(prompts, responses)
+
+    def _scorer(self, judge: Judge) -> Scorer:
+        if judge not in self._scorers:
+            config = self.objective.scorer if judge == "reward" else self.objective.audit
+            if config is None:
+                raise ScorerError(f"objective {self.objective.name!r} has no {judge} judge")
+            self._scorers[judge] = build_scorer(config)
+        return self._scorers[judge]
+
+
+def start_rewards(
+    objectives: Sequence[ObjectiveConfig], *, run_name: str, start_timeout_s: float = 600
+) -> dict[str, list[Any]]:
+    """Start every replica of every objective side by side and wait until all have loaded.
+
+    Returns:
+        Objective name -> Ray actor handles named ``<run_name>/reward-<objective>-<replica>``, in recipe order.
+
+    Raises:
+        ScorerError: no room on the cluster, or a judge that could not load; nothing is left running.
+    """
+    specs = {
+        objective.name: [
+            ActorSpec(
+                name=f"{run_name}/reward-{objective.name}-{replica}",
+                num_cpus=objective.num_cpus,
+                num_gpus=objective.num_gpus,
+                env={**QUIET_ENV, "OMP_NUM_THREADS": str(max(1, int(objective.num_cpus)))},
+                kwargs={"objective": objective},
+            )
+            for replica in range(objective.replicas)
+        ]
+        for objective in objectives
+    }
+    handles = iter(
+        start_actors(
+            RewardActor,
+            [spec for replicas in specs.values() for spec in replicas],
+            group=f"{run_name}/reward",
+            timeout_s=start_timeout_s,
+            error=ScorerError,
+        )
+    )
+    return {name: [next(handles) for _ in replicas] for name, replicas in specs.items()}
+
+
+def stop(rewards: Mapping[str, Sequence[Any]]) -> None:
+    """End the reward actors and give their resources back."""
+    stop_actors([handle for replicas in rewards.values() for handle in replicas])
