@@ -53,6 +53,8 @@ def write_report(run_dir: Path) -> Path:
 def _render(run_dir: Path, summary: Record, evaluations: list[Record], metrics: list[Record], run: Record) -> str:
     import jinja2
 
+    from orchestrator.figures.style import objective_color
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -70,6 +72,7 @@ def _render(run_dir: Path, summary: Record, evaluations: list[Record], metrics: 
         rows=metric_rows(summary),
         judges={"reward": "By the reward models the policy was trained on", "audit": "By the audit judge it never saw"},
         images=images,
+        colors=[objective_color(k) for k in range(len(summary["objectives"]))],
         has_steps=bool(metrics),
         examples=_examples(evaluations),
         history=evaluations if len(evaluations) > 2 else [],

@@ -65,9 +65,9 @@ def conditional_reward_dispersion(scores: Any) -> float:
     uncorrelated objectives of the policy on which the normaliser was fitted. K = 1: the plain variance. Vectors with
     fewer than two complete responses are left out.
     """
-    determinants = np.linalg.det(conditional_covariance(scores))
-    determinants = determinants[np.isfinite(determinants)]
-    return float(determinants.mean()) if len(determinants) else float("nan")
+    covariance_NKK = conditional_covariance(scores)
+    measured_NKK = covariance_NKK[np.isfinite(covariance_NKK).all(axis=(1, 2))]
+    return float(np.linalg.det(measured_NKK).mean()) if len(measured_NKK) else float("nan")
 
 
 def conditional_covariance(scores: Any) -> np.ndarray:

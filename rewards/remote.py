@@ -57,6 +57,7 @@ class HTTPScorer:
         return np.concatenate(batches) if batches else np.empty(0)
 
     def _score_batch(self, prompts: list[str], responses: list[str]) -> np.ndarray:
+        tries = f"{self._config.retries + 1} tries"
         try:
             reply = self._session.post(
                 self._config.url,
@@ -66,10 +67,10 @@ class HTTPScorer:
                 allow_redirects=False,  # a redirect would turn the POST into a GET
             )
         except requests.RequestException as error:
-            tries = f"{self._config.retries + 1} tries"
             raise ScorerError(f"{self._where} is unreachable after {tries} ({type(error).__name__})") from None
         if reply.status_code != 200:
-            raise ScorerError(f"{self._where} answered with status {reply.status_code}, expected 200")
+            after = f" after {tries}" if reply.status_code in RETRY_STATUSES else ""
+            raise ScorerError(f"{self._where} answered with status {reply.status_code}{after}, expected 200")
         try:
             body = reply.json()
         except requests.JSONDecodeError as error:

@@ -71,12 +71,13 @@ def _draw_front(axes: Axes, before: Record | None, after: Record, judge: str, pa
         if record is None or side is None:
             continue
         colors_N3 = np.tile(to_rgb(START), (len(preferences_NK), 1)) if start else mixed_colors(preferences_NK)
-        if judge == "reward":
-            for cloud, color in zip(record.get("cloud") or [], colors_N3, strict=False):
-                scores_PK = np.array(cloud, dtype=float).reshape(-1, len(objectives))
-                alpha = 0.16 if start else 0.25
-                axes.scatter(scores_PK[:, x], scores_PK[:, y], s=7, color=color, alpha=alpha, lw=0, zorder=1)
-                clouds.append(scores_PK[:, [x, y]])
+        responses = record.get("cloud") if judge == "reward" else None
+        if responses:
+            counts = [len(scores_PK) for scores_PK in responses]
+            cloud = np.array(list(itertools.chain.from_iterable(responses)), dtype=float).reshape(-1, len(objectives))
+            colors = np.repeat(colors_N3, counts, axis=0)
+            axes.scatter(cloud[:, x], cloud[:, y], s=7, c=colors, alpha=0.16 if start else 0.25, lw=0, zorder=1)
+            clouds.append(cloud[:, [x, y]])
         points_NK = np.array(side["points"], dtype=float)
         means.append(points_NK[:, [x, y]])
         if path_order:

@@ -39,7 +39,7 @@ def plot_training(path: Path, metrics: Sequence[Record], objectives: Sequence[st
         identification.set_title("Identification and pairs (share)")
         _draw_curves(drift, steps, metrics, {"logratio_mean": ""}, (COLORS[2],))
         drift.axhline(0, color="#B0B0B0", lw=1, ls=(0, (2, 2)))
-        drift.set_title("Mean log-ratio to the reference (nats)")
+        drift.set_title("Log-ratio to the reference (nats)")
         _draw_curves(gradient, steps, metrics, {"grad_norm": ""}, (COLORS[3],))
         gradient.set_ylim(bottom=0)
         gradient.set_title("Gradient norm before clipping")
@@ -69,7 +69,7 @@ def _draw_rewards(
         if normalizer is not None:
             mean = (mean - normalizer["mean"][k]) / normalizer["std"][k]
         _draw_curve(axes, steps, mean, objective_color(k), name)
-    axes.set_title("Mean reward of the batch" + (" (normalised)" if normalizer is not None else " (raw)"))
+    axes.set_title("Mean batch reward" + (" (normalised)" if normalizer is not None else " (raw)"))
 
 
 def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> None:

@@ -1,0 +1,356 @@
+"""Scorers: a real (tiny) classifier, Python functions, and a real HTTP server on the loopback address."""
+
+import json
+import logging
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from rewards.classifier import ClassifierScorer
+from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig
+from rewards.scorers import ScorerError, build_scorer, check_scorer
+
+WORDS = ("<pad>", "<eos>", "<unk>", "Human:", *"abcdefghij", "{prompt}", "{response}")
+
+# --- Python functions -------------------------------------------------------------------------------------------------
+
+
+def word_count(prompts, responses, scale=1.0):
+    return [scale * len(response.split()) for response in responses]
+
+
+def partly_missing(prompts, responses):
+    return [None, math.nan, math.inf, -math.inf, 1, np.float32(2.5)]
+
+
+def too_short(prompts, responses):
+    return [0.0]
+
+
+def a_single_number(prompts, responses):
+    return 3.0
+
+
+def words(prompts, responses):
+    return ["good" for _ in responses]
+
+
+def broken(prompts, responses):
+    raise RuntimeError("no tea left\nand a long story")
+
+
+NOT_CALLABLE = 3
+
+
+def python_scorer(function, **options):
+    return build_scorer(PythonScorerConfig(function=f"{__name__}:{function.__name__}", options=options))
+
+
+def test_a_python_function_scores_with_its_options():
+    scores = python_scorer(word_count, scale=2.0).score(["p", "p"], ["a b", ""])
+    assert scores.tolist() == [4.0, 0.0]
+    assert scores.dtype == np.float64
+
+
+def test_single_missing_scores_are_nan_and_never_zero():
+    scores = python_scorer(partly_missing).score(["p"] * 6, ["r"] * 6)
+    assert np.isnan(scores[:4]).all()
+    assert scores[4:].tolist() == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (too_short, "must return 2 scores, got 1"),
+        (a_single_number, "must return 2 scores, got float"),
+        (words, "score 0 must be a number or null, got 'good'"),
+        (broken, "raised RuntimeError: no tea left$"),
+    ],
+)
+def test_a_function_that_fails_as_a_whole_is_a_scorer_error_naming_it(function, problem):
+    with pytest.raises(ScorerError, match=problem) as caught:
+        python_scorer(function).score(["p", "p"], ["r", "r"])
+    assert function.__name__ in str(caught.value)
+
+
+def test_prompts_and_responses_must_be_as_many():
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        python_scorer(word_count).score(["p"], ["a", "b"])
+
+
+def test_checks_name_the_place_and_the_broken_part_of_a_dotted_path():
+    def problems(function):
+        return check_scorer(PythonScorerConfig(function=function), "objectives.0.scorer")
+
+    assert problems(f"{__name__}:word_count") == []
+    assert problems("math:sqrt") == []
+    (problem,) = problems("no_such_package.rewards:f")
+    assert problem.startswith("objectives.0.scorer.function: cannot import 'no_such_package.rewards'")
+    assert "has no 'no_such_function'" in problems("math:no_such_function")[0]
+    assert "must be a function, got int" in problems(f"{__name__}:NOT_CALLABLE")[0]
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------------
+
+
+class FakeServer:
+    """Answers POSTs from a list of (status, body) and remembers what it was asked."""
+
+    def __init__(self):
+        self.answers: list[tuple[int, object]] = []
+        self.requests: list[tuple[str, str | None, dict]] = []
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                fake.requests.append((self.path, self.headers.get("Authorization"), body))
+                status, answer = fake.answers.pop(0) if fake.answers else (200, None)
+                if answer is None:
+                    answer = {"scores": [len(response) for response in body["responses"]]}
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/score"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    def scorer(self, **values):
+        return build_scorer(HTTPScorerConfig(**{"url": self.url, "timeout_s": 5, "retries": 1, **values}))
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join(timeout=5)
+
+
+@pytest.fixture
+def server():
+    fake = FakeServer()
+    yield fake
+    fake.close()
+
+
+def test_a_server_scores_in_batches_and_in_order(server):
+    scores = server.scorer(batch_size=2).score(["p"] * 5, ["a", "bb", "ccc", "d", "ee"])
+    assert scores.tolist() == [1, 2, 3, 1, 2]
+    assert [len(body["responses"]) for _, _, body in server.requests] == [2, 2, 1]
+    assert server.requests[0][2] == {"prompts": ["p", "p"], "responses": ["a", "bb"]}
+
+
+def test_nothing_to_score_asks_nobody(server):
+    assert server.scorer().score([], []).shape == (0,)
+    assert server.requests == []
+
+
+def test_missing_scores_of_a_server_are_nan(server):
+    server.answers = [(200, b'{"scores": [null, NaN, 2]}')]
+    scores = server.scorer().score(["p"] * 3, ["r"] * 3)
+    assert np.isnan(scores[:2]).all() and scores[2] == 2
+
+
+def test_a_passing_failure_is_tried_again(server):
+    server.answers = [(503, {}), (200, {"scores": [7.0]})]
+    assert server.scorer(retries=1).score(["p"], ["r"]).tolist() == [7.0]
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        ([(503, {})] * 2, "status 503 after 2 tries"),
+        ([(401, {})], "status 401, expected 200"),
+        ([(302, {})], "status 302"),
+        ([(200, b"<html>")], "did not answer with JSON"),
+        ([(200, {"score": [1]})], "must answer with"),
+        ([(200, {"scores": [1.0, 2.0]})], "must return 1 scores, got 2"),
+        ([(200, {"scores": ["0.5"]})], "must be a number or null"),
+    ],
+)
+def test_a_bad_answer_is_a_scorer_error_naming_the_server(server, answers, problem):
+    server.answers = list(answers)
+    with pytest.raises(ScorerError, match=problem) as caught:
+        server.scorer().score(["p"], ["r"])
+    assert server.url in str(caught.value)
+
+
+def test_a_server_that_is_down_is_named_without_its_query():
+    fake = FakeServer()
+    fake.close()
+    scorer = build_scorer(HTTPScorerConfig(url=fake.url + "?key=hush", timeout_s=2, retries=1))
+    with pytest.raises(ScorerError, match="unreachable after 2 tries") as caught:
+        scorer.score(["p"], ["r"])
+    assert fake.url in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_the_token_is_sent_and_never_shown(server, monkeypatch, caplog):
+    monkeypatch.setenv("SCORER_TOKEN_OF_TEST", "s3cret")
+    caplog.set_level(logging.DEBUG)
+    scorer = server.scorer(token_env="SCORER_TOKEN_OF_TEST")
+    scorer.score(["p"], ["r"])
+    assert server.requests[0][1] == "Bearer s3cret"
+    server.answers = [(401, {"error": "s3cret"})]
+    with pytest.raises(ScorerError) as caught:
+        scorer.score(["p"], ["r"])
+    assert "s3cret" not in str(caught.value) + caplog.text + repr(vars(scorer))
+
+
+def test_a_token_that_is_not_set_is_known_before_the_start(monkeypatch):
+    monkeypatch.delenv("SCORER_TOKEN_OF_TEST", raising=False)
+    config = HTTPScorerConfig(url="http://rm/score", token_env="SCORER_TOKEN_OF_TEST")
+    assert check_scorer(config, "o.scorer") == [
+        "o.scorer.token_env: environment variable 'SCORER_TOKEN_OF_TEST' is not set"
+    ]
+    with pytest.raises(ScorerError, match="SCORER_TOKEN_OF_TEST"):
+        build_scorer(config)
+
+
+# --- Hugging Face classifier ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A random two-label Llama classifier of 16 positions-by-words, with its word-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("classifier")
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    ).save_pretrained(path)
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            num_labels=2,
+            pad_token_id=0,
+            initializer_range=0.5,
+        )
+    ).save_pretrained(path)
+    return path
+
+
+def classify(path, prompts, responses, **values):
+    return build_scorer(HuggingFaceScorerConfig(model=str(path), device="cpu", **values)).score(prompts, responses)
+
+
+def test_a_classifier_scores_each_response_as_it_would_alone(classifier):
+    """Order, batches and padding must not matter; compared with the model called directly."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    prompts = ["a b", "c", "d e f g", "a", "b b b"]
+    responses = ["h", "i j i j i j", "h", "j i", "a"]
+    model = AutoModelForSequenceClassification.from_pretrained(classifier)
+    logits = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        ids = [WORDS.index(word) for word in f"{prompt} {response}".split()]
+        with torch.no_grad():
+            logits.append(model(torch.tensor([ids])).logits[0].tolist())
+    expected = np.array(logits)
+    for batch_size in (1, 2, 64):
+        scores = classify(classifier, prompts, responses, batch_size=batch_size)
+        assert scores.dtype == np.float64
+        np.testing.assert_allclose(scores, expected[:, 0], atol=1e-5)
+    np.testing.assert_allclose(classify(classifier, prompts, responses, label=1), expected[:, 1], atol=1e-5)
+    np.testing.assert_allclose(classify(classifier, prompts, responses, negate=True), -expected[:, 0], atol=1e-5)
+    rough = classify(classifier, prompts, responses, dtype="bfloat16")
+    np.testing.assert_allclose(rough, expected[:, 0], atol=0.15)
+
+
+def test_a_template_is_filled_once_and_braces_in_texts_are_plain(classifier):
+    scores = classify(classifier, ["a", "a"], ["b", "c"], template="Human: {prompt} {response} <eos>")
+    same = classify(classifier, ["Human: a", "Human: a"], ["b <eos>", "c <eos>"])
+    np.testing.assert_allclose(scores, same, atol=1e-6)
+    braces = classify(classifier, ["{response}", "a"], ["b", "{prompt}"], template="{prompt} {response}")
+    assert np.isfinite(braces).all()
+    assert abs(braces[0] - classify(classifier, ["b"], ["b"])[0]) > 1e-4
+
+
+def test_long_inputs_lose_the_start_of_the_prompt_and_are_counted(classifier):
+    scorer = ClassifierScorer(HuggingFaceScorerConfig(model=str(classifier), device="cpu", max_length=6,
+                                                  template="Human: {prompt} {response} <eos>"))  # fmt: skip
+    scores = scorer.score(["a b c d e f g", "f g", "a b"], ["h i", "h i", "h i j a b c d e f"])
+    assert scorer.truncated == 2
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    shortened = classify(classifier, [""], ["h i j a"], template="Human: {prompt} {response} <eos>")
+    assert scores[2] == pytest.approx(shortened[0], abs=1e-6)
+
+
+def test_a_template_longer_than_the_limit_is_refused(classifier):
+    with pytest.raises(ScorerError, match="longer than max_length 1"):
+        classify(classifier, ["a"], ["b"], max_length=1, template="Human: {prompt} {response} <eos>")
+
+
+def test_the_models_own_limit_is_kept(classifier):
+    scorer = ClassifierScorer(HuggingFaceScorerConfig(model=str(classifier), device="cpu", max_length=512))
+    assert scorer.max_length == 64
+
+
+def test_nothing_to_read_is_a_missing_score(classifier):
+    scores = classify(classifier, ["", "a"], ["", "b"])
+    assert np.isnan(scores[0]) and np.isfinite(scores[1])
+    assert classify(classifier, [], []).shape == (0,)
+
+
+def test_a_missing_label_is_refused_before_and_at_loading(classifier):
+    config = HuggingFaceScorerConfig(model=str(classifier), label=2, device="cpu")
+    assert "has 2 labels, so label must be < 2, got 2" in check_scorer(config, "o")[0]
+    with pytest.raises(ScorerError, match="has 2 labels"):
+        build_scorer(config)
+
+
+def test_a_language_model_is_no_classifier(classifier, tmp_path):
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        )
+    ).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(classifier).save_pretrained(tmp_path)
+    config = HuggingFaceScorerConfig(model=str(tmp_path), device="cpu")
+    assert "holds LlamaForCausalLM, not a sequence classifier" in check_scorer(config, "o")[0]
+    with pytest.raises(ScorerError, match="holds no trained weights for score"):
+        build_scorer(config)
+
+
+def test_folders_are_checked_and_hub_ids_are_not(classifier, tmp_path):
+    def problems(model):
+        return check_scorer(HuggingFaceScorerConfig(model=str(model)), "o.scorer")
+
+    assert problems(classifier) == []
+    assert problems("some-organisation/some-model") == []
+    assert problems(tmp_path / "gone") == [f"o.scorer.model: folder '{tmp_path / 'gone'}' does not exist"]
+    assert problems("./gone") == ["o.scorer.model: folder './gone' does not exist"]
+    assert "holds no config.json" in problems(tmp_path)[0]
+    (tmp_path / "config.json").write_text("{")
+    assert "cannot be read" in problems(tmp_path)[0]
+    (tmp_path / "config.json").write_text("{}")
+    assert "holds no tokenizer" in problems(tmp_path)[0]
+
+
+def test_a_folder_that_cannot_be_loaded_is_a_scorer_error_naming_it(tmp_path):
+    with pytest.raises(ScorerError, match="gone"):
+        build_scorer(HuggingFaceScorerConfig(model=str(tmp_path / "gone"), device="cpu"))
