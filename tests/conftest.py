@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,10 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
     WANDB_MODE="offline",
 )
+
+# Workers unpickle functions and classes of the test modules by name, so they look for them where pytest does.
+TESTS = Path(__file__).resolve().parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH")]))
 
 LOGICAL_CPUS = 8  # a count that Ray schedules by; the machine may have fewer
 OBJECT_STORE_BYTES = 200 << 20

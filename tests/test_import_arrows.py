@@ -6,7 +6,6 @@ All of it is read from the syntax trees; nothing is imported.
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeGuard
 
 import pytest
 
@@ -36,7 +35,7 @@ def imported_modules(node: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(child, ast.ImportFrom) and child.level == 0 and child.module:
             yield child.lineno, child.module
         elif isinstance(child, ast.Call) and dotted(child.func).rpartition(".")[2] in ("import_module", "__import__"):
-            yield from ((child.lineno, arg.value) for arg in child.args[:1] if is_text(arg))
+            yield from ((child.lineno, text(arg)) for arg in child.args[:1] if text(arg))
 
 
 def imported_at_load(statements: list[ast.stmt]) -> Iterator[tuple[int, str]]:
@@ -53,8 +52,8 @@ def imported_at_load(statements: list[ast.stmt]) -> Iterator[tuple[int, str]]:
                 yield from imported_at_load(handler.body)
 
 
-def is_text(node: ast.AST) -> TypeGuard[ast.Constant]:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def text(node: ast.AST) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def dotted(node: ast.AST) -> str:
