@@ -148,9 +148,9 @@ def _draw_weight_key(axes: Axes, objectives: list[str]) -> None:
         image = np.concatenate([mixed_colors(np.clip(weights, 0, 1)), inside[:, None]], axis=1).clip(0, 1)
         axes.imshow(image.reshape(*x.shape, 4), origin="lower", extent=(0, 1, 0, corners[2, 1]))
         for (cx, cy, _), name, below in zip(corners, objectives, (True, True, False), strict=True):
-            axes.text(cx, cy + (-0.1 if below else 0.1), name, ha="center", va="center", fontsize=9)
+            axes.text(cx, cy + (-0.1 if below else 0.1), name, ha="center", va="center", fontsize=8.5)
         axes.text(0.5, 1.25, "colour of w", ha="center", va="center", fontsize=9, fontweight="bold")
-        axes.set_xlim(-0.45, 1.45)
+        axes.set_xlim(-0.25, 1.25)
         axes.set_ylim(-0.25, 1.35)
 
 
