@@ -50,7 +50,9 @@ def build_once(
             )
         if directory.exists():
             progress(f"{directory}: {reason}; building it again")
-        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        for orphan in directory.parent.glob(f".{directory.name}-building-*"):  # of a build that was killed
+            shutil.rmtree(orphan, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-building-", dir=directory.parent))
         try:
             report = dict(build(partial))
             manifest = {

@@ -67,14 +67,30 @@ def check_inputs(recipe: "Recipe") -> Inputs:
 
 
 def load_tokenizer(model: str) -> Any:
-    from transformers import AutoTokenizer
-
+    """Raises BadInput when the folder or hub id holds none."""
+    folder = Path(model).expanduser()
     try:
-        return AutoTokenizer.from_pretrained(str(Path(model).expanduser()) if is_local(model) else model)
+        if _is_plain_fast_tokenizer(folder):
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(str(folder))
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(folder) if is_local(model) else model)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"policy.model: no tokenizer could be loaded from {model!r}: {str(error).splitlines()[0]}"
         ) from None
+
+
+def _is_plain_fast_tokenizer(folder: Path) -> bool:
+    """Whether the generic fast class is the folder's own: AutoTokenizer gives the same, and imports torch on the way."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    generic = ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return (folder / "tokenizer.json").is_file() and config.get("tokenizer_class") in generic
 
 
 def make_renderer(recipe: "Recipe", tokenizer: Any) -> PromptRenderer:

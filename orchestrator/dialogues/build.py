@@ -5,6 +5,7 @@ it can read w before the online stage (a policy that cannot read w never learns 
 says what the row already is: brevity's weight grows with the answer's brevity rank, harmlessness's with being chosen.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -75,8 +76,14 @@ def build_dialogues(
         BadInput: the data cannot be read, or hold too few dialogues to split.
     """
     spec = spec or DialogueSpec()
-    key = {"spec": spec.model_dump(mode="json"), "data": data, "seed": seed}
+    key = {"spec": spec.model_dump(mode="json"), "data": source_digest(data), "seed": seed}
     return build_once(directory, key, lambda folder: _build(folder, data, seed, spec, progress), progress=progress)
+
+
+def source_digest(data: str) -> str:
+    """What the data are, wherever they lie: the sha256 of a file; the name of a hub data set or folder."""
+    file = Path(data).expanduser()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else data
 
 
 def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Callable[[str], None]) -> dict[str, Any]:
