@@ -33,7 +33,7 @@ def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
         env["OMP_NUM_THREADS"] = str(max(1, int(config.num_cpus)))
         if config.enforce_eager:
             # Symptom: the first batch takes 8 s longer, 40 s where no compiler cache is warm. Cause: vLLM compiles the
-            # kernel that ranks log-probabilities in eager mode too. Delete when it stops, or a switch of its own appears.
+            # kernel that ranks log-probabilities in eager mode too. Delete when it stops, or has a switch for it.
             env["TORCH_COMPILE_DISABLE"] = "1"
     return env
 

@@ -55,7 +55,7 @@ def start_actors(
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     placement = _reserve(specs, group=group, timeout_s=timeout_s, error=error)
-    remote_class = ray.remote(actor_class)
+    remote_class: Any = ray.remote(actor_class)
     handles: list[Any] = []
     try:
         for index, spec in enumerate(specs):

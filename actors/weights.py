@@ -63,7 +63,7 @@ class LayerwiseTransferEngine(WeightTransferEngine):
 
     def checksums(self) -> dict[str, int]:
         """Name -> ``torch.hash_tensor`` of every tensor received since the last start."""
-        return {name: int(value) for name, value in self._hashes.items()}
+        return {name: int(value.item()) for name, value in self._hashes.items()}
 
     def abandon(self) -> None:
         """Leave a working (mixed) model behind an update that was broken off; only a full push makes it right again."""
