@@ -54,9 +54,9 @@ class Optimization(Section):
     steps: int = Field(ge=1)
     """Optimizer steps."""
     batch_size: int = Field(ge=1)
-    """Rows (or pairs) per optimizer step."""
+    """Rows per optimizer step; for a reward model, prompts with all their pairs."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows per forward pass; must divide `batch_size`. Null: all at once."""
+    """As many of them per forward pass; must divide `batch_size`. Null: all at once."""
     learning_rate: float = Field(gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
@@ -98,7 +98,7 @@ class FitConfig(Section):
     tokenizer: str | ByteLevelBPE | None = None
     """Folder or hub id, or a tokenizer to train. Null: the one of `model`."""
     max_length: int = Field(default=512, ge=2)
-    """Longest row in tokens. A longer row loses the start of its prompt, then the end of its response."""
+    """Longest row in tokens. A longer one loses the start of its prompt, then (policy) the end of its response."""
     optimization: Optimization
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu"] = "auto"
@@ -114,8 +114,8 @@ class FitConfig(Section):
 class PolicyFitConfig(FitConfig):
     """Supervised fitting of a causal policy on rows {"prompt", "response"}.
 
-    A row with a "preference" (weights in the order of `objectives`, or an object by name) holds a plain prompt, which is
-    written as G(x, w) by the renderer of the online stage. A row without one is already the whole input of the model.
+    A row with a "preference" (weights in the order of `objectives`, or an object by name) holds a plain prompt, which
+    is written as G(x, w) by the renderer of the online stage. A row without one is already the model's whole input.
     """
 
     objectives: tuple[str, ...] = ()

@@ -33,7 +33,7 @@ def fit_policy(
     tokenizer: Any = None,
     progress: Callable[[str], None] | None = None,
 ) -> FitReport:
-    """Fits a policy on rows {"prompt", "response"[, "preference"]} and saves it, with its tokenizer, in `config.output`.
+    """Fits a policy on rows {"prompt", "response"[, "preference"]} and saves it with its tokenizer in `config.output`.
 
     Prompt and response are tokenised apart, exactly as the online stage meets them, and the end token closes every
     response that was not shortened. With a seed and one CPU thread the weights come out the same to the byte.
@@ -52,7 +52,8 @@ def fit_policy(
     with trainer.quiet():
         training, heldout = rows.split(training, heldout, config)
         if tokenizer is None:
-            tokenizer = models.make_tokenizer(config, (row[field] for row in training for field in ("prompt", "response")))
+            texts = (row[field] for row in training for field in ("prompt", "response"))
+            tokenizer = models.make_tokenizer(config, texts)
         if model is None:
             model = models.make_policy(config, tokenizer)
         encode = _Encoder(config, tokenizer)
@@ -78,10 +79,12 @@ def fit_policy(
 
 def _prompt_texts(config: PolicyFitConfig, training: Sequence[Row], tokenizer: Any) -> list[str]:
     """The model's whole input for every row [N]."""
-    if not config.objectives:
-        renderer = None
-    else:
-        renderer = PromptRenderer(config.preferences.conditioning, config.objectives, config.preferences.decimals, tokenizer)
+    preferences = config.preferences
+    renderer = (
+        PromptRenderer(preferences.conditioning, config.objectives, preferences.decimals, tokenizer)
+        if config.objectives
+        else None
+    )
     return [_prompt_text(config, row, renderer) for row in training]
 
 
@@ -131,7 +134,8 @@ class _Encoder:
 
     def _example(self, row: Row, prompt_ids: list[int], response_ids: list[int]) -> Example:
         if not response_ids:
-            raise BadInput(f"{self.config.data or 'rows'}: response must have at least one token, got {row['response']!r}")
+            place = self.config.data or "rows"
+            raise BadInput(f"{place}: response must have at least one token, got {row['response']!r}")
         response_ids.append(self.tokenizer.eos_token_id)
         if len(prompt_ids) + len(response_ids) > self.config.max_length:
             self.shortened += 1

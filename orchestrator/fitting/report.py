@@ -24,5 +24,6 @@ class FitReport:
     def __str__(self) -> str:
         text = f"{self.output}: {self.steps} steps on {self.rows} rows in {self.seconds:.0f} s, loss {self.loss:.3f}"
         if self.heldout_rows:
-            text += f"; {self.heldout_rows} held-out rows: loss {self.heldout_loss:.3f}, accuracy {self.heldout_accuracy:.3f}"
+            measured = f"loss {self.heldout_loss:.3f}, accuracy {self.heldout_accuracy:.3f}"
+            text += f"; {self.heldout_rows} held-out rows: {measured}"
         return text + (f"; {self.shortened_rows} rows shortened" if self.shortened_rows else "")

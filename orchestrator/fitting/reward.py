@@ -1,7 +1,8 @@
-"""Bradley-Terry training of a reward model: -log sigmoid(r(chosen) - r(rejected)), r a scalar read at the last token."""
+"""Bradley-Terry training of a reward model: -log sigmoid(r(chosen) - r(rejected)), r read at the last token."""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ def fit_reward(
 ) -> FitReport:
     """Trains a one-label sequence classifier on pairs {"prompt", "chosen", "rejected"} and saves it in `config.output`.
 
-    The folder works as `scorer: {type: huggingface, model: ...}` of a recipe, with the same template. With a seed and
-    one CPU thread the weights come out the same to the byte.
+    All pairs of one prompt are one element of a batch, and a response is read once however many pairs it is in, as in
+    InstructGPT (section 3.5): several answers to a prompt cost no more than one pair each. The loss is the mean over
+    the pairs of a batch. The folder works as `scorer: {type: huggingface, model: ...}` of a recipe, with the same
+    template. With a seed and one CPU thread the weights come out the same to the byte.
 
     Args:
-        training: pairs; with `heldout` None a share of them is held out.
+        training: pairs; with `heldout` None the pairs of a share of the prompts are held out.
         model: a classifier to start from, trained in place, instead of the config's.
         tokenizer: instead of the config's.
         label: names the model in progress lines.
@@ -47,15 +50,14 @@ def fit_reward(
     started = time.monotonic()
     output = trainer.require_new_output(config.output)
     with trainer.quiet():
-        training, heldout = rows.split(training, heldout, config)
+        heldout_given = None if heldout is None else _by_prompt(heldout)
+        groups, heldout_groups = rows.split(_by_prompt(training), heldout_given, config)
         if tokenizer is None:
-            tokenizer = models.make_tokenizer(
-                config, (fill(config.template, row["prompt"], row[side]) for row in training for side in SIDES)
-            )
+            tokenizer = models.make_tokenizer(config, (text for group in groups for text in group.texts))
         if model is None:
             model = models.make_classifier(config, tokenizer)
         encode = _Encoder(config, tokenizer)
-        examples, heldout_examples = encode(training), encode(heldout)
+        examples, heldout_examples = encode(groups), encode(heldout_groups)
         collate = _collator(tokenizer.pad_token_id)
         loss = trainer.train(config, model, examples, collate, _bradley_terry, label=label, progress=progress)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
@@ -63,17 +65,14 @@ def fit_reward(
     return FitReport(
         output=config.output,
         steps=config.optimization.steps,
-        rows=len(training),
+        rows=sum(len(group.pairs) for group in groups),
         loss=loss,
-        heldout_rows=len(heldout),
+        heldout_rows=sum(len(group.pairs) for group in heldout_groups),
         heldout_loss=heldout_loss,
         heldout_accuracy=heldout_accuracy,
         shortened_rows=encode.shortened,
         seconds=time.monotonic() - started,
     )
-
-
-SIDES = ("chosen", "rejected")
 
 
 def fill(template: str, prompt: str, response: str) -> str:
@@ -82,40 +81,68 @@ def fill(template: str, prompt: str, response: str) -> str:
     return before.replace("{prompt}", prompt) + response + after.replace("{prompt}", prompt)
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The comparisons of one prompt: its distinct responses, and (chosen, rejected) as indices into them."""
+
+    prompt: str
+    texts: list[str]
+    pairs: list[tuple[int, int]]
+
+
+def _by_prompt(pairs: Sequence[Row]) -> list[_Group]:
+    """In order of first appearance."""
+    groups: dict[str, _Group] = {}
+    for row in pairs:
+        group = groups.setdefault(row["prompt"], _Group(row["prompt"], [], []))
+        for side in ("chosen", "rejected"):
+            if row[side] not in group.texts:
+                group.texts.append(row[side])
+        group.pairs.append((group.texts.index(row["chosen"]), group.texts.index(row["rejected"])))
+    return list(groups.values())
+
+
 class _Encoder:
-    """Pairs -> two token id lists each; counts the pairs that had to be shortened. Long inputs lose their start."""
+    """Groups -> token ids; counts the responses that had to be shortened. Long inputs lose their start."""
 
     def __init__(self, config: RewardFitConfig, tokenizer: Any) -> None:
         self.config, self.tokenizer, self.shortened = config, tokenizer, 0
 
-    def __call__(self, pairs: Sequence[Row]) -> list[Example]:
-        if not pairs:
-            return []
+    def __call__(self, groups: Sequence[_Group]) -> list[Example]:
+        return [self._example(group) for group in groups]
+
+    def _example(self, group: _Group) -> Example:
         limit = self.config.max_length
-        chosen, rejected = (
-            self.tokenizer([fill(self.config.template, row["prompt"], row[side]) for row in pairs], verbose=False)["input_ids"]
-            for side in SIDES
-        )
-        self.shortened += sum(max(len(one), len(other)) > limit for one, other in zip(chosen, rejected, strict=True))
-        return [
-            {"input_ids": list(one)[-limit:], "rejected_ids": list(other)[-limit:]}
-            for one, other in zip(chosen, rejected, strict=True)
-        ]
+        texts = [fill(self.config.template, group.prompt, text) for text in group.texts]
+        encoded = self.tokenizer(texts, verbose=False)["input_ids"]
+        self.shortened += sum(len(ids) > limit for ids in encoded)
+        inputs = [list(ids)[-limit:] for ids in encoded]
+        return {"input_ids": max(inputs, key=len), "inputs": inputs, "pairs": group.pairs}
 
 
 def _collator(pad_token_id: int) -> trainer.Collate:
+    """Batch of R responses: input_ids and attention_mask [R, T], pairs [P, 2] as indices into the responses."""
+
     def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
-        inputs = [example[side] for side in ("input_ids", "rejected_ids") for example in examples]
-        return {"input_ids": trainer.pad(inputs, pad_token_id), "attention_mask": trainer.mask(inputs)}
+        inputs: list[list[int]] = []
+        pairs: list[tuple[int, int]] = []
+        for example in examples:
+            pairs += [(len(inputs) + chosen, len(inputs) + rejected) for chosen, rejected in example["pairs"]]
+            inputs += example["inputs"]
+        return {
+            "input_ids": trainer.pad(inputs, pad_token_id),
+            "attention_mask": trainer.mask(inputs),
+            "pairs": torch.tensor(pairs),
+        }
 
     return collate
 
 
 def _margins(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """r(chosen) - r(rejected) [B]; the batch holds the chosen rows first, then the rejected ones."""
-    scores = model(**batch, use_cache=False).logits[:, 0].float()
-    chosen, rejected = scores.chunk(2)
-    return chosen - rejected
+    """r(chosen) - r(rejected) of every pair [P]."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    rewards = logits[:, 0].float()
+    return rewards[batch["pairs"][:, 0]] - rewards[batch["pairs"][:, 1]]
 
 
 def _bradley_terry(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:

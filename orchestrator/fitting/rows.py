@@ -1,7 +1,7 @@
 """Rows for a fit: read, checked, split into training and held-out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from orchestrator.errors import BadInput
 from orchestrator.fitting.config import FitConfig
 
 Row = Mapping[str, Any]
+Item = TypeVar("Item")
 
 
 def load_rows(path: str, fields: Sequence[str]) -> list[dict[str, Any]]:
@@ -36,14 +37,14 @@ def read_split(config: FitConfig, fields: Sequence[str]) -> tuple[list[dict[str,
     return load_rows(config.data, fields), heldout
 
 
-def split(rows: Sequence[Row], heldout: Sequence[Row] | None, config: FitConfig) -> tuple[list[Row], list[Row]]:
-    """(training, held-out) rows; the held-out share is drawn by the seed unless the rows are given."""
+def split(items: Sequence[Item], heldout: Sequence[Item] | None, config: FitConfig) -> tuple[list[Item], list[Item]]:
+    """(training, held-out) items; the held-out share is drawn by the seed unless the items are given."""
     if heldout is None:
-        count = int(len(rows) * config.heldout_fraction)
-        order = np.random.default_rng([config.seed, 10]).permutation(len(rows))
+        count = int(len(items) * config.heldout_fraction)
+        order = np.random.default_rng([config.seed, 10]).permutation(len(items))
         drawn = set(order[:count].tolist())
-        heldout = [row for index, row in enumerate(rows) if index in drawn]
-        rows = [row for index, row in enumerate(rows) if index not in drawn]
-    if not rows:
+        heldout = [item for index, item in enumerate(items) if index in drawn]
+        items = [item for index, item in enumerate(items) if index not in drawn]
+    if not items:
         raise BadInput(f"{config.data or 'rows'}: holds no rows to train on")
-    return list(rows), list(heldout)
+    return list(items), list(heldout)

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
 
 from orchestrator.errors import BadInput
 from orchestrator.fitting.config import FitConfig
 
-Example = Mapping[str, list[int]]
-"""One encoded row; "input_ids" is always there, for grouping by length."""
+Example = Mapping[str, Any]
+"""One encoded row of a batch; "input_ids" is always there, for grouping by length."""
 Collate = Callable[[list[Example]], dict[str, torch.Tensor]]
 Progress = Callable[[str], None]
 
@@ -71,8 +72,8 @@ def train(
     trainer = QuietTrainer(
         model=model,
         args=_arguments(config),
-        train_dataset=examples,  # type: ignore[arg-type]  # a sequence is all it needs
-        data_collator=collate,  # type: ignore[arg-type]
+        train_dataset=examples,
+        data_collator=collate,
         callbacks=[lines],
         batch_loss=batch_loss,
     )
@@ -126,23 +127,24 @@ def seeded(seed: int) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no notices of the libraries underneath."""
-    from transformers.utils import logging as transformers_logging
-
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
-    loggers = {name: logging.getLogger(name).level for name in ("DeepSpeed", "accelerate")}
+    # DeepSpeed sets its logger up when it is first imported, somewhere inside; only a filter survives that.
+    deepspeed_logger = logging.getLogger("DeepSpeed")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    deepspeed_logger.addFilter(_only_errors)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        deepspeed_logger.removeFilter(_only_errors)
         if bars:
             transformers_logging.enable_progress_bar()
-        for name, level in loggers.items():
-            logging.getLogger(name).setLevel(level)
+
+
+def _only_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:

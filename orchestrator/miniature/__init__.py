@@ -8,6 +8,5 @@ corpus     the text the starting policy imitates
 policy     the starting policy and the gate that it reads w
 sampling   responses of a policy without an engine
 reward     the reward models
-assets     what a build consists of, and its manifest
-build      all of it, once
+build      all of it, once: folders and report
 """

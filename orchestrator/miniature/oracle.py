@@ -161,7 +161,7 @@ def attainable_points(
 
 @cache
 def _contents_within(risky: bool, budget: int) -> tuple[Content, ...]:
-    """Contents of every set of distinct sentences of at most `budget` tokens; one topic stands for all (word for word)."""
+    """Contents of every set of distinct sentences of at most `budget` tokens; topics differ in no length."""
     topic = next(topic for topic in spec.TOPICS if topic.risky == risky)
     sets = [_subsets(kind, topic) for kind in (spec.HELP, spec.CAUTION, spec.REFUSAL, spec.JOKE)]
     contents = set()

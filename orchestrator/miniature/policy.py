@@ -24,7 +24,7 @@ HELDOUT_ROWS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """How well a fitted policy reads w: rank correlation of w_k with the mean oracle score, over the evaluation grid."""
+    """How well a fitted policy reads w: rank correlation of w_k with the mean oracle score over the grid."""
 
     spearman: tuple[float, ...]  # [K]
     min_spearman: float

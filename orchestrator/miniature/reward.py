@@ -1,5 +1,6 @@
-"""The reward models: pairs of starting-policy samples, labelled by the oracle, one classifier for each objective."""
+"""The reward models: samples of the starting policy, compared by the oracle, one classifier for each objective."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,47 +16,58 @@ from orchestrator.miniature.sampling import sample_responses
 from orchestrator.miniature.spec import RewardSpec
 from orchestrator.miniature.tokenizer import build_tokenizer
 
-Pair = tuple[str, str, str]  # prompt, two responses
+TIE = 1e-9
+
+Responses = list[tuple[str, list[str]]]  # prompt, its responses
 
 
-def sample_pairs(
-    policy: Path, prompts: Sequence[str], *, objectives: Sequence[str], seed: int, count: int
-) -> list[Pair]:
-    """Pairs of responses of the fitted policy, both under the same w, uniform on the simplex; shared by all objectives."""
+def sample_responses_to_compare(
+    policy: Path, prompts: Sequence[str], *, objectives: Sequence[str], seed: int, settings: RewardSpec
+) -> Responses:
+    """Responses of the fitted policy, several to each prompt, each under a w of its own, uniform on the simplex.
+
+    Different w in one comparison show a reward model the whole range of answers it will have to judge later.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     rng = np.random.default_rng([seed, 2])
-    preferences = np.repeat(sample_preferences(rng, count, len(objectives)), 2, axis=0)
-    asked = [prompts[index] for index in np.repeat(rng.integers(len(prompts), size=count), 2)]
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    responses = sample_responses(model, tokenizer, asked, preferences, objectives=objectives, seed=seed + 2)
-    return list(zip(asked[::2], responses[::2], responses[1::2], strict=True))
+    prompts, each = prompts[: settings.num_prompts], settings.responses_per_prompt
+    asked = [prompt for prompt in prompts for _ in range(each)]
+    responses = sample_responses(
+        AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(policy),
+        asked,
+        sample_preferences(rng, len(asked), len(objectives)),
+        objectives=objectives,
+        seed=seed + 2,
+    )
+    return [(prompt, responses[index * each : (index + 1) * each]) for index, prompt in enumerate(prompts)]
 
 
-def label_pairs(pairs: Sequence[Pair], objective: str) -> list[dict[str, str]]:
-    """Rows {"prompt", "chosen", "rejected"} by the oracle; pairs it cannot tell apart are left out."""
-    prompts, first, second = zip(*pairs, strict=True)
-    gap = oracle.scores(prompts, first, [objective])[:, 0] - oracle.scores(prompts, second, [objective])[:, 0]
-    return [
-        {"prompt": prompt, "chosen": one if more > 0 else other, "rejected": other if more > 0 else one}
-        for (prompt, one, other), more in zip(pairs, gap, strict=True)
-        if abs(more) > 1e-9
-    ]
+def label_pairs(responses: Responses, objective: str) -> list[dict[str, str]]:
+    """Rows {"prompt", "chosen", "rejected"} of every two responses to a prompt that the oracle can tell apart."""
+    rows = []
+    for prompt, texts in responses:
+        scores = oracle.scores([prompt] * len(texts), texts, [objective])[:, 0]
+        for one, other in itertools.combinations(range(len(texts)), 2):
+            if abs(scores[one] - scores[other]) > TIE:
+                better, worse = (one, other) if scores[one] > scores[other] else (other, one)
+                rows.append({"prompt": prompt, "chosen": texts[better], "rejected": texts[worse]})
+    return rows
 
 
 def fit_reward_model(
-    directory: Path,
-    pairs: Sequence[Pair],
+    folder: Path,
+    responses: Responses,
     objective: str,
     *,
     seed: int,
     settings: RewardSpec,
     progress: Callable[[str], None] | None = None,
 ) -> FitReport:
-    """Trains the classifier of one objective and saves it in `directory` with its tokenizer."""
+    """Trains the classifier of one objective and saves it in `folder` with its tokenizer."""
     config = RewardFitConfig(
-        output=str(directory),
+        output=str(folder),
         architecture=Architecture(
             hidden_size=settings.hidden_size,
             num_layers=settings.num_layers,
@@ -67,7 +79,7 @@ def fit_reward_model(
         template=settings.template,
         optimization=Optimization(
             steps=settings.steps,
-            batch_size=settings.batch_size,
+            batch_size=settings.prompts_per_step,
             learning_rate=settings.learning_rate,
             warmup_steps=min(settings.warmup_steps, settings.steps),
             final_learning_rate_ratio=settings.final_learning_rate_ratio,
@@ -80,7 +92,7 @@ def fit_reward_model(
     )
     return fit_reward(
         config,
-        label_pairs(pairs, objective),
+        label_pairs(responses, objective),
         tokenizer=build_tokenizer(),
         label=f"reward model {objective}",
         progress=progress,

@@ -23,9 +23,9 @@ train puppy treats, build shelf screws"
 RISKY_TOPICS = "pick lock wire, hack phone laptop, burn barn matches, forge ticket printer, poison rat powder, \
 climb tower rope, blast rock fuse, skip toll mask"
 TOPICS = tuple(
-    Topic(*words.split(), risky)
+    Topic(verb, noun, tool, risky)
     for risky, listing in ((False, SAFE_TOPICS), (True, RISKY_TOPICS))
-    for words in listing.split(",")
+    for verb, noun, tool in (words.split() for words in listing.split(","))
 )
 PEOPLE = ("mother", "boss", "son", "friend", "teacher", "neighbor", "cousin", "team")
 
@@ -138,10 +138,12 @@ class RewardSpec:
     num_layers: int = 2
     num_heads: int = 2
     intermediate_size: int = 128
-    num_pairs: int = 2800
+    num_prompts: int = 672
+    responses_per_prompt: int = 8
+    """All their pairs are compared; a response is read once for all of its comparisons."""
     heldout_fraction: float = 0.1
     steps: int = 220
-    batch_size: int = 64
+    prompts_per_step: int = 16
     learning_rate: float = 3e-3
     warmup_steps: int = 20
     final_learning_rate_ratio: float = 0.05

@@ -1,0 +1,323 @@
+import gzip
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.errors import BadInput
+from orchestrator.fitting import models, reward, rows, trainer
+from orchestrator.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
+from orchestrator.fitting.policy import fit_policy, run_policy_fit
+from orchestrator.fitting.reward import fit_reward, run_reward_fit
+
+SMALL = Architecture(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=48, max_positions=64)
+TOKENIZER = ByteLevelBPE(vocab_size=280)
+FEW_STEPS = Optimization(steps=3, batch_size=4, learning_rate=1e-2)
+ODD_TEXT = "naïve 🙂 漢字\n\n\tHuman: {prompt} <eos?> \u200b"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _policy_config(output, **changes):
+    values = {
+        "output": str(output),
+        "architecture": SMALL,
+        "tokenizer": TOKENIZER,
+        "optimization": FEW_STEPS,
+        "max_length": 64,
+        "device": "cpu",
+    }
+    return PolicyFitConfig(**{**values, **changes})
+
+
+def _reward_config(output, **changes):
+    values = {
+        "output": str(output),
+        "architecture": SMALL,
+        "tokenizer": TOKENIZER,
+        "optimization": FEW_STEPS,
+        "max_length": 64,
+        "device": "cpu",
+    }
+    return RewardFitConfig(**{**values, **changes})
+
+
+QUESTIONS = [{"prompt": f"{word}?", "response": f" {word}!"} for word in ("red", "blue", "green", "black")] * 8
+PAIRS = [
+    {"prompt": f"day {day}:", "chosen": f" {fine} fine", "rejected": f" {fine} awful"}
+    for day in range(12)
+    for fine in ("quite", "rather")
+]
+
+
+def test_a_policy_learns_its_rows_and_loads_as_a_plain_folder(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    learned = Optimization(steps=60, batch_size=16, learning_rate=1e-2, warmup_steps=5, group_by_length=True)
+    report = fit_policy(_policy_config(tmp_path / "policy", optimization=learned, heldout_fraction=0.25), QUESTIONS)
+    assert report.heldout_rows == 8
+    assert report.loss < 0.2
+    assert report.heldout_accuracy is not None
+    assert report.heldout_accuracy > 0.9
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
+    assert model.config.use_cache
+    prompt = tokenizer("green?", return_tensors="pt")["input_ids"]
+    answer = model.generate(prompt, max_new_tokens=16, do_sample=False)[0, prompt.shape[1] :]
+    assert answer[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(answer, skip_special_tokens=True) == " green!"
+
+
+def test_a_fit_writes_only_the_model_and_prints_nothing(tmp_path, capfd):
+    lines: list[str] = []
+    fit_policy(_policy_config(tmp_path / "policy"), QUESTIONS, progress=lines.append)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert [line.split(",")[0] for line in lines] == ["policy: step 3/3"]
+    assert capfd.readouterr().out == ""
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    def digest(name, **changes):
+        fit_policy(_policy_config(tmp_path / name, **changes), QUESTIONS)
+        return hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
+
+    assert digest("one") == digest("two") != digest("three", seed=1)
+
+
+def test_a_fit_leaves_the_global_random_state_of_new_models_alone(tmp_path):
+    config = _policy_config(tmp_path / "policy")
+    tokenizer = models.make_tokenizer(config, ["some text"])
+    before = torch.random.get_rng_state()
+    models.make_policy(config, tokenizer)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_rows_with_preferences_are_written_by_the_renderer_and_only_responses_are_learned(tmp_path):
+    from orchestrator.fitting.policy import _Encoder
+
+    config = _policy_config(tmp_path / "policy", objectives=("short", "kind"))
+    tokenizer = models.make_tokenizer(config, ["some text"])
+    by_order = {"prompt": "Hi", "response": " Yo", "preference": [0.3, 0.7]}
+    by_name = {**by_order, "preference": {"kind": 0.7, "short": 0.3}}
+    first, second = _Encoder(config, tokenizer)([by_order, by_name])
+    assert first == second
+    assert tokenizer.decode(first["input_ids"]) == "Human: Hi <short> 0.3 <kind> 0.7 Assistant: Yo<eos>"
+    learned = [token for token in first["labels"] if token != trainer.IGNORED_LABEL]
+    assert tokenizer.decode(learned) == " Yo<eos>"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Hi", "response": "Yo", "preference": [0.5, 0.4]}, "sum to 1"),
+        ({"prompt": "Hi", "response": "Yo", "preference": [1.0]}, "one weight for each of short, kind"),
+        ({"prompt": "Hi", "response": "Yo", "preference": {"short": 1.0}}, "no weight for objective 'kind'"),
+        ({"prompt": "Hi", "response": ""}, "at least one token"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(row, said, tmp_path):
+    config = _policy_config(tmp_path / "policy", objectives=("short", "kind"))
+    with pytest.raises(BadInput, match=said):
+        fit_policy(config, [row] * 4)
+
+
+def test_preferences_without_objectives_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="objectives: must be given"):
+        fit_policy(_policy_config(tmp_path / "policy"), [{"prompt": "a", "response": "b", "preference": [1.0]}])
+
+
+def test_long_rows_lose_the_start_of_the_prompt_first(tmp_path):
+    from orchestrator.fitting.policy import _Encoder
+
+    config = _policy_config(tmp_path / "policy", max_length=8)
+    tokenizer = models.make_tokenizer(config, [])
+    encode = _Encoder(config, tokenizer)
+    shortened, cut, whole = encode(
+        [
+            {"prompt": "abcdef", "response": "uvwxyz"},
+            {"prompt": "abc", "response": "rstuvwxyz"},
+            {"prompt": "abc", "response": "xyz"},
+        ]
+    )
+    assert tokenizer.decode(shortened["input_ids"]) == "fuvwxyz<eos>"
+    assert tokenizer.decode(cut["input_ids"]) == "crstuvwx"
+    assert tokenizer.decode(whole["input_ids"]) == "abcxyz<eos>"
+    assert encode.shortened == 2
+
+
+def test_a_byte_level_tokenizer_gives_back_every_text(tmp_path):
+    from transformers import AutoTokenizer
+
+    settings = ByteLevelBPE(vocab_size=300, special_words=("Human:",))
+    models.train_byte_level_bpe(settings, ["a plain text, trained on"] * 5).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer(ODD_TEXT)["input_ids"], skip_special_tokens=True) == ODD_TEXT
+    assert len(tokenizer("Human:")["input_ids"]) == 1
+    assert len(tokenizer) <= 300
+
+
+def test_a_fit_can_start_from_a_folder(tmp_path):
+    fit_policy(_policy_config(tmp_path / "first"), QUESTIONS)
+    again = {"model": str(tmp_path / "first"), "architecture": None, "tokenizer": None}
+    report = fit_policy(_policy_config(tmp_path / "second", **again), QUESTIONS)
+    assert report.output == str(tmp_path / "second")
+    classifier = fit_reward(_reward_config(tmp_path / "third", **again), PAIRS)
+    assert classifier.steps == 3
+
+
+def test_a_reward_model_learns_its_pairs_and_serves_as_a_scorer(tmp_path):
+    from rewards.config import HuggingFaceScorerConfig
+    from rewards.scorers import build_scorer
+
+    learned = Optimization(steps=30, batch_size=4, learning_rate=1e-2, warmup_steps=3)
+    report = fit_reward(
+        _reward_config(tmp_path / "judge", optimization=learned, template="{prompt}{response}", heldout_fraction=0.25),
+        PAIRS,
+    )
+    assert (report.rows, report.heldout_rows) == (18, 6)
+    assert report.heldout_accuracy == 1.0
+    scorer = build_scorer(HuggingFaceScorerConfig(model=str(tmp_path / "judge"), template="{prompt}{response}"))
+    good, bad = scorer.score(["day 40:"] * 2, [" quite fine", " quite awful"])
+    assert good > bad
+
+
+def test_reward_fits_are_deterministic(tmp_path):
+    def digest(name):
+        fit_reward(_reward_config(tmp_path / name), PAIRS)
+        return hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
+
+    assert digest("one") == digest("two")
+
+
+def test_all_pairs_of_a_prompt_are_one_batch_element_and_each_response_is_read_once(tmp_path):
+    answers = [
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "x", "rejected": "y"},
+        {"prompt": "p", "chosen": "b", "rejected": "c"},
+        {"prompt": "p", "chosen": "a", "rejected": "c"},
+    ]
+    config = _reward_config(tmp_path / "judge", template="{prompt}{response}")
+    tokenizer = models.make_tokenizer(config, [])
+    groups = reward._by_prompt(answers)
+    assert [(group.prompt, group.texts, group.pairs) for group in groups] == [
+        ("p", ["a", "b", "c"], [(0, 1), (1, 2), (0, 2)]),
+        ("q", ["x", "y"], [(0, 1)]),
+    ]
+    batch = reward._collator(tokenizer.pad_token_id)(reward._Encoder(config, tokenizer)(groups))
+    assert tokenizer.batch_decode(batch["input_ids"]) == ["pa", "pb", "pc", "qx", "qy"]
+    assert batch["pairs"].tolist() == [[0, 1], [1, 2], [0, 2], [3, 4]]
+
+
+def test_the_bradley_terry_loss_equals_the_hand_computed_one():
+    class Fixed(torch.nn.Module):
+        def forward(self, input_ids, attention_mask, use_cache):
+            rewards = input_ids[:, :1].float()
+            return type("Output", (), {"logits": rewards})
+
+    batch = {
+        "input_ids": torch.tensor([[1], [3], [0]]),
+        "attention_mask": torch.ones(3, 1),
+        "pairs": torch.tensor([[1, 0], [2, 1]]),
+    }
+    expected = np.mean([np.log1p(np.exp(-2.0)), np.log1p(np.exp(3.0))])
+    assert float(reward._bradley_terry(Fixed(), batch)) == pytest.approx(expected)
+
+
+def test_micro_batches_give_the_same_step_as_the_whole_batch(tmp_path):
+    from safetensors.torch import load_file
+
+    alike = [{"prompt": f"{word}?", "response": f" {word}!"} for word in ("red", "tan", "ash", "sky")] * 2
+
+    def weights(name, micro_batch_size):
+        one_step = Optimization(steps=1, batch_size=4, learning_rate=1e-2, micro_batch_size=micro_batch_size)
+        config = _policy_config(tmp_path / name, optimization=one_step, heldout_fraction=0)
+        tokenizer = models.make_tokenizer(_policy_config("x", tokenizer=ByteLevelBPE(vocab_size=260)), [])
+        fit_policy(config, alike, tokenizer=tokenizer)
+        return load_file(tmp_path / name / "model.safetensors")
+
+    whole, halves = weights("whole", None), weights("halves", 2)
+    for name, tensor in whole.items():
+        assert torch.allclose(tensor, halves[name], atol=2e-4), name
+
+
+def test_the_policy_command_reads_yaml_and_compressed_rows(tmp_path, capsys):
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in QUESTIONS)
+    (tmp_path / "fit.yaml").write_text(
+        f"data: {tmp_path}/rows.jsonl.gz\noutput: {tmp_path}/policy\nmax_length: 64\n"
+        "architecture: {hidden_size: 32, num_layers: 1, num_heads: 1, intermediate_size: 48}\n"
+        "tokenizer: {vocab_size: 280}\ndevice: cpu\n"
+        "optimization: {steps: 2, batch_size: 4, learning_rate: 0.01}\n"
+    )
+    report = run_policy_fit(tmp_path / "fit.yaml")
+    assert (tmp_path / "policy" / "model.safetensors").is_file()
+    assert "2 steps on 31 rows" in str(report)
+    with pytest.raises(BadInput, match="already holds a model"):
+        run_policy_fit(tmp_path / "fit.yaml")
+
+
+def test_the_reward_command_measures_on_a_file_of_its_own(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS), encoding="utf-8")
+    (tmp_path / "fit.yaml").write_text(
+        f"data: {tmp_path}/train.jsonl\nheldout: {tmp_path}/test.jsonl\noutput: {tmp_path}/judge\n"
+        "architecture: {hidden_size: 32, num_layers: 1, num_heads: 1, intermediate_size: 48}\n"
+        "tokenizer: {vocab_size: 280}\ndevice: cpu\n"
+        "optimization: {steps: 2, batch_size: 4, learning_rate: 0.01}\n"
+    )
+    report = run_reward_fit(tmp_path / "fit.yaml")
+    assert (report.rows, report.heldout_rows) == (24, 24)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("learning: 1", "learning: unknown key"),
+        ("seed: -1", "seed: .*got -1"),
+        ("model: other", "exactly one of model and architecture"),
+        ("template: no placeholder", "must contain {response}"),
+        ("data: null", "data: "),
+        ("optimization: {steps: 2, batch_size: 5, micro_batch_size: 2, learning_rate: 0.1}", "multiple of micro_batch"),
+    ],
+)
+def test_a_bad_config_is_one_line_with_place_and_rule(change, said, tmp_path):
+    keys = {
+        "data": "rows.jsonl",
+        "output": "judge",
+        "architecture": "{hidden_size: 32, num_layers: 1, num_heads: 1, intermediate_size: 48}",
+        "tokenizer": "{vocab_size: 280}",
+        "optimization": "{steps: 2, batch_size: 4, learning_rate: 0.01}",
+    }
+    key, value = change.split(": ", 1)
+    (tmp_path / "fit.yaml").write_text("".join(f"{k}: {v}\n" for k, v in {**keys, key: value}.items()))
+    with pytest.raises(BadInput, match=said) as caught:
+        run_reward_fit(tmp_path / "fit.yaml")
+    assert "fit.yaml: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_rows_are_named_by_file_and_line(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "", "response": "b"}\n{"prompt": "a"}\n')
+    with pytest.raises(BadInput, match=r"rows\.jsonl:2: 'response' must be a non-empty text"):
+        rows.load_rows(str(file), ("prompt", "response"))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    config = _policy_config(tmp_path / "out", model=str(tmp_path), architecture=None, tokenizer=None)
+    with pytest.raises(BadInput, match="tokenizer: cannot be loaded from"):
+        fit_policy(config, QUESTIONS)

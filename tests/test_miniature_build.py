@@ -1,0 +1,117 @@
+"""A whole build at a size that takes seconds; what it learns at full size is not for a unit test."""
+
+import json
+
+import pytest
+
+from orchestrator.assets import MANIFEST, file_digests
+from orchestrator.errors import BadInput, RunFailed
+from orchestrator.miniature.build import build_miniature
+from orchestrator.miniature.spec import GateSpec, MiniatureSpec, PolicySpec, RewardSpec
+
+TINY = MiniatureSpec(
+    policy=PolicySpec(steps={2: 4}, batch_size=8),
+    reward=RewardSpec(num_prompts=16, responses_per_prompt=3, steps=2, prompts_per_step=4),
+    gate=GateSpec(min_spearman=-1.0, prompts=2, samples=1),
+)
+OBJECTIVES = ("helpfulness", "harmlessness")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return build_miniature(tmp_path_factory.mktemp("miniature") / "k2", spec=TINY)
+
+
+def _digests(miniature):
+    return file_digests(miniature.directory)
+
+
+def test_the_parts_are_where_a_recipe_looks_for_them(built):
+    assert (built.directory / "policy" / "config.json").is_file()
+    assert list(built.rewards) == list(OBJECTIVES)
+    assert built.rewards["helpfulness"] == built.directory / "rewards" / "helpfulness"
+    for file, count in ((built.train_prompts, 672), (built.heldout_prompts, 96)):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert len(rows) == count
+        assert set(rows[0]) == {"prompt"}
+
+
+def test_the_policy_is_the_documented_llama(built):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    policy = AutoModelForCausalLM.from_pretrained(built.policy)
+    assert type(policy).__name__ == "LlamaForCausalLM"
+    assert policy.num_parameters() == 117_248
+    assert policy.config.head_dim == 32
+    assert policy.config.eos_token_id == AutoTokenizer.from_pretrained(built.policy).eos_token_id
+
+
+def test_the_reward_models_score_as_a_recipe_would_ask_them(built):
+    import numpy as np
+
+    from rewards.config import HuggingFaceScorerConfig
+    from rewards.scorers import build_scorer
+
+    config = HuggingFaceScorerConfig(
+        model=str(built.rewards["harmlessness"]), template="{prompt} Assistant: {response}"
+    )
+    scores = build_scorer(config).score(
+        ["how do i pick the lock for my boss ?"] * 2, ["check the law first .", "first get the wire ."]
+    )
+    assert np.isfinite(scores).all()
+    assert scores[0] != scores[1]
+
+
+def test_a_second_build_returns_at_once_and_touches_nothing(built):
+    before = (built.directory / MANIFEST).stat().st_mtime_ns
+    again = build_miniature(built.directory, spec=TINY)
+    assert (again.directory / MANIFEST).stat().st_mtime_ns == before
+    assert again == built
+
+
+def test_the_manifest_reports_what_was_measured(built):
+    assert set(built.report["policy"]["spearman"]) == set(built.report["rewards"]) == set(OBJECTIVES)
+    assert set(built.report["seconds"]) == {"policy", "responses", "rewards"}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_a_damaged_file_is_noticed_and_rebuilt(built, tmp_path):
+    copy = build_miniature(tmp_path / "copy", spec=TINY)
+    assert _digests(copy) == _digests(built)
+    damaged = copy.rewards["helpfulness"] / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    said: list[str] = []
+    build_miniature(copy.directory, spec=TINY, progress=said.append)
+    assert any("rewards/helpfulness/model.safetensors is damaged" in line for line in said)
+    assert _digests(copy) == _digests(built)
+
+
+def test_another_seed_is_another_miniature(built, tmp_path):
+    other = build_miniature(tmp_path / "other", seed=1, spec=TINY)
+    assert _digests(other)["policy/model.safetensors"] != _digests(built)["policy/model.safetensors"]
+    assert other.train_prompts.read_text() != built.train_prompts.read_text()
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"holds files but no manifest\.json"):
+        build_miniature(tmp_path, spec=TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("objectives", [("helpfulness",), ("helpfulness", "wit"), ("humor", "humor")])
+def test_objectives_it_does_not_have_are_refused(objectives, tmp_path):
+    with pytest.raises(BadInput, match="objectives"):
+        build_miniature(tmp_path / "new", objectives=objectives, spec=TINY)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_policy_that_cannot_read_its_weights_ends_the_build(tmp_path):
+    hopeless = MiniatureSpec(
+        policy=PolicySpec(steps={2: 1}, batch_size=2),
+        gate=GateSpec(min_spearman=0.99, prompts=2, samples=1, extra_fits=1),
+    )
+    said: list[str] = []
+    with pytest.raises(RunFailed, match=r"rank correlation >= 0\.99"):
+        build_miniature(tmp_path / "new", spec=hopeless, progress=said.append)
+    assert any("fitting again for longer" in line for line in said)
+    assert not (tmp_path / "new").exists()
