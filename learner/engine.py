@@ -69,7 +69,9 @@ class LearnerEngine:
         self.beta_w = METHODS[method].beta_w(config)
         self.device = _device(config)
         on_gpu = self.device.type == "cuda"
-        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu) else torch.float32
+        self.dtype = (
+            torch.bfloat16 if config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu) else torch.float32
+        )
         deepspeed = _start_deepspeed(self.device, timeout_s=config.step_timeout_s)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.micro_batches = math.ceil(pairs_per_step / (self.world_size * config.micro_batch_pairs))
@@ -186,7 +188,9 @@ class LearnerEngine:
             raise LearnerError(f"checkpoint {path}: no readable {CHECKPOINT_META}: {error}") from error
         for name, expected in self._identity().items():
             if saved.get(name) != expected:
-                raise LearnerError(f"checkpoint {path}: {name} must be {expected!r}, it was saved with {saved.get(name)!r}")
+                raise LearnerError(
+                    f"checkpoint {path}: {name} must be {expected!r}, it was saved with {saved.get(name)!r}"
+                )
         loaded, _ = self._engine.load_checkpoint(
             str(path), tag=CHECKPOINT_TAG, load_module_strict=self.config.lora is None
         )
@@ -239,7 +243,9 @@ class LearnerEngine:
 
     def _reduce(self, sums: dict[str, Tensor], learner_tokens: int) -> tuple[dict[str, float], int]:
         """Totals over all ranks, in one small all-reduce. A loss that is not finite anywhere is so everywhere."""
-        totals = torch.stack([*(value.double() for value in sums.values()), torch.tensor(learner_tokens).to(self.device)])
+        totals = torch.stack(
+            [*(value.double() for value in sums.values()), torch.tensor(learner_tokens).to(self.device)]
+        )
         if self.world_size > 1:
             dist.all_reduce(totals)
         values = totals.tolist()

@@ -88,7 +88,8 @@ class PolicyModule(nn.Module):
     @property
     def causal_lm(self) -> Any:
         """The Hugging Face model itself, adapters in place."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def forward(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """float32 [M]: log pi(targets | the tokens before them). Arguments as in `learner.sequences.SequenceBlock`."""
@@ -104,7 +105,7 @@ class PolicyModule(nn.Module):
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Compare with the model's own logits on a few tokens, while the parameters are whole (before ZeRO-3 partitions them).
+        """Compare with the model's own logits on a few tokens; call it before ZeRO-3 partitions the parameters.
 
         Raises:
             ValueError: this model does something to its logits that is not known here.

@@ -113,14 +113,14 @@ def _add_adapters(causal_lm: nn.Module, lora: LoraSection, model: str) -> nn.Mod
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     adapters = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float works; peft only declares int
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
     try:
         # Adapters in the base's dtype: DeepSpeed keeps the float32 master copy itself.
-        return get_peft_model(causal_lm, adapters, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+        return get_peft_model(causal_lm, adapters, autocast_adapter_dtype=False)
     except ValueError as error:
         raise LearnerError(f"learner.lora.target_modules: {error} (policy.model {model!r})") from error
 

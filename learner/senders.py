@@ -4,9 +4,9 @@
     NcclSender  vLLM's own packed NCCL broadcast; GPU engines
 
 An engine is any Ray actor handle with `weights_init(info)`, `weights_start()`, `weights_update(info, data)` and
-`weights_finish(policy_version) -> {name: checksum}`. Every rank calls `connect` and `send`; rank 0 does the talking, the
-others take part in gathering what ZeRO-3 has partitioned. When rank 0 fails it still gathers to the end, so that no
-rank waits for it, and raises then.
+`weights_finish(policy_version) -> {name: checksum}`. Every rank calls `connect` and `send`: rank 0 does the talking,
+the others take part in gathering what ZeRO-3 has partitioned. When rank 0 fails it still gathers to the end, so that
+no rank waits for it, and raises then.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class Engines:
     def start_each(self, method: str, arguments: Sequence[Any]) -> list[Any]:
         """Call `method(argument)` on every engine, each with its own argument."""
         return [
-            getattr(handle, method).remote(argument)
-            for handle, argument in zip(self.handles, arguments, strict=True)
+            getattr(handle, method).remote(argument) for handle, argument in zip(self.handles, arguments, strict=True)
         ]
 
     def wait(self, references: Sequence[Any], method: str) -> list[Any]:
@@ -201,7 +200,7 @@ class NcclSender:
         names = [spec.name for spec in self.source.specs]
         self._client = _NcclClient(engines, names=names, workers_per_engine=self.workers_per_engine)
         self._stream = _NcclStream(self.source)
-        address, port = _free_endpoint() if self.rank == 0 else ("", 0)
+        address, port = free_endpoint() if self.rank == 0 else ("", 0)
         self._trainer = WeightTransferTrainerFactory.trainer_init(
             NCCLTrainerInitInfo(
                 rank=self.rank,
@@ -287,7 +286,19 @@ def _num_bytes(item: WeightEntry) -> int:
     return torch.Size(item.shape).numel() * getattr(torch, item.dtype).itemsize
 
 
-def _free_endpoint() -> tuple[str, int]:
+def make_sender(
+    backend: str, source: WeightSource, *, rank: int, timeout_s: float, workers_per_engine: int
+) -> WeightSender:
+    """The sender for what the engines receive by: `host` or `nccl`."""
+    if backend == "host":
+        return HostSender(source, rank=rank, timeout_s=timeout_s)
+    if backend == "nccl":
+        return NcclSender(source, rank=rank, timeout_s=timeout_s, workers_per_engine=workers_per_engine)
+    raise WeightSyncError(f"weight_backend must be 'host' or 'nccl', got {backend!r}")
+
+
+def free_endpoint() -> tuple[str, int]:
+    """This node's address and a port that was free just now."""
     import socket
 
     import ray

@@ -1,4 +1,4 @@
-"""Ragged token ids -> one right-padded block. Shapes: N sequences, T tokens of the longest, M response tokens in all."""
+"""Ragged token ids -> one right-padded block. Shapes: N sequences, T tokens of the longest, M response tokens."""
 
 from __future__ import annotations
 

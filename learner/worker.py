@@ -1,0 +1,402 @@
+"""The learner on Ray: an actor around each DeepSpeed rank, and the group that drives all of them as one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from learner.config import LearnerConfig
+from learner.methods import METHODS
+from learner.types import LearnerError, PairBatch, StepReport, SyncReport, WeightManifest, WeightSyncError
+
+DEATH_GRACE_S = 5.0
+"""A rank's death breaks the collectives of the others first; wait this long for the cause before naming a symptom."""
+SYNC_GRACE_S = 30.0
+"""Rank 0 names the engine that missed the broadcast's deadline; the group waits this much longer for its word."""
+
+
+class LearnerWorker:
+    """One rank. Light until `start`, so that every failure of loading arrives as an error with a cause.
+
+    Args:
+        config: the recipe's `learner` section.
+        rank: of this actor, from 0.
+    """
+
+    def __init__(self, config: LearnerConfig, *, rank: int) -> None:
+        self.config = config
+        self.rank = rank
+        self._engine: Any = None
+        self._sender: Any = None
+
+    def __repr__(self) -> str:
+        return f"LearnerWorker(rank={self.rank})"
+
+    def endpoint(self) -> tuple[str, int]:
+        """Address and free port of this node, for the process group (asked of rank 0)."""
+        from learner.senders import free_endpoint
+
+        return free_endpoint()
+
+    def start(self, address: str, port: int, options: dict[str, Any]) -> dict[str, Any]:
+        """Join the process group and load the engine; `options` are `LearnerEngine`'s keyword arguments.
+
+        Returns:
+            rank, pid and library versions.
+        """
+        os.environ.update(
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.config.ranks),
+            LOCAL_RANK="0",  # Ray shows each actor its own GPU only
+            MASTER_ADDR=address,
+            MASTER_PORT=str(port),
+        )
+        interface = _network_interface()
+        if interface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+        import deepspeed
+        import torch
+        import transformers
+
+        from learner.engine import LearnerEngine
+
+        if not self.config.num_gpus:
+            torch.set_num_threads(_num_threads(self.config))
+        self._engine = LearnerEngine(self.config, **options)
+        return {
+            "rank": self.rank,
+            "pid": os.getpid(),
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def update(self, batch: PairBatch, total_pairs: int) -> StepReport:
+        return self._engine.update(batch, total_pairs=total_pairs)
+
+    def token_logprobs(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], reference: bool
+    ) -> list[list[float]]:
+        return self._engine.token_logprobs(prompt_ids, response_ids, reference=reference)
+
+    def connect(self, handles: Sequence[Any], backend: str, workers_per_engine: int) -> None:
+        from learner.senders import make_sender
+
+        self._sender = make_sender(
+            backend,
+            self._engine.weights(),
+            rank=self.rank,
+            timeout_s=self.config.sync_timeout_s,
+            workers_per_engine=workers_per_engine,
+        )
+        self._sender.connect(handles)
+
+    def push_weights(self, policy_version: int) -> WeightManifest | None:
+        return self._sender.send(policy_version)
+
+    def save_policy(self, path: Path) -> None:
+        self._engine.save_policy(path)
+
+    def save_checkpoint(self, path: Path) -> None:
+        self._engine.save_checkpoint(path)
+
+    def load_checkpoint(self, path: Path) -> None:
+        self._engine.load_checkpoint(path)
+
+
+class PendingUpdate:
+    """An optimizer step under way."""
+
+    def __init__(self, group: LearnerGroup, references: Sequence[Any], *, step: int) -> None:
+        self._group = group
+        self._references = references
+        self._step = step
+
+    def result(self, timeout: float | None = None) -> StepReport:
+        """Wait for the step, at most `timeout` (default `learner.step_timeout_s`) seconds.
+
+        Raises:
+            LearnerError: a rank failed, died or missed the deadline; names the rank.
+        """
+        limit = self._group.config.step_timeout_s if timeout is None else timeout
+        return self._group.wait(self._references, f"update of step {self._step}", timeout_s=limit)[0]
+
+
+class LearnerGroup:
+    """All ranks as one learner. Make it with `LearnerGroup.start`; usable as a context manager.
+
+    Paths given to it must mean the same on every rank's node. After any LearnerError but a WeightSyncError the ranks
+    are no longer in step: the group refuses further work.
+    """
+
+    def __init__(self, config: LearnerConfig, workers: Sequence[Any], placement: Any) -> None:
+        self.config = config
+        self.info: list[dict[str, Any]] = []
+        self._workers = list(workers)
+        self._placement = placement
+        self._broken: str | None = None
+
+    @classmethod
+    def start(
+        cls,
+        config: LearnerConfig,
+        *,
+        model: str,
+        total_steps: int,
+        pairs_per_step: int,
+        seed: int,
+        method: str = "mi-epo",
+        run_name: str,
+    ) -> LearnerGroup:
+        """Reserve resources, start every rank side by side and wait until all have loaded.
+
+        Actors are named `<run_name>/learner-<rank>`. Other arguments as `learner.engine.LearnerEngine`.
+
+        Raises:
+            LearnerError: no such method, no room on the cluster, or a rank that could not load. Nothing is left
+                running then.
+        """
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        if method not in METHODS:
+            raise LearnerError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
+        placement = _reserve(config, name=f"{run_name}/learner")
+        actor = ray.remote(LearnerWorker)
+        group = cls(config, [], placement)
+        try:
+            for rank in range(config.ranks):
+                options = actor.options(
+                    name=f"{run_name}/learner-{rank}",
+                    num_cpus=config.num_cpus,
+                    num_gpus=config.num_gpus,
+                    max_restarts=0,  # a fresh rank would be out of step with the others
+                    runtime_env={"env_vars": _environment(config, model)},
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
+                )
+                group._workers.append(options.remote(config, rank=rank))
+            limit = config.start_timeout_s
+            [endpoint] = group.wait([group._workers[0].endpoint.remote()], "start", timeout_s=limit)
+            engine_options = {
+                "model": model,
+                "total_steps": total_steps,
+                "pairs_per_step": pairs_per_step,
+                "seed": seed,
+                "method": method,
+            }
+            group.info = group._call("start", *endpoint, engine_options, timeout_s=limit)
+        except BaseException:
+            group.close()
+            raise
+        return group
+
+    def update(self, batch: PairBatch) -> StepReport:
+        """One optimizer step; see `update_async`."""
+        return self.update_async(batch).result()
+
+    def update_async(self, batch: PairBatch) -> PendingUpdate:
+        """Deal the pairs to the ranks round-robin and start one optimizer step on the mean loss over all of them."""
+        ranks, total = self.config.ranks, len(batch.pairs)
+        shares = [PairBatch(step=batch.step, pairs=batch.pairs[rank::ranks]) for rank in range(ranks)]
+        references = self._start("update", [(share, total) for share in shares])
+        return PendingUpdate(self, references, step=batch.step)
+
+    def token_logprobs(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], *, reference: bool = False
+    ) -> list[list[float]]:
+        """Per response token, log pi(token | prompt and tokens before it), under the policy or the reference."""
+        ranks, total = self.config.ranks, len(prompt_ids)
+        if total != len(response_ids):
+            raise ValueError(f"one response per prompt, got {total} prompts and {len(response_ids)} responses")
+        if not total:
+            return []
+        # Ranks need equal numbers of sequences: the last deal wraps around, and what it repeats is left out again.
+        width = -(-total // ranks)
+        deals = [[(rank + ranks * row) % total for row in range(width)] for rank in range(ranks)]
+        shares = [([prompt_ids[i] for i in deal], [response_ids[i] for i in deal], reference) for deal in deals]
+        replies = self.wait(
+            self._start("token_logprobs", shares), "token_logprobs", timeout_s=self.config.step_timeout_s
+        )
+        return [replies[index % ranks][index // ranks] for index in range(total)]
+
+    def connect(self, handles: Sequence[Any], *, workers_per_engine: int = 1) -> None:
+        """Meet the rollout engines; again after one was restarted.
+
+        Args:
+            handles: actor handles with `ready()` and the `weights_*` methods of `learner.senders`.
+            workers_per_engine: GPUs (tensor-parallel size) of one engine.
+
+        Raises:
+            WeightSyncError: engines that receive in different ways, or that refuse the announcement.
+        """
+        from learner.senders import Engines
+
+        engines = Engines(handles, timeout_s=self.config.sync_timeout_s)
+        backends = [reply["weight_backend"] for reply in engines.wait(engines.start("ready"), "ready")]
+        if len(set(backends)) != 1:
+            raise WeightSyncError(f"rollout engines must all receive weights in one way, got {backends}")
+        self._call("connect", list(handles), backends[0], workers_per_engine, timeout_s=self._sync_limit)
+
+    def push_weights(self, policy_version: int) -> SyncReport:
+        """Send all weights to every engine as `policy_version`, each tensor's checksum compared on arrival.
+
+        Raises:
+            WeightSyncError: an engine failed or missed the deadline, or received other bytes; names it. The engines
+                refuse to generate until a push succeeds.
+        """
+        started = time.monotonic()
+        manifest = self._call("push_weights", policy_version, timeout_s=self._sync_limit)[0]
+        return SyncReport(manifest=manifest, seconds=time.monotonic() - started)
+
+    def save_policy(self, path: str | Path) -> None:
+        """Write the policy as a Hugging Face folder, atomically."""
+        self._call("save_policy", Path(path).absolute(), timeout_s=self.config.step_timeout_s)
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Write weights and optimizer state into the directory `path`."""
+        self._call("save_checkpoint", Path(path).absolute(), timeout_s=self.config.step_timeout_s)
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Continue from `save_checkpoint`; the engines' weights are stale until the next `push_weights`."""
+        self._call("load_checkpoint", Path(path).absolute(), timeout_s=self.config.step_timeout_s)
+
+    def close(self) -> None:
+        """End the ranks and give their resources back. Again is harmless."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        self._broken = "the group is closed"
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+
+    def __enter__(self) -> LearnerGroup:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def _sync_limit(self) -> float:
+        return self.config.sync_timeout_s + SYNC_GRACE_S
+
+    def _call(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
+        return self.wait(self._start(method, [arguments] * self.config.ranks), method, timeout_s=timeout_s)
+
+    def _start(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if self._broken is not None:
+            raise LearnerError(f"{method}: the learner cannot go on: {self._broken}")
+        return [getattr(worker, method).remote(*own) for worker, own in zip(self._workers, arguments, strict=True)]
+
+    def wait(self, references: Sequence[Any], what: str, *, timeout_s: float) -> list[Any]:
+        """Results in rank order, from references in rank order.
+
+        Raises:
+            LearnerError: naming the rank that died, failed or was late, in this order of precedence.
+        """
+        import ray
+
+        deadline = time.monotonic() + timeout_s
+        ranks = {reference: rank for rank, reference in enumerate(references)}
+        results: dict[int, Any] = {}
+        failures: dict[int, Exception] = {}
+        pending = list(references)
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                break
+            try:
+                results[ranks[done[0]]] = ray.get(done[0])
+            except ray.exceptions.RayError as error:
+                failures[ranks[done[0]]] = error
+                if isinstance(error, ray.exceptions.RayActorError):
+                    break
+                deadline = min(deadline, time.monotonic() + DEATH_GRACE_S)
+        if failures:
+            raise self._failure(failures, what)
+        if pending:
+            late = ", ".join(str(ranks[reference]) for reference in pending)
+            self._broken = f"{what}: rank {late} did not answer within {timeout_s:g} s"
+            raise LearnerError(self._broken)
+        return [results[rank] for rank in range(len(references))]
+
+    def _failure(self, failures: dict[int, Exception], what: str) -> LearnerError:
+        """The error that tells most: a death, then the learner's own words, then whatever else."""
+        import ray
+
+        for rank, error in failures.items():
+            if isinstance(error, ray.exceptions.RayActorError):
+                self._broken = f"{what}: the process of rank {rank} died ({_one_line(error)})"
+                return LearnerError(self._broken)
+        causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
+        for error in causes.values():
+            if isinstance(error, WeightSyncError):
+                return error
+        for error in causes.values():
+            if isinstance(error, LearnerError):
+                self._broken = str(error)
+                return error
+        rank, cause = next(iter(causes.items()))
+        self._broken = f"{what}: rank {rank} failed: {type(cause).__name__}: {_one_line(cause)}"
+        return LearnerError(self._broken)
+
+
+def _reserve(config: LearnerConfig, *, name: str) -> Any:
+    """One bundle per rank, all or none."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus}
+    bundle = {resource: amount for resource, amount in wanted.items() if amount}
+    group = placement_group([bundle] * config.ranks, strategy="PACK", name=name)
+    if not group.wait(config.start_timeout_s):
+        remove_placement_group(group)
+        have = [
+            {resource: resources.get(resource, 0.0) for resource in bundle}
+            for resources in (ray.cluster_resources(), ray.available_resources())
+        ]
+        raise LearnerError(
+            f"learner: no room for {config.ranks} rank(s) of {bundle} within {config.start_timeout_s:g} s; "
+            f"the cluster has {have[0]} in all, {have[1]} free"
+        )
+    return group
+
+
+def _num_threads(config: LearnerConfig) -> int:
+    return max(1, int(config.num_cpus))
+
+
+def _environment(config: LearnerConfig, model: str) -> dict[str, str]:
+    env = {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    if Path(model).is_dir():
+        env["HF_HUB_OFFLINE"] = "1"
+    if not config.num_gpus:
+        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(_num_threads(config))}
+    return env
+
+
+def _network_interface() -> str | None:
+    """The interface with this node's Ray address: host names often resolve to the loopback, which gloo would use."""
+    import psutil
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(item.address == address for item in addresses):
+            return name
+    return None
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:400]
