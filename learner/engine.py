@@ -142,12 +142,14 @@ class LearnerEngine:
         """
         rows = self.config.micro_batch_pairs * (4 if self.beta_w else 2)
         result: list[list[float]] = []
+        self.policy.eval()  # adapter dropout off
         for first in range(0, len(prompt_ids), rows):
             responses = response_ids[first : first + rows]
             block = pack_sequences(prompt_ids[first : first + rows], responses, device=self.device)
             logprobs_M = self._reference_logprobs(block) if reference else self._logprobs(self._engine, block)
             parts = logprobs_M.split([len(response) for response in responses])
             result += [part.tolist() for part in parts]
+        self.policy.train()
         return result
 
     def weights(self) -> WeightSource:
@@ -295,7 +297,8 @@ class LearnerEngine:
         if self.config.zero_stage < 3:
             return reference.to(self.device)
         engine, *_ = deepspeed.initialize(model=reference, config=self._deepspeed_config())
-        return engine.eval()
+        engine.eval()  # returns None, unlike a module's
+        return engine
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the engine that loads it."""

@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against the model's own logits: values, gradients, adapters, logits changed after the head."""
+"""Chunked log-probabilities against the model's own logits: values, gradients, adapters, changed logits."""
 
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def test_an_unknown_change_of_the_logits_is_refused() -> None:
     config = GraniteConfig(**SMALL, logits_scaling=0.25)
     policy = PolicyModule(AutoModelForCausalLM.from_config(config).eval(), chunk_tokens=3)
     policy.transform = lambda logits: logits  # as if the scaling were not known
-    with pytest.raises(ValueError, match="GraniteForCausalLM: log-probabilities .* not supported"):
+    with pytest.raises(ValueError, match=r"GraniteForCausalLM: log-probabilities .* not supported"):
         policy.check_head()
 
 

@@ -69,6 +69,7 @@ def test_gradient_equals_finite_differences_with_the_anchor_held_fixed() -> None
         return (alignment + identifiability).mean()
 
     inputs = (positive.clone().requires_grad_(), negative.clone().requires_grad_())
+    points = (positive, negative)
     mi_epo_loss(*inputs, weight_y1, weight_y2, beta_c=BETA_C, beta_w=BETA_W).loss.backward()
     for which, tensor in enumerate(inputs):
         assert tensor.grad is not None
@@ -76,7 +77,7 @@ def test_gradient_equals_finite_differences_with_the_anchor_held_fixed() -> None
             step = torch.zeros(6, 2, dtype=torch.float64)
             step[tuple(index)] = 1e-5
             values = [
-                loss_with_fixed_anchor(*[value + sign * step * (which == i) for i, value in enumerate(inputs)])
+                loss_with_fixed_anchor(*[value + sign * step * (which == i) for i, value in enumerate(points)])
                 for sign in (1, -1)
             ]
             numeric = float(values[0] - values[1]) / 2e-5

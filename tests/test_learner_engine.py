@@ -1,0 +1,332 @@
+"""The DeepSpeed engine without Ray: against a plain torch loop, across ZeRO stages and ranks, and across a restart."""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learner_ranks import free_port, make_batch, rank_environment, run_ranks, share
+from safetensors import safe_open
+from tiny_models import make_tiny_policy
+from torch import Tensor
+
+from learner.config import LearnerConfig
+from learner.engine import LearnerEngine
+from learner.losses import mi_epo_loss
+from learner.types import LearnerError, PairBatch, StepReport
+
+STEPS = 3
+SETTINGS: dict[str, Any] = {
+    "beta_c": 0.3,
+    "beta_w": 0.1,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.1,
+    "warmup_steps": 2,
+    "max_grad_norm": 0.5,  # below every norm here, so clipping is at work
+    "micro_batch_pairs": 2,
+    "schedule": "linear",
+}
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
+MakeEngine = Callable[..., LearnerEngine]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_policy(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[None]:
+    """A process group of this process alone."""
+    before = dict(os.environ)
+    os.environ.update(rank_environment(0, 1, free_port()))
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def make_engine(group: None, model: str) -> MakeEngine:
+    def make(*, pairs_per_step: int = 5, method: str = "mi-epo", seed: int = 0, **section: Any) -> LearnerEngine:
+        config = LearnerConfig.model_validate({**SETTINGS, **section})
+        return LearnerEngine(
+            config, model=model, total_steps=10, pairs_per_step=pairs_per_step, seed=seed, method=method
+        )
+
+    return make
+
+
+def weights_of(engine: LearnerEngine) -> dict[str, Tensor]:
+    return {spec.name: tensor.clone() for bucket in engine.weights().buckets() for spec, tensor in bucket}
+
+
+def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def train(engine: LearnerEngine, steps: range, num_pairs: int = 5) -> list[StepReport]:
+    return [engine.update(make_batch(step, num_pairs), total_pairs=num_pairs) for step in steps]
+
+
+def plain_torch(model: str, batches: list[PairBatch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """The same optimizer steps written the obvious way: one sequence at a time, whole logits, no DeepSpeed."""
+    from transformers import AutoModelForCausalLM
+
+    policy, reference = (AutoModelForCausalLM.from_pretrained(model) for _ in range(2))
+    optimizer = torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.999), weight_decay=0.1)
+
+    def logratio(prompt: tuple[int, ...], response: tuple[int, ...]) -> Tensor:
+        input_ids = torch.tensor([[*prompt, *response]])
+        logprobs = [
+            causal_lm(input_ids=input_ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            for causal_lm in (policy, reference)
+        ]
+        target = torch.tensor(response)[:, None]
+        return (logprobs[0] - logprobs[1].detach()).gather(-1, target).sum()
+
+    history = []
+    for step, batch in enumerate(batches):
+        rate = 1e-3 * (0.5 if step == 0 else 1 - (step - 2) / 8 if step > 2 else 1.0)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
+        positive, negative = (
+            torch.stack([torch.stack([logratio(p, y) for y in pair.response_ids]) for p, pair in prompts])
+            for prompts in (
+                [(pair.prompt_ids_pos, pair) for pair in batch.pairs],
+                [(pair.prompt_ids_neg, pair) for pair in batch.pairs],
+            )
+        )
+        weights = torch.tensor([(pair.weight_y1, pair.weight_y2) for pair in batch.pairs])
+        output = mi_epo_loss(positive, negative, weights[:, 0], weights[:, 1], beta_c=0.3, beta_w=0.1)
+        optimizer.zero_grad()
+        output.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
+        optimizer.step()
+        metrics = {name: float(value) for name, value in output.metrics.items()}
+        history.append({**metrics, "grad_norm": float(norm), "learning_rate": rate})
+    return history, {name: parameter.detach() for name, parameter in policy.named_parameters()}
+
+
+def test_steps_equal_a_plain_torch_loop_when_the_last_micro_batch_is_short(make_engine: MakeEngine, model: str) -> None:
+    """5 pairs in micro-batches of 2: the mean must be over 5, not over three micro-batch means."""
+    expected, expected_weights = plain_torch(model, [make_batch(step, 5) for step in range(STEPS)])
+    engine = make_engine()
+    reports = train(engine, range(STEPS))
+    for report, metrics in zip(reports, expected, strict=True):
+        assert report.metrics == pytest.approx(metrics, abs=2e-5, rel=1e-4)
+    assert largest_difference(weights_of(engine), expected_weights) < 1e-5
+    assert reports[0].metrics["loss_identifiability"] == pytest.approx(math.log(2), abs=1e-6)
+    assert reports[0].learner_tokens == sum(
+        2 * sum(map(len, pair.response_ids)) + 2 * len(pair.prompt_ids_pos) + 2 * len(pair.prompt_ids_neg)
+        for pair in make_batch(0, 5).pairs
+    )
+
+
+def test_dropped_pairs_leave_the_mean_over_those_that_remain(make_engine: MakeEngine, model: str) -> None:
+    """3 of 8 planned pairs: two of four micro-batches are stand-ins and must not count."""
+    _, expected = plain_torch(model, [make_batch(0, 3)])
+    engine = make_engine(pairs_per_step=8)
+    train(engine, range(1), num_pairs=3)
+    assert largest_difference(weights_of(engine), expected) < 1e-5
+
+
+def test_without_beta_w_both_spellings_agree_bit_for_bit_and_run_half_the_tokens(make_engine: MakeEngine) -> None:
+    by_method, by_beta = make_engine(method="mo-odpo-per-objective"), make_engine(beta_w=0)
+    reports, others = train(by_method, range(2)), train(by_beta, range(2))
+    assert reports == others
+    assert largest_difference(weights_of(by_method), weights_of(by_beta)) == 0
+    assert "identification_accuracy" not in reports[0].metrics
+    assert reports[0].learner_tokens == sum(
+        sum(map(len, pair.response_ids)) + 2 * len(pair.prompt_ids_pos) for pair in make_batch(0, 5).pairs
+    )
+
+
+@pytest.mark.parametrize("section", [{}, {"zero_stage": 2, "lora": LORA}], ids=["full", "zero2-lora"])
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
+    make_engine: MakeEngine, tmp_path: Path, section: dict[str, Any]
+) -> None:
+    first = make_engine(**section)
+    train(first, range(2))
+    first.save_checkpoint(tmp_path / "checkpoint")
+    expected = train(first, range(2, 4))
+    second = make_engine(**section)
+    second.load_checkpoint(tmp_path / "checkpoint")
+    assert train(second, range(2, 4)) == expected
+    assert largest_difference(weights_of(first), weights_of(second)) == 0
+
+
+def test_a_checkpoint_of_another_layout_is_refused_by_name(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine()
+    with pytest.raises(LearnerError, match=r"no readable learner\.json"):
+        engine.load_checkpoint(tmp_path)
+    engine.save_checkpoint(tmp_path)
+    other = make_engine(zero_stage=1)
+    with pytest.raises(LearnerError, match="zero_stage must be 1, it was saved with 0"):
+        other.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("section", [{}, {"lora": LORA}], ids=["full", "lora"])
+def test_the_saved_policy_loads_in_transformers_with_the_same_log_probabilities(
+    make_engine: MakeEngine, model: str, tmp_path: Path, section: dict[str, Any]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    engine = make_engine(**section)
+    train(engine, range(2))
+    for _ in range(2):  # the second replaces the first
+        engine.save_policy(tmp_path / "policy")
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert saved.dtype == torch.float32 and saved.config.tie_word_embeddings
+    assert GenerationConfig.from_pretrained(tmp_path / "policy").eos_token_id == 1
+    assert AutoTokenizer.from_pretrained(tmp_path / "policy")("t30 <eos>").input_ids == [30, 1]
+    with (
+        safe_open(tmp_path / "policy" / "model.safetensors", "pt") as tensors,
+        safe_open(Path(model) / "model.safetensors", "pt") as originals,
+    ):
+        assert set(tensors.keys()) == set(originals.keys())
+    prompts, responses = [(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)]
+    for prompt, response, actual in zip(prompts, responses, engine.token_logprobs(prompts, responses), strict=True):
+        logits = saved(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
+        assert actual == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_the_reference_stays_the_starting_policy(make_engine: MakeEngine) -> None:
+    prompts, responses = [(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)]
+    for section in ({}, {"lora": LORA}):
+        engine = make_engine(**section)
+        before = engine.token_logprobs(prompts, responses)
+        assert engine.token_logprobs(prompts, responses, reference=True) == before
+        train(engine, range(2))
+        assert engine.token_logprobs(prompts, responses, reference=True) == before
+        assert engine.token_logprobs(prompts, responses) != before
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    before = weights_of(engine)
+    batch = make_batch(7, 5)
+    broken = [
+        type(pair)(
+            prompt_ids_pos=pair.prompt_ids_pos,
+            prompt_ids_neg=pair.prompt_ids_neg,
+            response_ids=pair.response_ids,
+            weight_y1=math.inf,
+            weight_y2=0.0,
+        )
+        for pair in batch.pairs
+    ]
+    with pytest.raises(LearnerError, match="step 7: the loss is inf; the optimizer step was not taken"):
+        engine.update(PairBatch(step=7, pairs=tuple(broken)), total_pairs=5)
+    assert largest_difference(weights_of(engine), before) == 0
+
+
+def test_more_pairs_than_planned_are_refused(make_engine: MakeEngine) -> None:
+    with pytest.raises(LearnerError, match=r"step 0: total_pairs must be between 1 and pairs_per_step = 5, got 6"):
+        make_engine().update(make_batch(0, 6), total_pairs=6)
+
+
+def test_buckets_hold_every_checkpoint_name_once_and_keep_their_bound(make_engine: MakeEngine, model: str) -> None:
+    engine = make_engine(bucket_bytes=60_000)
+    buckets = [[spec for spec, _ in bucket] for bucket in engine.weights().buckets()]
+    with safe_open(Path(model) / "model.safetensors", "pt") as tensors:
+        stored = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
+    names = [spec.name for bucket in buckets for spec in bucket]
+    assert sorted(names) == sorted(stored) and "lm_head.weight" not in names
+    assert names == [spec.name for spec in engine.weights().specs]
+    assert len(buckets) > 3
+    assert all(len(bucket) == 1 or sum(spec.num_bytes for spec in bucket) <= 60_000 for bucket in buckets)
+    assert largest_difference(weights_of(engine), stored) == 0
+
+
+def test_an_adapter_on_the_tied_head_is_refused(make_engine: MakeEngine) -> None:
+    with pytest.raises(LearnerError, match="'lm_head' shares its matrix with another layer"):
+        make_engine(lora={**LORA, "target_modules": ["lm_head"]})
+
+
+def train_in_rank(rank: int, ranks: int, model: str, sections: list[dict[str, Any]], folder: str) -> list[Any]:
+    """In each spawned process: train and export every section; (reports, reference log-probabilities) of each."""
+    results = []
+    for index, section in enumerate(sections):
+        engine = LearnerEngine(
+            LearnerConfig.model_validate({**SETTINGS, **section, "ranks": ranks}),
+            model=model,
+            total_steps=10,
+            pairs_per_step=7,
+            seed=0,
+        )
+        reports = []
+        for step in range(STEPS):
+            # 5 of 7 planned pairs on two ranks: 3 and 2, so the second rank's second micro-batch is a stand-in.
+            batch = make_batch(step, 5)
+            reports.append(engine.update(share(batch, rank, ranks), total_pairs=5))
+        engine.save_policy(Path(folder) / f"policy-{index}")
+        prompts, responses = [(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)]
+        results.append((reports, engine.token_logprobs(prompts, responses, reference=True)))
+        if section["zero_stage"] == 3:
+            weights = weights_of(engine)
+            engine.save_checkpoint(Path(folder) / f"checkpoint-{index}")
+            expected = engine.update(share(make_batch(STEPS, 5), rank, ranks), total_pairs=5)
+            engine.load_checkpoint(Path(folder) / f"checkpoint-{index}")
+            assert largest_difference(weights_of(engine), weights) == 0
+            assert engine.update(share(make_batch(STEPS, 5), rank, ranks), total_pairs=5) == expected
+    return results
+
+
+def test_two_ranks_at_every_zero_stage_equal_one_rank(make_engine: MakeEngine, model: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    no_dropout = {**LORA, "dropout": 0.0}  # ranks draw different dropout masks than one rank does
+    sections: list[dict[str, Any]] = [{"zero_stage": stage} for stage in range(4)]
+    sections += [{"zero_stage": 3, "lora": no_dropout, "gradient_checkpointing": True}]
+    replies = run_ranks(2, train_in_rank, 2, model, sections, str(tmp_path))
+    expected: dict[bool, tuple[list[StepReport], dict[str, Tensor], Any]] = {}
+    for adapted in (False, True):
+        engine = make_engine(pairs_per_step=7, **({"lora": no_dropout} if adapted else {}))
+        reports = train(engine, range(STEPS))
+        logprobs = engine.token_logprobs([(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)], reference=True)
+        expected[adapted] = (reports, weights_of(engine), logprobs)
+    for index, section in enumerate(sections):
+        reports, weights, logprobs = expected["lora" in section]
+        for rank in range(2):
+            actual_reports, actual_logprobs = replies[rank][index]
+            for actual, wanted in zip(actual_reports, reports, strict=True):
+                assert actual.metrics == pytest.approx(wanted.metrics, abs=1e-5, rel=1e-4), section
+                assert actual.learner_tokens == wanted.learner_tokens
+            for actual_row, wanted_row in zip(actual_logprobs, logprobs, strict=True):
+                assert actual_row == pytest.approx(wanted_row, abs=1e-5)
+        saved = load_file(tmp_path / f"policy-{index}" / "model.safetensors")
+        assert largest_difference(saved, weights) < 1e-5, section
+        shutil.rmtree(tmp_path / f"policy-{index}")
+
+
+def train_on_gpu(rank: int, model: str, folder: str) -> list[tuple[float, float]]:
+    """One CUDA rank: (first, last) identification accuracy or loss of a short run for three layouts."""
+    results = []
+    for section in ({"zero_stage": 0}, {"zero_stage": 3}, {"zero_stage": 2, "lora": LORA}):
+        engine = LearnerEngine(
+            LearnerConfig.model_validate({**SETTINGS, **section, "num_gpus": 1}),
+            model=model,
+            total_steps=10,
+            pairs_per_step=5,
+            seed=0,
+        )
+        assert engine.dtype == torch.bfloat16 and engine.device.type == "cuda"
+        reports = [engine.update(make_batch(0, 5), total_pairs=5) for _ in range(6)]
+        engine.save_policy(Path(folder) / "policy")
+        results.append((reports[0].metrics["loss"], reports[-1].metrics["loss"]))
+    return results
+
+
+@pytest.mark.gpu
+def test_one_gpu_trains_in_bfloat16_and_lowers_the_loss_of_a_repeated_batch(model: str, tmp_path: Path) -> None:
+    [losses] = run_ranks(1, train_on_gpu, model, str(tmp_path))
+    assert all(last < first for first, last in losses)
