@@ -81,7 +81,8 @@ def transformers_logprobs(policy: Path, prompt: tuple[int, ...], response: tuple
 def test_the_actor_is_found_by_name_and_starts_at_version_zero(engine: Any) -> None:
     import ray
 
-    told: dict[str, Any] = ray.get(ray.get_actor("test-rollout/rollout-0").ready.remote(), timeout=CALL_S)
+    found: Any = ray.get_actor("test-rollout/rollout-0")
+    told = ray.get(found.ready.remote(), timeout=CALL_S)
     assert (told["engine"], told["policy_version"], told["weight_backend"]) == (0, 0, "host")
     assert repr(RolloutActor(CONFIG, model="somewhere", engine=3, seed=0)) == "RolloutActor(engine=3)"
 
