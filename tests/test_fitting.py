@@ -232,9 +232,17 @@ def test_the_bradley_terry_loss_equals_the_hand_computed_one():
         "input_ids": torch.tensor([[1], [3], [0]]),
         "attention_mask": torch.ones(3, 1),
         "pairs": torch.tensor([[1, 0], [2, 1]]),
+        "probabilities": torch.tensor([1.0, 0.75]),
     }
-    expected = np.mean([np.log1p(np.exp(-2.0)), np.log1p(np.exp(3.0))])
+    agree, differ = np.log1p(np.exp(-2.0)), 0.75 * np.log1p(np.exp(3.0)) + 0.25 * np.log1p(np.exp(-3.0))
+    expected = np.mean([agree, differ])
     assert float(reward._bradley_terry(Fixed(), batch)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [0.4, 1.2, "sure", None])
+def test_a_probability_that_is_none_is_refused(value):
+    with pytest.raises(BadInput, match=r"probability must lie in \[0.5, 1\]"):
+        reward._by_prompt([{"prompt": "p", "chosen": "a", "rejected": "b", "probability": value}])
 
 
 def test_micro_batches_give_the_same_step_as_the_whole_batch(tmp_path):

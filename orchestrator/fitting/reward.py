@@ -1,4 +1,8 @@
-"""Bradley-Terry training of a reward model: -log sigmoid(r(chosen) - r(rejected)), r read at the last token."""
+"""Bradley-Terry training of a reward model: -log sigmoid(r(chosen) - r(rejected)), r read at the last token.
+
+A pair may say how sure its label is: "probability" is the share of judges who prefer `chosen` (1 when it is absent),
+and the loss is then the cross-entropy to it. Rewards so trained keep the distances that plain labels flatten.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +12,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.errors import BadInput
 from orchestrator.fitting import models, rows, trainer
 from orchestrator.fitting.config import RewardFitConfig, load_fit_config
 from orchestrator.fitting.report import FitReport
@@ -33,11 +38,11 @@ def fit_reward(
     label: str = "reward model",
     progress: Callable[[str], None] | None = None,
 ) -> FitReport:
-    """Trains a one-label sequence classifier on pairs {"prompt", "chosen", "rejected"} and saves it in `config.output`.
+    """Trains a one-label sequence classifier on pairs {"prompt", "chosen", "rejected"[, "probability"]}, saves it.
 
     All pairs of one prompt are one element of a batch, and a response is read once however many pairs it is in, as in
     InstructGPT (section 3.5): several answers to a prompt cost no more than one pair each. The loss is the mean over
-    the pairs of a batch. The folder works as `scorer: {type: huggingface, model: ...}` of a recipe, with the same
+    the pairs of a batch. The folder, `config.output`, works as `scorer: {type: huggingface, model: ...}` of a recipe, with the same
     template. With a seed and one CPU thread the weights come out the same to the byte.
 
     Args:
@@ -46,6 +51,9 @@ def fit_reward(
         tokenizer: instead of the config's.
         label: names the model in progress lines.
         progress: receives one line now and then.
+
+    Raises:
+        BadInput: a probability outside [0.5, 1].
     """
     started = time.monotonic()
     output = trainer.require_new_output(config.output)
@@ -83,23 +91,32 @@ def fill(template: str, prompt: str, response: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The comparisons of one prompt: its distinct responses, and (chosen, rejected) as indices into them."""
+    """The comparisons of one prompt: distinct responses, (chosen, rejected) as indices into them, how sure each is."""
 
     prompt: str
     texts: list[str]
     pairs: list[tuple[int, int]]
+    probabilities: list[float]
 
 
 def _by_prompt(pairs: Sequence[Row]) -> list[_Group]:
     """In order of first appearance."""
     groups: dict[str, _Group] = {}
     for row in pairs:
-        group = groups.setdefault(row["prompt"], _Group(row["prompt"], [], []))
+        group = groups.setdefault(row["prompt"], _Group(row["prompt"], [], [], []))
         for side in ("chosen", "rejected"):
             if row[side] not in group.texts:
                 group.texts.append(row[side])
         group.pairs.append((group.texts.index(row["chosen"]), group.texts.index(row["rejected"])))
+        group.probabilities.append(_probability(row))
     return list(groups.values())
+
+
+def _probability(row: Row) -> float:
+    value = row.get("probability", 1.0)
+    if not isinstance(value, int | float) or not 0.5 <= value <= 1:
+        raise BadInput(f"pair of prompt {row['prompt']!r:.60}: probability must lie in [0.5, 1], got {value!r}")
+    return float(value)
 
 
 class _Encoder:
@@ -117,11 +134,16 @@ class _Encoder:
         encoded = self.tokenizer(texts, verbose=False)["input_ids"]
         self.shortened += sum(len(ids) > limit for ids in encoded)
         inputs = [list(ids)[-limit:] for ids in encoded]
-        return {"input_ids": max(inputs, key=len), "inputs": inputs, "pairs": group.pairs}
+        return {
+            "input_ids": max(inputs, key=len),
+            "inputs": inputs,
+            "pairs": group.pairs,
+            "probabilities": group.probabilities,
+        }
 
 
 def _collator(pad_token_id: int) -> trainer.Collate:
-    """Batch of R responses: input_ids and attention_mask [R, T], pairs [P, 2] as indices into the responses."""
+    """Batch of R responses: input_ids and attention_mask [R, T], pairs [P, 2] as indices, probabilities [P]."""
 
     def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
         inputs: list[list[int]] = []
@@ -133,6 +155,7 @@ def _collator(pad_token_id: int) -> trainer.Collate:
             "input_ids": trainer.pad(inputs, pad_token_id),
             "attention_mask": trainer.mask(inputs),
             "pairs": torch.tensor(pairs),
+            "probabilities": torch.tensor([value for example in examples for value in example["probabilities"]]),
         }
 
     return collate
@@ -146,7 +169,11 @@ def _margins(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _bradley_terry(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return -torch.nn.functional.logsigmoid(_margins(model, batch)).mean()
+    return _cross_entropy(_margins(model, batch), batch["probabilities"], reduction="mean")
+
+
+def _cross_entropy(margins: torch.Tensor, probabilities: torch.Tensor, *, reduction: str) -> torch.Tensor:
+    return torch.nn.functional.binary_cross_entropy_with_logits(margins, probabilities, reduction=reduction)
 
 
 @torch.inference_mode()
@@ -157,10 +184,11 @@ def _measure(
     if not examples:
         return None, None
     model.eval()
-    margins = torch.cat(
-        [
-            _margins(model, {name: tensor.to(model.device) for name, tensor in collate(batch).items()}).cpu()
-            for batch in trainer.batches(examples, batch_size)
-        ]
-    )
-    return float(-torch.nn.functional.logsigmoid(margins).mean()), float((margins > 0).double().mean())
+    losses, hits = [], []
+    for examples_B in trainer.batches(examples, batch_size):
+        batch = {name: tensor.to(model.device) for name, tensor in collate(examples_B).items()}
+        margins = _margins(model, batch)
+        losses.append(_cross_entropy(margins, batch["probabilities"], reduction="sum"))
+        hits.append(margins > 0)
+    right = torch.cat(hits).double()
+    return float(torch.stack(losses).sum()) / len(right), float(right.mean())

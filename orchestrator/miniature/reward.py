@@ -1,8 +1,10 @@
 """The reward models: samples of the starting policy, compared by the oracle, one classifier for each objective."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,15 +46,26 @@ def sample_responses_to_compare(
     return [(prompt, responses[index * each : (index + 1) * each]) for index, prompt in enumerate(prompts)]
 
 
-def label_pairs(responses: Responses, objective: str) -> list[dict[str, str]]:
-    """Rows {"prompt", "chosen", "rejected"} of every two responses to a prompt that the oracle can tell apart."""
+def label_pairs(responses: Responses, objective: str, *, sharpness: float) -> list[dict[str, Any]]:
+    """Rows {"prompt", "chosen", "rejected", "probability"} of every two responses that the oracle tells apart.
+
+    The oracle labels as a panel of judges would: the further apart two scores, the more of them agree,
+    sigmoid(sharpness * difference). Labels without that share would teach a reward model ranks only, flat at both ends.
+    """
     rows = []
     for prompt, texts in responses:
         scores = oracle.scores([prompt] * len(texts), texts, [objective])[:, 0]
         for one, other in itertools.combinations(range(len(texts)), 2):
             if abs(scores[one] - scores[other]) > TIE:
                 better, worse = (one, other) if scores[one] > scores[other] else (other, one)
-                rows.append({"prompt": prompt, "chosen": texts[better], "rejected": texts[worse]})
+                rows.append(
+                    {
+                        "prompt": prompt,
+                        "chosen": texts[better],
+                        "rejected": texts[worse],
+                        "probability": 1 / (1 + math.exp(-sharpness * (scores[better] - scores[worse]))),
+                    }
+                )
     return rows
 
 
@@ -92,7 +105,7 @@ def fit_reward_model(
     )
     return fit_reward(
         config,
-        label_pairs(responses, objective),
+        label_pairs(responses, objective, sharpness=settings.label_sharpness),
         tokenizer=build_tokenizer(),
         label=f"reward model {objective}",
         progress=progress,

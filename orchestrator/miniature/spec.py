@@ -142,6 +142,8 @@ class RewardSpec:
     responses_per_prompt: int = 8
     """All their pairs are compared; a response is read once for all of its comparisons."""
     heldout_fraction: float = 0.1
+    label_sharpness: float = 3.0
+    """Of the share of judges that prefer the better response, per unit of oracle score."""
     steps: int = 220
     prompts_per_step: int = 16
     learning_rate: float = 3e-3
