@@ -140,11 +140,12 @@ def make_request(
     seed_parts: tuple[object, ...],
 ) -> GenerationRequest:
     """One request whose id and seed both come from `seed_parts`: the same parts always give the same tokens."""
+    weights = tuple(float(weight) for weight in preference)
     return GenerationRequest(
         request_id="-".join(map(str, seed_parts)),
         prompt=prompt,
-        prompt_ids=tuple(renderer.token_ids(prompt, preference)),
-        preference=tuple(float(weight) for weight in preference),
+        prompt_ids=tuple(renderer.token_ids(prompt, weights)),
+        preference=weights,
         num_responses=num_responses,
         seed=derive_seed(*seed_parts),
     )

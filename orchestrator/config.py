@@ -94,7 +94,7 @@ class TelemetryConfig(Section):
 class ClusterConfig(Section):
     address: str | None = None
     """Ray address; null: the cluster of RAY_ADDRESS when set (inside `ray job submit` it is), else a local one."""
-    num_cpus: Annotated[float, Field(gt=0)] | None = None
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
     """Logical CPUs of a local cluster; null: the machine's."""
     object_store_bytes: int = Field(default=512 << 20, ge=80 << 20)
     """Object store of a local cluster; every bucket of a weight broadcast passes through it."""

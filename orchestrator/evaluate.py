@@ -15,7 +15,7 @@ from actors.types import Rollout
 from orchestrator.batching import make_request
 from orchestrator.data import spread
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.sampling import Judge, Sampler
+from orchestrator.sampling import Judge, Sampling
 from rewards.normalize import Normalizer
 from rewards.pareto import conditional_reward_dispersion, hypervolume, mean_inner_product, spearman
 from rewards.preferences import PromptRenderer, evaluation_grid
@@ -41,7 +41,7 @@ def load_callable(path: str) -> Callable[..., Any]:
 
 
 def measure_normalizers(
-    recipe: "Recipe", sampler: Sampler, renderer: PromptRenderer, prompts: Sequence[str], policy_version: int
+    recipe: "Recipe", sampler: Sampling, renderer: PromptRenderer, prompts: Sequence[str], policy_version: int
 ) -> dict[Judge, Normalizer]:
     """Mean and standard deviation per objective of the starting policy on training prompts, w uniform on the simplex.
 
@@ -84,7 +84,7 @@ class Evaluator:
     def __init__(
         self,
         recipe: "Recipe",
-        sampler: Sampler,
+        sampler: Sampling,
         renderer: PromptRenderer,
         prompts: Sequence[str],
         normalizers: dict[Judge, Normalizer],
@@ -217,13 +217,12 @@ def front_metrics(preferences: np.ndarray, scores: np.ndarray, reference_point: 
             )
     points = np.stack([rows.mean(axis=0) for rows in kept])  # [N, K]
     covariance = [np.atleast_2d(np.cov(rows, rowvar=False, ddof=1)) for rows in kept]
-    same_count = min(map(len, kept))
     return {
         "points": points.tolist(),
         "covariance": [matrix.tolist() for matrix in covariance],
         "hypervolume": hypervolume(points, reference_point),
         "mip": mean_inner_product(preferences, points),
-        "crd": conditional_reward_dispersion(np.stack([rows[:same_count] for rows in kept])),
+        "crd": conditional_reward_dispersion(scores),
         "spearman": [float(value) for value in spearman(preferences, points)],
     }
 

@@ -84,7 +84,7 @@ def load_tokenizer(model: str) -> Any:
 
 
 def _is_plain_fast_tokenizer(folder: Path) -> bool:
-    """Whether the generic fast class is the folder's own: AutoTokenizer gives the same, and imports torch on the way."""
+    """Whether the generic fast class is the folder's own: AutoTokenizer gives the same but imports torch."""
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

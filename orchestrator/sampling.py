@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -29,6 +29,23 @@ class Scored:
     rollouts: tuple[Rollout, ...]
     scores: dict[Judge, np.ndarray]
     seconds: dict[str, float]
+
+
+class Sampling(Protocol):
+    """What an evaluation needs of a sampler; see `Sampler` for the meaning."""
+
+    def sample(
+        self,
+        requests: Sequence[GenerationRequest],
+        policy_version: int,
+        *,
+        judges: Sequence[Judge] = ("reward",),
+        temperature: float | None = None,
+    ) -> Scored: ...
+
+    def logprobs(
+        self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]
+    ) -> np.ndarray: ...
 
 
 class Sampler:
@@ -109,10 +126,11 @@ class Sampler:
                     f"rollout actors: {len(rollouts)} of {len(requests)} requests finished within "
                     f"rollout.generate_timeout_s = {self.timeout_s:g} s"
                 )
+            stream: Any = ready[0]
             try:
-                group = ray.get(next(ready[0]), timeout=max(0.0, deadline - time.monotonic()))
+                group: list[Rollout] = ray.get(next(stream), timeout=max(0.0, deadline - time.monotonic()))
             except StopIteration:
-                streams.remove(ready[0])
+                streams.remove(stream)
                 continue
             first_group = first_group if rollouts else time.monotonic()
             last_group = time.monotonic()

@@ -32,7 +32,8 @@ def test_the_second_call_builds_nothing(tmp_path):
 
 @pytest.mark.parametrize("harm", ["changed", "removed"])
 def test_a_damaged_file_is_named_and_the_folder_built_again(tmp_path, harm):
-    builder, said = Builder(), []
+    said: list[str] = []
+    builder = Builder()
     make(tmp_path / "a", builder)
     file = tmp_path / "a" / "sub" / "data.txt"
     file.write_text("other") if harm == "changed" else file.unlink()

@@ -33,7 +33,7 @@ class FakeStages:
 
     def _submit(self, step, version):
         self.calls.append(("sample", step, version))
-        future = Future()
+        future: Future = Future()
         made_by = version if self.sampled_version is None else self.sampled_version
         future.set_result(SimpleNamespace(step=step, min_policy_version=made_by))
         return future
@@ -66,8 +66,8 @@ class FakeStages:
 
 
 def run(stages, *, steps=4, first_step=0, evaluate_every=0, **config):
-    config = LoopConfig(steps=steps, prompts_per_step=1, **config)
-    return train(stages, config, first_step=first_step, policy_version=first_step, evaluate_every=evaluate_every)
+    settings = LoopConfig(steps=steps, prompts_per_step=1, **config)
+    return train(stages, settings, first_step=first_step, policy_version=first_step, evaluate_every=evaluate_every)
 
 
 def test_with_no_staleness_each_batch_is_sampled_by_the_policy_it_updates():

@@ -58,7 +58,9 @@ def test_only_a_checkpoint_with_its_marker_counts(tmp_path):
     save(run, 5)
     run.checkpoint_path(9).mkdir()
     (run.checkpoint_path(9) / "meta.json").write_text(meta(next_step=9).model_dump_json())
-    path, found = run.latest_checkpoint(RECIPE)
+    latest = run.latest_checkpoint(RECIPE)
+    assert latest is not None
+    path, found = latest
     assert (path.name, found.next_step) == ("step-000005", 5)
 
 

@@ -42,8 +42,8 @@ def fit_reward(
 
     All pairs of one prompt are one element of a batch, and a response is read once however many pairs it is in, as in
     InstructGPT (section 3.5): several answers to a prompt cost no more than one pair each. The loss is the mean over
-    the pairs of a batch. The folder, `config.output`, works as `scorer: {type: huggingface, model: ...}` of a recipe, with the same
-    template. With a seed and one CPU thread the weights come out the same to the byte.
+    the pairs of a batch. The folder, `config.output`, works as `scorer: {type: huggingface, model: ...}` of a recipe,
+    with the same template. With a seed and one CPU thread the weights come out the same to the byte.
 
     Args:
         training: pairs; with `heldout` None the pairs of a share of the prompts are held out.

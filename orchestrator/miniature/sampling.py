@@ -11,7 +11,7 @@ from orchestrator.miniature import spec
 from rewards.config import PreferencesConfig
 from rewards.preferences import PromptRenderer
 
-BATCH_SIZE = 1024
+BATCH_SIZE = 512
 
 
 def renderer(objectives: Sequence[str], tokenizer: Any = None) -> PromptRenderer:
@@ -24,8 +24,9 @@ def sample_responses(
     model: Any, tokenizer: Any, prompts: Sequence[str], preferences: np.ndarray, *, objectives: Sequence[str], seed: int
 ) -> list[str]:
     """One response to each prompt under its preference vector [N, K], at temperature 1, special tokens left out."""
-    write = renderer(objectives, tokenizer)
-    prompt_ids = [write.token_ids(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
+    write = renderer(objectives)
+    texts = [write.text(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
+    prompt_ids = tokenizer(texts)["input_ids"]
     responses: list[str] = []
     with seeded(seed), torch.inference_mode():
         model.eval()
