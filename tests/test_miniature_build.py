@@ -1,17 +1,19 @@
 """A whole build at a size that takes seconds; what it learns at full size is not for a unit test."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from orchestrator.assets import MANIFEST, file_digests
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.miniature.build import build_miniature
-from orchestrator.miniature.spec import GateSpec, MiniatureSpec, PolicySpec, RewardSpec
+from orchestrator.miniature.spec import LEVELS, GateSpec, MiniatureSpec, PolicySpec, RewardSpec
 
 TINY = MiniatureSpec(
-    policy=PolicySpec(steps={2: 4}, batch_size=8),
-    reward=RewardSpec(num_prompts=16, responses_per_prompt=3, steps=2, prompts_per_step=4),
+    policy=PolicySpec(steps={2: 40}, batch_size=32, learning_rate=1e-2),
+    reward=RewardSpec(num_prompts=24, responses_per_prompt=4, steps=2, prompts_per_step=4),
     gate=GateSpec(min_spearman=-1.0, prompts=2, samples=1),
 )
 OBJECTIVES = ("helpfulness", "harmlessness")
@@ -20,10 +22,6 @@ OBJECTIVES = ("helpfulness", "harmlessness")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     return build_miniature(tmp_path_factory.mktemp("miniature") / "k2", spec=TINY)
-
-
-def _digests(miniature):
-    return file_digests(miniature.directory)
 
 
 def test_the_parts_are_where_a_recipe_looks_for_them(built):
@@ -74,21 +72,40 @@ def test_the_manifest_reports_what_was_measured(built):
     assert set(built.report["seconds"]) == {"policy", "responses", "rewards"}
 
 
-def test_the_same_seed_gives_the_same_bytes_and_a_damaged_file_is_noticed_and_rebuilt(built, tmp_path):
-    copy = build_miniature(tmp_path / "copy", spec=TINY)
-    assert _digests(copy) == _digests(built)
-    damaged = copy.rewards["helpfulness"] / "model.safetensors"
+def test_a_damaged_file_is_noticed_and_the_same_seed_builds_the_same_bytes_again(built, tmp_path):
+    copy = Path(shutil.copytree(built.directory, tmp_path / "copy"))
+    damaged = copy / "rewards" / "helpfulness" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     said: list[str] = []
-    build_miniature(copy.directory, spec=TINY, progress=said.append)
+    build_miniature(copy, spec=TINY, progress=said.append)
     assert any("rewards/helpfulness/model.safetensors is damaged" in line for line in said)
-    assert _digests(copy) == _digests(built)
+    assert file_digests(copy) == file_digests(built.directory)
 
 
-def test_another_seed_is_another_miniature(built, tmp_path):
-    other = build_miniature(tmp_path / "other", seed=1, spec=TINY)
-    assert _digests(other)["policy/model.safetensors"] != _digests(built)["policy/model.safetensors"]
-    assert other.train_prompts.read_text() != built.train_prompts.read_text()
+def test_another_seed_starts_from_other_weights_and_holds_out_other_prompts():
+    from orchestrator.miniature import grammar
+    from orchestrator.miniature.policy import new_policy
+    from orchestrator.miniature.tokenizer import build_tokenizer
+
+    first, again, other = (new_policy(PolicySpec(), build_tokenizer(), seed).state_dict() for seed in (0, 0, 1))
+    assert all(first[name].equal(again[name]) for name in first)
+    assert not first["model.embed_tokens.weight"].equal(other["model.embed_tokens.weight"])
+    assert grammar.split_prompts(0) != grammar.split_prompts(1)
+
+
+def test_the_level_tokens_start_on_a_line():
+    import torch
+
+    from orchestrator.miniature.policy import new_policy
+    from orchestrator.miniature.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    embedding = new_policy(PolicySpec(), tokenizer, 0).get_input_embeddings().weight.detach()
+    levels = embedding[tokenizer.convert_tokens_to_ids(list(LEVELS))]
+    direction = levels[-1] - levels[0]
+    along = levels @ direction / direction.norm()
+    assert (along.diff() > 0).all()
+    assert torch.corrcoef(torch.stack([along, torch.arange(11.0)]))[0, 1] > 0.98
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):

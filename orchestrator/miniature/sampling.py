@@ -14,17 +14,12 @@ from rewards.preferences import PromptRenderer
 BATCH_SIZE = 512
 
 
-def renderer(objectives: Sequence[str], tokenizer: Any = None) -> PromptRenderer:
-    """G(x, w) of the miniature: the default conditioning of a recipe."""
-    preferences = PreferencesConfig()
-    return PromptRenderer(preferences.conditioning, objectives, preferences.decimals, tokenizer)
-
-
 def sample_responses(
     model: Any, tokenizer: Any, prompts: Sequence[str], preferences: np.ndarray, *, objectives: Sequence[str], seed: int
 ) -> list[str]:
     """One response to each prompt under its preference vector [N, K], at temperature 1, special tokens left out."""
-    write = renderer(objectives)
+    conditioning = PreferencesConfig()  # the default of every recipe is the miniature's
+    write = PromptRenderer(conditioning.conditioning, objectives, conditioning.decimals)
     texts = [write.text(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
     prompt_ids = tokenizer(texts)["input_ids"]
     responses: list[str] = []
