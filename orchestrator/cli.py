@@ -86,6 +86,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # where a user's own scorers lie; the console script leaves it out, Ray passes it on
     try:
         return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
