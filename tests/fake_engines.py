@@ -1,0 +1,53 @@
+"""The receiving end of a weight broadcast for tests, as a light Ray actor class."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class FakeEngine:
+    """The receiving half of a rollout engine: keeps and hashes what arrives, and misbehaves on demand."""
+
+    def __init__(self) -> None:
+        self.misbehaviour: str | None = None
+        self.tensors: dict[str, np.ndarray] = {}
+        self.checksums: dict[str, int] = {}
+        self.calls: list[str] = []
+        self.version: int | None = 0
+
+    def ready(self) -> dict[str, Any]:
+        return {"weight_backend": "host"}
+
+    def weights_init(self, info: dict[str, Any]) -> None:
+        self.announced = info["names"]
+
+    def weights_start(self) -> None:
+        self.tensors, self.checksums, self.calls, self.version = {}, {}, ["start"], None
+
+    def weights_update(self, info: dict[str, Any], data: list[np.ndarray]) -> None:
+        self.calls.append("update")
+        if self.misbehaviour == "refuse":
+            raise ValueError("no room for this bucket")
+        if self.misbehaviour == "sleep":
+            time.sleep(60)
+        for name, dtype, shape, raw in zip(info["names"], info["dtype_names"], info["shapes"], data, strict=True):
+            raw = raw.copy()
+            if self.misbehaviour == "corrupt" and name == "model.norm.weight":
+                raw[5] ^= 1
+            tensor = torch.from_numpy(raw).view(getattr(torch, dtype)).view(shape)
+            self.tensors[name] = tensor.numpy()
+            self.checksums[name] = torch.hash_tensor(tensor).item()
+
+    def weights_finish(self, policy_version: int) -> dict[str, int]:
+        assert list(self.tensors) == self.announced
+        self.version = policy_version
+        self.calls.append("finish")
+        return self.checksums
+
+    def state(self) -> tuple[int | None, list[str], dict[str, np.ndarray]]:
+        return self.version, self.calls, self.tensors
+
+    def misbehave(self, how: str | None) -> None:
+        self.misbehaviour = how

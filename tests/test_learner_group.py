@@ -1,0 +1,237 @@
+"""The learner on Ray: ranks as actors, the weight broadcast on real processes, and the death of a part of it."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_engines import FakeEngine
+from learner_ranks import make_batch
+from safetensors.torch import load_file
+from tiny_models import make_tiny_policy
+from torch import Tensor
+
+from learner.config import LearnerConfig
+from learner.senders import compare_checksums
+from learner.types import LearnerError, PairBatch, WeightEntry, WeightSyncError
+from learner.worker import LearnerGroup
+
+pytestmark = pytest.mark.ray
+
+PAIRS = 5  # not a multiple of two ranks
+PROMPTS, RESPONSES = [(3, 20, 21), (3, 22), (3, 23, 24)], [(30, 31, 1), (32,), (33, 34)]
+SETTINGS: dict[str, Any] = {
+    "num_cpus": 0.5,
+    "beta_w": 0.1,
+    "micro_batch_pairs": 2,
+    "learning_rate": 1e-2,
+    "bucket_bytes": 60_000,
+    "start_timeout_s": 180,
+    "step_timeout_s": 60,
+    "sync_timeout_s": 20,
+}
+
+
+def start_engines(count: int) -> list[Any]:
+    import ray
+
+    handles = [ray.remote(FakeEngine).options(num_cpus=0.1).remote() for _ in range(count)]
+    ray.get([handle.ready.remote() for handle in handles], timeout=120)
+    return handles
+
+
+def received(engine: Any) -> tuple[int | None, list[str], dict[str, Tensor]]:
+    import ray
+
+    version, calls, tensors = ray.get(engine.state.remote(), timeout=30)
+    return version, calls, {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def engines(ray_cluster: None) -> list[Any]:
+    return start_engines(2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_policy(tmp_path_factory.mktemp("model")))
+
+
+def start_group(model: str, run_name: str, **section: Any) -> LearnerGroup:
+    config = LearnerConfig.model_validate({**SETTINGS, **section})
+    return LearnerGroup.start(
+        config, model=model, total_steps=10, pairs_per_step=PAIRS, seed=0, method="mi-epo", run_name=run_name
+    )
+
+
+@pytest.fixture(scope="module")
+def two_ranks(ray_cluster: None, model: str) -> Iterator[LearnerGroup]:
+    """ZeRO-3 over two actors; the last test of this module that uses it kills one of them."""
+    with start_group(model, "two", ranks=2, zero_stage=3) as group:
+        yield group
+
+
+def test_ranks_are_named_actors_and_tell_what_they_run(two_ranks: LearnerGroup) -> None:
+    import ray
+
+    assert [info["rank"] for info in two_ranks.info] == [0, 1]
+    assert ray.get_actor("two/learner-1") == two_ranks._workers[1]
+
+
+def test_log_probabilities_come_back_in_order_from_both_ranks(two_ranks: LearnerGroup, model: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    causal_lm = AutoModelForCausalLM.from_pretrained(model)
+    for reference in (False, True):
+        actual = two_ranks.token_logprobs(PROMPTS, RESPONSES, reference=reference)
+        for prompt, response, logprobs in zip(PROMPTS, RESPONSES, actual, strict=True):
+            logits = causal_lm(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+            expected = logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
+            assert logprobs == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_first_update_has_the_mean_loss_over_all_pairs(two_ranks: LearnerGroup) -> None:
+    """At the start every log-ratio is 0, so a pair costs (a1 + a2) log 2 + log 2 whatever its rank."""
+    batch = make_batch(0, PAIRS)
+    report = two_ranks.update_async(batch).result(timeout=60)
+    mass = sum(pair.weight_y1 + pair.weight_y2 for pair in batch.pairs) / PAIRS
+    assert report.metrics["loss"] == pytest.approx((mass + 1) * math.log(2), abs=1e-5)
+    assert report.learner_tokens == sum(
+        2 * sum(map(len, pair.response_ids)) + 2 * len(pair.prompt_ids_pos) + 2 * len(pair.prompt_ids_neg)
+        for pair in batch.pairs
+    )
+
+
+def test_a_push_from_zero_3_delivers_the_exported_weights_to_every_engine(
+    two_ranks: LearnerGroup, engines: list[Any], tmp_path: Path
+) -> None:
+    two_ranks.connect(engines)
+    first = two_ranks.push_weights(7)
+    two_ranks.update(make_batch(1, PAIRS))
+    second = two_ranks.push_weights(8)
+    two_ranks.save_policy(tmp_path / "policy")
+    exported = load_file(tmp_path / "policy" / "model.safetensors")
+    for engine in engines:
+        version, calls, tensors = received(engine)
+        assert version == 8 and same(tensors, exported)
+        assert calls[0] == "start" and calls[-1] == "finish" and calls.count("update") > 3
+    manifest = second.manifest
+    assert manifest.policy_version == 8 and {entry.name for entry in manifest.entries} == set(exported)
+    assert manifest.total_bytes == sum(tensor.numel() * 4 for tensor in exported.values())
+    assert manifest.checksum != first.manifest.checksum and second.seconds > 0
+
+
+def test_a_changed_byte_is_found_and_named_and_the_next_push_repairs_it(
+    two_ranks: LearnerGroup, engines: list[Any]
+) -> None:
+    import ray
+
+    two_ranks.connect(engines)
+    ray.get(engines[1].misbehave.remote("corrupt"))
+    with pytest.raises(
+        WeightSyncError, match=r"rollout engine 1: 'model\.norm\.weight' arrived changed: .*0x.*sent 0x"
+    ):
+        two_ranks.push_weights(9)
+    ray.get(engines[1].misbehave.remote(None))
+    assert two_ranks.push_weights(9).manifest.policy_version == 9
+
+
+def test_an_engine_that_fails_or_dies_in_a_push_leaves_the_ranks_in_step(
+    two_ranks: LearnerGroup, engines: list[Any]
+) -> None:
+    import ray
+
+    engines = [*start_engines(1), engines[1]]
+    two_ranks.connect(engines)
+    ray.get(engines[0].misbehave.remote("refuse"))
+    with pytest.raises(WeightSyncError, match=r"rollout engine 0: weights_update failed: .*no room for this bucket"):
+        two_ranks.push_weights(10)
+    ray.kill(engines[0])
+    with pytest.raises(WeightSyncError, match="rollout engine 0: weights_start failed"):
+        two_ranks.push_weights(10)
+    two_ranks.connect(engines[1:])
+    two_ranks.push_weights(10)
+    assert received(engines[1])[0] == 10
+
+
+def test_a_checkpoint_goes_through_the_group(two_ranks: LearnerGroup, tmp_path: Path) -> None:
+    two_ranks.save_checkpoint(tmp_path)
+    expected = two_ranks.update(make_batch(2, PAIRS))
+    two_ranks.load_checkpoint(tmp_path)
+    assert two_ranks.update(make_batch(2, PAIRS)) == expected
+
+
+def test_a_dead_rank_is_named_and_the_group_refuses_more_work(two_ranks: LearnerGroup) -> None:
+    import ray
+
+    started = time.monotonic()
+    ray.kill(two_ranks._workers[1])
+    with pytest.raises(LearnerError, match="update of step 3: the process of rank 1 died"):
+        two_ranks.update(make_batch(3, PAIRS))
+    assert time.monotonic() - started < 30
+    with pytest.raises(LearnerError, match=r"the learner cannot go on: .*rank 1 died"):
+        two_ranks.push_weights(11)
+
+
+def test_one_rank_with_adapters_sends_merged_weights_and_meets_the_deadline(
+    engines: list[Any], model: str, tmp_path: Path
+) -> None:
+    import ray
+
+    lora = {"rank": 4, "alpha": 8, "dropout": 0}
+    with start_group(model, "lora", lora=lora, sync_timeout_s=8) as group:
+        engines = engines[1:]
+        group.connect(engines)
+        group.push_weights(0)
+        assert same(received(engines[0])[2], load_file(Path(model) / "model.safetensors"))
+        group.update(make_batch(0, PAIRS))
+        group.push_weights(1)
+        group.save_policy(tmp_path / "policy")
+        exported = load_file(tmp_path / "policy" / "model.safetensors")
+        assert same(received(engines[0])[2], exported)
+        assert not same(exported, load_file(Path(model) / "model.safetensors"))
+        ray.get(engines[0].misbehave.remote("sleep"))
+        with pytest.raises(WeightSyncError, match="rollout engine 0: weights_update not done within 8 s"):
+            group.push_weights(2)
+        with pytest.raises(LearnerError, match="step 0: total_pairs must be between 1 and pairs_per_step = 5, got 0"):
+            group.update(PairBatch(step=0, pairs=()))
+    with pytest.raises(LearnerError, match="the group is closed"):
+        group.update(make_batch(1, PAIRS))
+    group.close()
+
+
+def test_what_cannot_start_says_why_and_leaves_nothing_behind(ray_cluster: None, model: str, tmp_path: Path) -> None:
+    import ray
+
+    with pytest.raises(
+        LearnerError, match=r"no room for 1 rank\(s\) of \{'CPU': 1000.0\} within 0.5 s; the cluster has"
+    ):
+        start_group(model, "large", num_cpus=1000, start_timeout_s=0.5)
+    with pytest.raises(LearnerError, match=f"policy.model: '{tmp_path}' does not load as a causal language model"):
+        start_group(str(tmp_path), "missing")
+    with pytest.raises(LearnerError, match=r"method: must be one of mi-epo, .* got 'dpo'"):
+        LearnerGroup.start(
+            LearnerConfig(), model=model, total_steps=1, pairs_per_step=1, seed=0, method="dpo", run_name="method"
+        )
+    with pytest.raises(ValueError, match="missing/learner-0"):
+        ray.get_actor("missing/learner-0")
+
+
+def test_checksums_are_compared_name_by_name() -> None:
+    sent = [WeightEntry(name=name, dtype="float32", shape=(1,), checksum=7) for name in ("a", "b")]
+    compare_checksums(0, sent, {"a": 7, "b": 7})
+    with pytest.raises(WeightSyncError, match="engine 2: 'b' was sent but not received"):
+        compare_checksums(2, sent, {"a": 7})
+    with pytest.raises(WeightSyncError, match="engine 0: 'c' was received but not sent"):
+        compare_checksums(0, sent, {"a": 7, "b": 7, "c": 7})
+    with pytest.raises(
+        WeightSyncError, match="'a' arrived changed: checksum 0x0000000000000008, sent 0x0000000000000007"
+    ):
+        compare_checksums(0, sent, {"a": 8, "b": 7})
