@@ -9,8 +9,11 @@ schedule.py  the learning rate of a step, a pure function
 sequences.py ragged token ids -> padded micro-batches
 logprobs.py  log-probabilities of response tokens without a [B, T, V] block of logits
 policy.py    Hugging Face folder -> the module DeepSpeed trains, its frozen reference, and back to a folder
+backend.py   what DeepSpeed is told: device, dtype, process group, configuration
 engine.py    one DeepSpeed rank; works without Ray
 weights.py   full, merged, Hugging-Face-named parameters bucket by bucket, from any ZeRO stage
-senders.py   how those buckets reach the rollout engines: Ray's object store, or NCCL
+senders.py   how those buckets reach the rollout engines, through Ray's object store
+nccl.py      the same between GPUs, by vLLM's NCCL broadcast
+ranks.py     calls to all ranks at once, with deadlines and errors that name the rank
 worker.py    the Ray actor around one rank, and the group of all ranks
 """

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner.backend import choose_device, choose_dtype, deepspeed_config, start_deepspeed
 from learner.config import LearnerConfig
 from learner.losses import LossOutput, mi_epo_loss
 from learner.methods import METHODS
@@ -31,8 +30,10 @@ from learner.weights import WeightSource
 
 CHECKPOINT_TAG = "learner"
 CHECKPOINT_META = "learner.json"
-PERSISTENT_ELEMENTS = 10_000
-"""ZeRO-3 keeps smaller parameters (norms, biases) whole on every rank: gathering them costs more than holding them."""
+STAND_IN = PreferencePair(
+    prompt_ids_pos=(0,), prompt_ids_neg=(0,), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
+)
+"""What a rank without pairs computes on, times zero."""
 
 
 class LearnerEngine:
@@ -67,17 +68,16 @@ class LearnerEngine:
         self.seed = seed
         self.method = method
         self.beta_w = METHODS[method].beta_w(config)
-        self.device = _device(config)
-        on_gpu = self.device.type == "cuda"
-        self.dtype = (
-            torch.bfloat16 if config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu) else torch.float32
-        )
-        deepspeed = _start_deepspeed(self.device, timeout_s=config.step_timeout_s)
+        self.device = choose_device(config)
+        self.dtype = choose_dtype(config, self.device)
+        deepspeed = start_deepspeed(self.device, timeout_s=config.step_timeout_s)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.micro_batches = math.ceil(pairs_per_step / (self.world_size * config.micro_batch_pairs))
 
         torch.manual_seed(seed)
         policy = load_policy(model, config, dtype=self.dtype)
+        if config.zero_stage < 3:
+            policy.to(self.device)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained,
@@ -87,9 +87,17 @@ class LearnerEngine:
             # DeepSpeed's CPU Adam compiles for minutes and is no faster.
             fused=True,
         )
-        self._engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=self._deepspeed_config())
+        # DeepSpeed's plain float32 path clips without telling the norm.
+        self._clips_here = config.zero_stage == 0 and self.dtype == torch.float32
+        settings = deepspeed_config(
+            config,
+            dtype=self.dtype,
+            micro_batches=self.micro_batches,
+            max_grad_norm=0.0 if self._clips_here else config.max_grad_norm,
+        )
+        self._engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         self.policy = policy
-        self._reference = self._start_reference(deepspeed)
+        self._reference = self._start_reference(deepspeed, settings)
         self._weights = WeightSource(policy, bucket_bytes=config.bucket_bytes)
 
     def update(self, batch: PairBatch, *, total_pairs: int) -> StepReport:
@@ -205,8 +213,6 @@ class LearnerEngine:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    # ------------------------------------------------------------------------------------------------ one micro-batch
-
     def _micro_batches(self, batch: PairBatch) -> Iterator[tuple[Sequence[PreferencePair], bool]]:
         """Exactly `micro_batches` lists of pairs; (stand-in, False) where this rank has no pairs left."""
         size = self.config.micro_batch_pairs
@@ -255,7 +261,6 @@ class LearnerEngine:
 
     def _optimizer_step(self, step: int) -> float:
         if self._clips_here:
-            # DeepSpeed's plain path clips without telling the norm.
             norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
             if not math.isfinite(norm):
                 raise LearnerError(f"step {step}: the gradient norm is {norm}; the optimizer step was not taken")
@@ -267,36 +272,14 @@ class LearnerEngine:
             raise LearnerError(f"step {step}: the gradient norm is {norm}; resume from the last checkpoint")
         return norm
 
-    # ----------------------------------------------------------------------------------------------------------- setup
-
-    @property
-    def _clips_here(self) -> bool:
-        return self.config.zero_stage == 0 and self.dtype == torch.float32
-
-    def _deepspeed_config(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "train_micro_batch_size_per_gpu": config.micro_batch_pairs,
-            "gradient_accumulation_steps": self.micro_batches,
-            "gradient_clipping": 0.0 if self._clips_here else config.max_grad_norm,
-            "bf16": {"enabled": self.dtype == torch.bfloat16},
-            "zero_optimization": {
-                "stage": config.zero_stage,
-                "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
-            },
-            "zero_allow_untested_optimizer": True,  # torch's AdamW
-            "zero_force_ds_cpu_optimizer": False,
-            "steps_per_print": 10**9,
-        }
-
-    def _start_reference(self, deepspeed: Any) -> Any:
+    def _start_reference(self, deepspeed: Any, settings: dict[str, Any]) -> Any:
         """None with adapters; else a frozen copy, partitioned over the ranks when the policy is."""
         if self.config.lora is not None:
             return None
         reference = load_reference(self.model, self.config, dtype=self.dtype)
         if self.config.zero_stage < 3:
             return reference.to(self.device)
-        engine, *_ = deepspeed.initialize(model=reference, config=self._deepspeed_config())
+        engine, *_ = deepspeed.initialize(model=reference, config=settings)
         engine.eval()  # returns None, unlike a module's
         return engine
 
@@ -327,12 +310,6 @@ class LearnerEngine:
             )
 
 
-STAND_IN = PreferencePair(
-    prompt_ids_pos=(0,), prompt_ids_neg=(0,), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
-)
-"""What a rank without pairs computes on, times zero."""
-
-
 def _longest_sequence(pair: PreferencePair) -> int:
     return len(pair.prompt_ids_pos) + max(map(len, pair.response_ids))
 
@@ -340,30 +317,3 @@ def _longest_sequence(pair: PreferencePair) -> int:
 def _hash_seed(*parts: object) -> int:
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _device(config: LearnerConfig) -> torch.device:
-    if not config.num_gpus:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise LearnerError(f"learner.num_gpus = {config.num_gpus:g}, but CUDA is not available to this rank")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(device)
-    return device
-
-
-def _start_deepspeed(device: torch.device, *, timeout_s: float) -> Any:
-    """Import DeepSpeed for this device and join the process group; returns the module."""
-    on_cpu = device.type == "cpu"
-    if on_cpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    # Built with g++ for half a minute or more at the first start, and used by inference only.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel("ERROR")
-    if not dist.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=timeout_s), verbose=False
-        )
-    return deepspeed

@@ -29,6 +29,10 @@ def load_policy(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> Pol
         LearnerError: not a causal LM that can be trained and broadcast here; names the folder and the reason.
     """
     policy = _load(model, config, dtype=dtype)
+    try:
+        policy.check_head()
+    except ValueError as error:
+        raise LearnerError(f"policy.model: {model!r}: {error}") from error
     if config.gradient_checkpointing:
         policy.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.lora is not None:
@@ -72,7 +76,9 @@ def save_policy_folder(path: Path, *, model: str, weights: dict[str, Tensor], dt
 
 def _load(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> PolicyModule:
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         settings = AutoConfig.from_pretrained(model)
         _disable_dropout(settings)
@@ -80,12 +86,7 @@ def _load(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> PolicyMod
     except (OSError, ValueError, RuntimeError) as error:
         raise LearnerError(f"policy.model: {model!r} does not load as a causal language model: {error}") from error
     _check_names(causal_lm, model)
-    policy = PolicyModule(causal_lm, chunk_tokens=config.logprob_chunk_tokens)
-    try:
-        policy.check_head()
-    except ValueError as error:
-        raise LearnerError(f"policy.model: {model!r}: {error}") from error
-    return policy
+    return PolicyModule(causal_lm, chunk_tokens=config.logprob_chunk_tokens)
 
 
 def _disable_dropout(settings: Any) -> None:

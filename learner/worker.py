@@ -10,10 +10,9 @@ from typing import Any
 
 from learner.config import LearnerConfig
 from learner.methods import METHODS
+from learner.ranks import Ranks, reserve
 from learner.types import LearnerError, PairBatch, StepReport, SyncReport, WeightManifest, WeightSyncError
 
-DEATH_GRACE_S = 5.0
-"""A rank's death breaks the collectives of the others first; wait this long for the cause before naming a symptom."""
 SYNC_GRACE_S = 30.0
 """Rank 0 names the engine that missed the broadcast's deadline; the group waits this much longer for its word."""
 
@@ -110,10 +109,11 @@ class LearnerWorker:
 class PendingUpdate:
     """An optimizer step under way."""
 
-    def __init__(self, group: LearnerGroup, references: Sequence[Any], *, step: int) -> None:
-        self._group = group
+    def __init__(self, ranks: Ranks, references: Sequence[Any], *, step: int, timeout_s: float) -> None:
+        self._ranks = ranks
         self._references = references
         self._step = step
+        self._timeout_s = timeout_s
 
     def result(self, timeout: float | None = None) -> StepReport:
         """Wait for the step, at most `timeout` (default `learner.step_timeout_s`) seconds.
@@ -121,8 +121,8 @@ class PendingUpdate:
         Raises:
             LearnerError: a rank failed, died or missed the deadline; names the rank.
         """
-        limit = self._group.config.step_timeout_s if timeout is None else timeout
-        return self._group.wait(self._references, f"update of step {self._step}", timeout_s=limit)[0]
+        limit = self._timeout_s if timeout is None else timeout
+        return self._ranks.wait(self._references, f"update of step {self._step}", timeout_s=limit)[0]
 
 
 class LearnerGroup:
@@ -132,12 +132,12 @@ class LearnerGroup:
     are no longer in step: the group refuses further work.
     """
 
-    def __init__(self, config: LearnerConfig, workers: Sequence[Any], placement: Any) -> None:
+    def __init__(self, config: LearnerConfig, *, placement: Any) -> None:
         self.config = config
         self.info: list[dict[str, Any]] = []
-        self._workers = list(workers)
+        """What each rank runs: rank, pid, library versions."""
+        self._ranks = Ranks([])
         self._placement = placement
-        self._broken: str | None = None
 
     @classmethod
     def start(
@@ -164,9 +164,9 @@ class LearnerGroup:
 
         if method not in METHODS:
             raise LearnerError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
-        placement = _reserve(config, name=f"{run_name}/learner")
+        placement = reserve(config, name=f"{run_name}/learner")
         actor = ray.remote(LearnerWorker)
-        group = cls(config, [], placement)
+        group = cls(config, placement=placement)
         try:
             for rank in range(config.ranks):
                 options = actor.options(
@@ -177,9 +177,10 @@ class LearnerGroup:
                     runtime_env={"env_vars": _environment(config, model)},
                     scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
                 )
-                group._workers.append(options.remote(config, rank=rank))
+                group._ranks.workers.append(options.remote(config, rank=rank))
             limit = config.start_timeout_s
-            [endpoint] = group.wait([group._workers[0].endpoint.remote()], "start", timeout_s=limit)
+            first = group._ranks.workers[0]
+            [endpoint] = group._ranks.wait([first.endpoint.remote()], "start", timeout_s=limit)
             engine_options = {
                 "model": model,
                 "total_steps": total_steps,
@@ -187,7 +188,7 @@ class LearnerGroup:
                 "seed": seed,
                 "method": method,
             }
-            group.info = group._call("start", *endpoint, engine_options, timeout_s=limit)
+            group.info = group._ranks.call("start", *endpoint, engine_options, timeout_s=limit)
         except BaseException:
             group.close()
             raise
@@ -201,8 +202,8 @@ class LearnerGroup:
         """Deal the pairs to the ranks round-robin and start one optimizer step on the mean loss over all of them."""
         ranks, total = self.config.ranks, len(batch.pairs)
         shares = [PairBatch(step=batch.step, pairs=batch.pairs[rank::ranks]) for rank in range(ranks)]
-        references = self._start("update", [(share, total) for share in shares])
-        return PendingUpdate(self, references, step=batch.step)
+        references = self._ranks.start("update", [(share, total) for share in shares])
+        return PendingUpdate(self._ranks, references, step=batch.step, timeout_s=self.config.step_timeout_s)
 
     def token_logprobs(
         self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], *, reference: bool = False
@@ -217,9 +218,8 @@ class LearnerGroup:
         width = -(-total // ranks)
         deals = [[(rank + ranks * row) % total for row in range(width)] for rank in range(ranks)]
         shares = [([prompt_ids[i] for i in deal], [response_ids[i] for i in deal], reference) for deal in deals]
-        replies = self.wait(
-            self._start("token_logprobs", shares), "token_logprobs", timeout_s=self.config.step_timeout_s
-        )
+        references = self._ranks.start("token_logprobs", shares)
+        replies = self._ranks.wait(references, "token_logprobs", timeout_s=self.config.step_timeout_s)
         return [replies[index % ranks][index // ranks] for index in range(total)]
 
     def connect(self, handles: Sequence[Any], *, workers_per_engine: int = 1) -> None:
@@ -238,7 +238,7 @@ class LearnerGroup:
         backends = [reply["weight_backend"] for reply in engines.wait(engines.start("ready"), "ready")]
         if len(set(backends)) != 1:
             raise WeightSyncError(f"rollout engines must all receive weights in one way, got {backends}")
-        self._call("connect", list(handles), backends[0], workers_per_engine, timeout_s=self._sync_limit)
+        self._ranks.call("connect", list(handles), backends[0], workers_per_engine, timeout_s=self._sync_limit)
 
     def push_weights(self, policy_version: int) -> SyncReport:
         """Send all weights to every engine as `policy_version`, each tensor's checksum compared on arrival.
@@ -248,30 +248,26 @@ class LearnerGroup:
                 refuse to generate until a push succeeds.
         """
         started = time.monotonic()
-        manifest = self._call("push_weights", policy_version, timeout_s=self._sync_limit)[0]
+        manifest = self._ranks.call("push_weights", policy_version, timeout_s=self._sync_limit)[0]
         return SyncReport(manifest=manifest, seconds=time.monotonic() - started)
 
     def save_policy(self, path: str | Path) -> None:
         """Write the policy as a Hugging Face folder, atomically."""
-        self._call("save_policy", Path(path).absolute(), timeout_s=self.config.step_timeout_s)
+        self._ranks.call("save_policy", Path(path).absolute(), timeout_s=self.config.step_timeout_s)
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write weights and optimizer state into the directory `path`."""
-        self._call("save_checkpoint", Path(path).absolute(), timeout_s=self.config.step_timeout_s)
+        self._ranks.call("save_checkpoint", Path(path).absolute(), timeout_s=self.config.step_timeout_s)
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Continue from `save_checkpoint`; the engines' weights are stale until the next `push_weights`."""
-        self._call("load_checkpoint", Path(path).absolute(), timeout_s=self.config.step_timeout_s)
+        self._ranks.call("load_checkpoint", Path(path).absolute(), timeout_s=self.config.step_timeout_s)
 
     def close(self) -> None:
         """End the ranks and give their resources back. Again is harmless."""
-        import ray
         from ray.util.placement_group import remove_placement_group
 
-        self._broken = "the group is closed"
-        for worker in self._workers:
-            ray.kill(worker)
-        self._workers = []
+        self._ranks.close()
         if self._placement is not None:
             remove_placement_group(self._placement)
             self._placement = None
@@ -285,87 +281,6 @@ class LearnerGroup:
     @property
     def _sync_limit(self) -> float:
         return self.config.sync_timeout_s + SYNC_GRACE_S
-
-    def _call(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
-        return self.wait(self._start(method, [arguments] * self.config.ranks), method, timeout_s=timeout_s)
-
-    def _start(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        if self._broken is not None:
-            raise LearnerError(f"{method}: the learner cannot go on: {self._broken}")
-        return [getattr(worker, method).remote(*own) for worker, own in zip(self._workers, arguments, strict=True)]
-
-    def wait(self, references: Sequence[Any], what: str, *, timeout_s: float) -> list[Any]:
-        """Results in rank order, from references in rank order.
-
-        Raises:
-            LearnerError: naming the rank that died, failed or was late, in this order of precedence.
-        """
-        import ray
-
-        deadline = time.monotonic() + timeout_s
-        ranks = {reference: rank for rank, reference in enumerate(references)}
-        results: dict[int, Any] = {}
-        failures: dict[int, Exception] = {}
-        pending = list(references)
-        while pending:
-            done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-            if not done:
-                break
-            try:
-                results[ranks[done[0]]] = ray.get(done[0])
-            except ray.exceptions.RayError as error:
-                failures[ranks[done[0]]] = error
-                if isinstance(error, ray.exceptions.RayActorError):
-                    break
-                deadline = min(deadline, time.monotonic() + DEATH_GRACE_S)
-        if failures:
-            raise self._failure(failures, what)
-        if pending:
-            late = ", ".join(str(ranks[reference]) for reference in pending)
-            self._broken = f"{what}: rank {late} did not answer within {timeout_s:g} s"
-            raise LearnerError(self._broken)
-        return [results[rank] for rank in range(len(references))]
-
-    def _failure(self, failures: dict[int, Exception], what: str) -> LearnerError:
-        """The error that tells most: a death, then the learner's own words, then whatever else."""
-        import ray
-
-        for rank, error in failures.items():
-            if isinstance(error, ray.exceptions.RayActorError):
-                self._broken = f"{what}: the process of rank {rank} died ({_one_line(error)})"
-                return LearnerError(self._broken)
-        causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
-        for error in causes.values():
-            if isinstance(error, WeightSyncError):
-                return error
-        for error in causes.values():
-            if isinstance(error, LearnerError):
-                self._broken = str(error)
-                return error
-        rank, cause = next(iter(causes.items()))
-        self._broken = f"{what}: rank {rank} failed: {type(cause).__name__}: {_one_line(cause)}"
-        return LearnerError(self._broken)
-
-
-def _reserve(config: LearnerConfig, *, name: str) -> Any:
-    """One bundle per rank, all or none."""
-    import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus}
-    bundle = {resource: amount for resource, amount in wanted.items() if amount}
-    group = placement_group([bundle] * config.ranks, strategy="PACK", name=name)
-    if not group.wait(config.start_timeout_s):
-        remove_placement_group(group)
-        have = [
-            {resource: resources.get(resource, 0.0) for resource in bundle}
-            for resources in (ray.cluster_resources(), ray.available_resources())
-        ]
-        raise LearnerError(
-            f"learner: no room for {config.ranks} rank(s) of {bundle} within {config.start_timeout_s:g} s; "
-            f"the cluster has {have[0]} in all, {have[1]} free"
-        )
-    return group
 
 
 def _num_threads(config: LearnerConfig) -> int:
@@ -396,7 +311,3 @@ def _network_interface() -> str | None:
         if any(item.address == address for item in addresses):
             return name
     return None
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:400]

@@ -38,7 +38,7 @@ class FakeEngine:
                 raw[5] ^= 1
             tensor = torch.from_numpy(raw).view(getattr(torch, dtype)).view(shape)
             self.tensors[name] = tensor.numpy()
-            self.checksums[name] = torch.hash_tensor(tensor).item()
+            self.checksums[name] = int(torch.hash_tensor(tensor).item())
 
     def weights_finish(self, policy_version: int) -> dict[str, int]:
         assert list(self.tensors) == self.announced

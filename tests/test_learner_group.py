@@ -82,7 +82,7 @@ def test_ranks_are_named_actors_and_tell_what_they_run(two_ranks: LearnerGroup) 
     import ray
 
     assert [info["rank"] for info in two_ranks.info] == [0, 1]
-    assert ray.get_actor("two/learner-1") == two_ranks._workers[1]
+    assert ray.get_actor("two/learner-1") == two_ranks._ranks.workers[1]
 
 
 def test_log_probabilities_come_back_in_order_from_both_ranks(two_ranks: LearnerGroup, model: str) -> None:
@@ -172,7 +172,7 @@ def test_a_dead_rank_is_named_and_the_group_refuses_more_work(two_ranks: Learner
     import ray
 
     started = time.monotonic()
-    ray.kill(two_ranks._workers[1])
+    ray.kill(two_ranks._ranks.workers[1])
     with pytest.raises(LearnerError, match="update of step 3: the process of rank 1 died"):
         two_ranks.update(make_batch(3, PAIRS))
     assert time.monotonic() - started < 30

@@ -1,0 +1,83 @@
+"""What DeepSpeed is told: device, parameter dtype, process group and configuration."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from learner.config import LearnerConfig
+from learner.types import LearnerError
+
+PERSISTENT_ELEMENTS = 10_000
+"""ZeRO-3 keeps smaller parameters (norms, biases) whole on every rank: gathering them costs more than holding them."""
+
+
+def choose_device(config: LearnerConfig) -> torch.device:
+    """The GPU of this rank (LOCAL_RANK among those it can see), or the CPU when the recipe gives it none.
+
+    Raises:
+        LearnerError: a GPU was asked for and CUDA is not available.
+    """
+    if not config.num_gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise LearnerError(f"learner.num_gpus = {config.num_gpus:g}, but CUDA is not available to this rank")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
+    """Of the parameters; under bfloat16 DeepSpeed keeps a float32 master copy for the optimizer."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def start_deepspeed(device: torch.device, *, timeout_s: float) -> Any:
+    """Import DeepSpeed for this device and join the process group; returns the module.
+
+    Args:
+        timeout_s: longest wait of a rank for the others in any collective.
+    """
+    on_cpu = device.type == "cpu"
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read at import; otherwise it looks for GPUs and warns
+    import deepspeed
+
+    # Built with g++ for half a minute or more at the first start, and used by inference only.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("ERROR")
+    if not dist.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=timeout_s), verbose=False
+        )
+    return deepspeed
+
+
+def deepspeed_config(
+    config: LearnerConfig, *, dtype: torch.dtype, micro_batches: int, max_grad_norm: float
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration for this section.
+
+    Args:
+        micro_batches: forward-backward passes of one rank per optimizer step.
+        max_grad_norm: 0 leaves clipping to the caller.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch_pairs,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": max_grad_norm,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+        },
+        "zero_allow_untested_optimizer": True,  # torch's AdamW
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
