@@ -95,20 +95,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
-        return _explain(error)
+        return explain(error)
 
 
-def _explain(error: Exception) -> int:
+def explain(error: Exception) -> int:
     """One line for what a person can act on; a traceback only for what is a defect of ours."""
+    from actors.types import RolloutError
+    from learner.types import LearnerError
     from orchestrator.errors import BadInput, RunFailed
+    from orchestrator.report import ReportError
+    from rewards.scorers import ScorerError
 
-    if isinstance(error, BadInput):
-        print(f"mi-epo: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    if isinstance(error, RunFailed):
-        print(f"mi-epo: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    raise error
+    cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised
+    if not isinstance(cause, BadInput | RunFailed | RolloutError | LearnerError | ScorerError | ReportError):
+        raise error
+    print(f"mi-epo: {cause}", file=sys.stderr)
+    return EXIT_BAD_INPUT if isinstance(cause, BadInput) else EXIT_FAILED
 
 
 def _train(arguments: argparse.Namespace) -> int:

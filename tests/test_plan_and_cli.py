@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.cli import main, parse_arguments
+from orchestrator.cli import explain, main, parse_arguments
+from orchestrator.errors import BadInput, RunFailed
 from orchestrator.plan import count_parameters, is_local
 from tests.tiny_models import make_tiny_policy
 
@@ -172,3 +173,17 @@ def test_hub_names_are_not_mistaken_for_folders():
     assert not is_local("org/model-7b")
     assert is_local("./model")
     assert is_local("some/deep/folder")
+
+
+@pytest.mark.parametrize(("error", "code"), [(BadInput("place: rule"), 2), (RunFailed("engine 0: gone"), 1)])
+def test_what_a_person_can_act_on_is_one_line_also_when_it_comes_out_of_an_actor(capsys, error, code):
+    class FromAnActor(RuntimeError):
+        cause = error
+
+    assert explain(error) == explain(FromAnActor("a long traceback")) == code
+    assert capsys.readouterr().err == f"mi-epo: {error}\n" * 2
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        explain(ZeroDivisionError())
