@@ -22,6 +22,7 @@ class FakeEngine:
 
     def weights_init(self, info: dict[str, Any]) -> None:
         self.announced = info["names"]
+        self.rendezvous = info
 
     def weights_start(self) -> None:
         self.tensors, self.checksums, self.calls, self.version = {}, {}, ["start"], None
@@ -48,6 +49,9 @@ class FakeEngine:
 
     def state(self) -> tuple[int | None, list[str], dict[str, np.ndarray]]:
         return self.version, self.calls, self.tensors
+
+    def rendezvous_info(self) -> dict[str, Any]:
+        return self.rendezvous
 
     def misbehave(self, how: str | None) -> None:
         self.misbehaviour = how

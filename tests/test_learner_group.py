@@ -15,7 +15,7 @@ from tiny_models import make_tiny_policy
 from torch import Tensor
 
 from learner.config import LearnerConfig
-from learner.senders import compare_checksums
+from learner.senders import Engines, compare_checksums
 from learner.types import LearnerError, PairBatch, WeightEntry, WeightSyncError
 from learner.worker import LearnerGroup
 
@@ -222,6 +222,20 @@ def test_what_cannot_start_says_why_and_leaves_nothing_behind(ray_cluster: None,
         )
     with pytest.raises(ValueError, match="missing/learner-0"):
         ray.get_actor("missing/learner-0")
+
+
+def test_engines_of_two_gpus_each_get_ranks_of_their_own_in_the_nccl_group(engines: list[Any]) -> None:
+    import ray
+
+    from learner.nccl import _NcclClient
+
+    client = _NcclClient(Engines(engines, timeout_s=30), names=["a"], workers_per_engine=2)
+    client.init_weight_transfer_engine(
+        {"master_address": "192.0.2.1", "master_port": 5, "rank_offset": 1, "world_size": 5}
+    )
+    infos = ray.get([engine.rendezvous_info.remote() for engine in engines], timeout=30)
+    assert [info["rank_offset"] for info in infos] == [1, 3]
+    assert all(info["backend"] == "nccl" and info["names"] == ["a"] and info["world_size"] == 5 for info in infos)
 
 
 def test_checksums_are_compared_name_by_name() -> None:
