@@ -60,7 +60,7 @@ class PairStatistics:
 
     dropped: int  # prompts without all 2 x K finite scores
     conflict_rate: float  # pairs on which two objectives prefer different responses
-    tie_rate: float  # (pair, objective) cells with equal scores
+    tie_rate: float  # pairs on which every objective ties: they have no gradient in the alignment loss
 
 
 def derive_seed(*parts: object) -> int:

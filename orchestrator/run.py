@@ -173,7 +173,7 @@ def _train(
             max_in_flight=recipe.loop.max_staleness + 1,
         )
         first_step, policy_version = 0, 0
-        learner.connect(rollouts)
+        learner.connect(rollouts, workers_per_engine=recipe.rollout.tensor_parallel_size)
         if checkpoint is not None:
             first_step, policy_version = checkpoint[1].next_step, checkpoint[1].policy_version
             learner.load_checkpoint(checkpoint[0])

@@ -46,9 +46,10 @@ class DialogueSpec(PreferencesConfig):
     pretraining: Optimization = Optimization(
         steps=320, batch_size=8, learning_rate=2e-3, warmup_steps=40, group_by_length=True
     )
-    conditioned: Optimization = Optimization(
-        steps=260, batch_size=8, learning_rate=1e-3, warmup_steps=20, group_by_length=True
-    )
+    conditioned: Optimization = Optimization(steps=500, batch_size=8, learning_rate=1e-3, warmup_steps=20)
+    """Batches mixed in length on purpose: w goes with the length, and batches of one length teach it badly."""
+    conditioned_context: int = 160
+    """Tokens of a row of the conditioned fit; the start of a longer dialogue is cut, w and the answer stay."""
     reward: Optimization = Optimization(
         steps=160, batch_size=8, learning_rate=2e-4, warmup_steps=20, weight_decay=0.1, group_by_length=True
     )
@@ -121,7 +122,8 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
             objectives=OBJECTIVES,
             preferences=PreferencesConfig(conditioning=spec.conditioning, decimals=spec.decimals),
             optimization=spec.conditioned,
-            **shared,
+            max_length=spec.conditioned_context,
+            seed=seed,
         ),
         conditioned_rows(split.training, seed=seed),
         conditioned_rows(split.heldout, seed=seed + 1),
@@ -203,7 +205,7 @@ def conditioned_rows(pairs: Sequence[DialoguePair], *, seed: int) -> list[dict[s
     rank = np.empty(len(lengths))
     rank[order] = np.linspace(0, 1, len(lengths))  # 1 = shortest
     shift = np.where([is_chosen for _, _, is_chosen in answers], -0.1, 0.1)
-    brevity = np.clip(rank + shift + rng.normal(0, 0.1, len(lengths)), 0, 1)
+    brevity = np.clip(rank + shift + rng.normal(0, 0.05, len(lengths)), 0, 1)
     return [
         {"prompt": prompt, "response": answer, "preference": [float(1 - w), float(w)]}
         for (prompt, answer, _), w in zip(answers, brevity, strict=True)
