@@ -33,7 +33,8 @@ class RolloutConfig(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling mass. Reported log-probabilities are the whole policy's, whatever stands here."""
     kv_cache_bytes: int | None = Field(default=None, ge=1 << 20)
-    """Key-value cache of one engine in bytes. None: 128 MiB on CPU, what ``gpu_memory_utilization`` leaves on GPU."""
+    """Key-value cache of one engine in bytes. None: on CPU room for ``max_num_seqs`` full sequences, at most 1 GiB; on
+    GPU what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of each GPU's memory the engine may take (GPU only)."""
     enforce_eager: bool = True

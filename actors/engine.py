@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +14,10 @@ from actors.startup import QUIET_ENV
 Backend = Literal["host", "nccl"]
 """How weights reach an engine: through the Ray object store, or by NCCL broadcast."""
 
-# Holds 64 sequences of 256 tokens of a small model; vLLM's own CPU default takes a share of the machine's memory.
-CPU_KV_CACHE_BYTES = 128 << 20
+# The smallest that vLLM's CPU attention takes. Responses to one prompt share its full blocks; few fill vLLM's own 128.
+CPU_BLOCK_TOKENS = 32
+# Filled with zeros at the start, so all of it counts; above this, sequences wait for their turn instead.
+MAX_CPU_KV_CACHE_BYTES = 1 << 30
 
 
 def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
@@ -41,23 +45,33 @@ def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
 def load_engine(config: RolloutConfig, *, model: str, seed: int, backend: Backend) -> Any:
     """A synchronous ``vllm.LLM`` that draws from the policy as it is: no top-k, no penalties of the model's own."""
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would override kv_cache_memory_bytes
+    from transformers import AutoConfig
     from vllm import LLM
     from vllm.config import WeightTransferConfig
 
     from actors.weights import VLLM_BACKENDS, WORKER_EXTENSION
 
-    memory: dict[str, Any] = {"kv_cache_memory_bytes": config.kv_cache_bytes}
-    dtype = config.dtype
     if config.num_gpus:
-        memory["gpu_memory_utilization"] = config.gpu_memory_utilization
-        dtype = "bfloat16" if dtype == "auto" else dtype
+        platform: dict[str, Any] = {
+            "dtype": "bfloat16" if config.dtype == "auto" else config.dtype,
+            "kv_cache_memory_bytes": config.kv_cache_bytes,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+        }
     else:
-        memory["kv_cache_memory_bytes"] = config.kv_cache_bytes or CPU_KV_CACHE_BYTES
-        dtype = "float32" if dtype == "auto" else dtype
-        _import_architecture(model)
+        dtype = "float32" if config.dtype == "auto" else config.dtype
+        hf_config = AutoConfig.from_pretrained(model)
+        _import_architectures(hf_config.architectures or ())
+        platform = {
+            "dtype": dtype,
+            "kv_cache_memory_bytes": config.kv_cache_bytes or cpu_kv_cache_bytes(config, hf_config, dtype),
+            "block_size": CPU_BLOCK_TOKENS,
+            # Symptom: a seeded request whose prompt is split over two steps ends the engine with "CPU Generator does
+            # not use offset". Cause: vLLM rewinds the seed's generator by its CUDA offset after the first part. Delete
+            # when vLLM can rewind a CPU generator.
+            "enable_chunked_prefill": False,
+        }
     return LLM(
         model=model,
-        dtype=dtype,
         seed=seed,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -71,20 +85,31 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int, backend: Backen
         weight_transfer_config=WeightTransferConfig(backend=VLLM_BACKENDS[backend]),
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        **memory,
+        **platform,
     )
 
 
-def _import_architecture(model: str) -> None:
+def cpu_kv_cache_bytes(config: RolloutConfig, hf_config: Any, dtype: str) -> int:
+    """Keys and values of ``max_num_seqs`` full sequences in vLLM's blocks, between two sequences and 1 GiB."""
+    text = hf_config.get_text_config()
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = {"float32": 4, "bfloat16": 2}[dtype]
+    block = CPU_BLOCK_TOKENS * 2 * text.num_hidden_layers * heads * head_dim * width
+    sequence = block * math.ceil(config.max_model_len / CPU_BLOCK_TOKENS)
+    wanted = block + sequence * config.max_num_seqs  # one block is vLLM's own
+    return max(block + 2 * sequence, min(wanted, MAX_CPU_KV_CACHE_BYTES))
+
+
+def _import_architectures(architectures: Sequence[str]) -> None:
     """Import the model's class here, in the process that will use it.
 
     vLLM otherwise inspects an architecture it sees for the first time in a subprocess that imports vLLM again, about
     ten seconds. On GPU that subprocess keeps CUDA uninitialised in the parent, so leave it alone there.
     """
-    from transformers import AutoConfig
     from vllm import ModelRegistry
 
-    for architecture in AutoConfig.from_pretrained(model).architectures or ():
+    for architecture in architectures:
         load = getattr(ModelRegistry.models.get(architecture), "load_model_cls", None)
         if load is not None:
             ModelRegistry.register_model(architecture, load())

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from actors.config import RolloutConfig
+from actors.engine import cpu_kv_cache_bytes
 from actors.types import GenerationRequest, Response, Rollout, StaleWeightsError, WeightTransferError, response_seed
 
 
@@ -69,3 +70,18 @@ def test_sections_and_records_import_no_torch_ray_or_vllm() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_the_cpu_cache_holds_every_sequence_in_whole_blocks_up_to_a_gibibyte() -> None:
+    class Llama:
+        num_hidden_layers, num_attention_heads, num_key_value_heads, hidden_size, head_dim = 2, 4, 2, 64, None
+
+        def get_text_config(self) -> "Llama":
+            return self
+
+    block = 32 * 2 * 2 * 2 * 16 * 4  # tokens, keys and values, layers, heads, head size, bytes
+    small = RolloutConfig(max_model_len=40, max_num_seqs=3)
+    assert cpu_kv_cache_bytes(small, Llama(), "float32") == block * (1 + 2 * 3)
+    assert cpu_kv_cache_bytes(small, Llama(), "bfloat16") == block * (1 + 2 * 3) // 2
+    many = RolloutConfig(max_model_len=4096, max_num_seqs=4096)
+    assert cpu_kv_cache_bytes(many, Llama(), "float32") == 1 << 30

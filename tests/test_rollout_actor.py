@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tests.tiny_models import make_tiny_policy
 pytestmark = pytest.mark.ray
 
 EOS = 1
-CONFIG = RolloutConfig(max_model_len=48, max_new_tokens=12, max_num_seqs=16, stream_group=4, kv_cache_bytes=16 << 20)
+# 6 MiB are 192 blocks of 32 tokens of this model: sequences enough for one batch to need more, see below.
+CONFIG = RolloutConfig(max_model_len=48, max_new_tokens=12, max_num_seqs=192, stream_group=4, kv_cache_bytes=6 << 20)
 CALL_S = 60
 
 
@@ -108,6 +110,17 @@ def test_the_same_request_gives_the_same_tokens_whatever_else_is_in_the_batch(en
     assert alone == together
     assert answers(engine, shuffled) == together
     assert {name: among_others[name] for name in together} == together
+
+
+def test_a_batch_too_large_for_one_step_and_for_the_cache_changes_no_tokens(engine: Any) -> None:
+    rng = random.Random(5)
+    requests = [  # 31 tokens: a first block each when they enter, a second one in the middle of decoding
+        replace(request, prompt_ids=tuple(rng.randrange(5, 100) for _ in range(31)))
+        for request in make_requests(100, first_seed=2000)
+    ]
+    together = answers(engine, requests)
+    for request in requests[::20]:
+        assert answers(engine, [request]) == {request.request_id: together[request.request_id]}
 
 
 def test_a_response_ends_with_the_end_token_or_at_the_length_limit(engine: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from actors.config import RolloutConfig
 from actors.rollout import start_rollouts, stop
-from actors.types import GenerationRequest, StaleWeightsError, WeightTransferError
+from actors.types import GenerationRequest, Rollout, StaleWeightsError, WeightTransferError
 from learner.config import LearnerConfig, LoraSection
 from learner.types import PairBatch, PreferencePair, WeightSyncError
 from learner.worker import LearnerGroup
@@ -72,16 +72,26 @@ def flat(rows: Sequence[Sequence[float]]) -> list[float]:
 
 
 def sample(engine: Any, version: int) -> list[tuple[int, ...]]:
-    """Two responses to one prompt that earlier versions have cached."""
+    """Two responses to one prompt, long enough to be cached; sampled under the weights that score them.
+
+    Scoring never reads the prefix cache: the two differ where sampling went on from another version's keys and values.
+    """
+    request = GenerationRequest(
+        request_id="r", prompt="p", prompt_ids=tuple(range(5, 45)), preference=(1.0, 0.0), num_responses=2, seed=3
+    )
+    [rollout] = sampled(engine, [request], version)
+    assert rollout.min_policy_version == rollout.max_policy_version == version
+    responses = [response.token_ids for response in rollout.responses]
+    scored = call(engine, "logprobs", [request.prompt_ids] * 2, responses)
+    assert [response.logprob for response in rollout.responses] == pytest.approx(scored, abs=1e-4)
+    return responses
+
+
+def sampled(engine: Any, requests: list[GenerationRequest], version: int) -> list[Rollout]:
     import ray
 
-    request = GenerationRequest(
-        request_id="r", prompt="p", prompt_ids=tuple(range(5, 37)), preference=(1.0, 0.0), num_responses=2, seed=3
-    )
-    stream = engine.generate.options(num_returns="streaming").remote([request], version)
-    [rollout] = [rollout for group in stream for rollout in ray.get(group, timeout=CALL_S)]
-    assert rollout.min_policy_version == rollout.max_policy_version == version
-    return [response.token_ids for response in rollout.responses]
+    stream = engine.generate.options(num_returns="streaming").remote(requests, version)
+    return [rollout for group in stream for rollout in ray.get(group, timeout=CALL_S)]
 
 
 def tensors_as_buckets(model: Any) -> list[Bucket]:
