@@ -119,7 +119,7 @@ class RolloutActor:
                         f"generate: {len(waiting)} of {sum(map(len, answers))} responses unfinished after "
                         f"rollout.generate_timeout_s = {self.config.generate_timeout_s:g} s"
                     )
-                for output in engine.step():
+                for output in self._step():
                     i, j = waiting.pop(output.request_id)
                     answers[i][j] = self._response(output.outputs[0])
                     complete = [response for response in answers[i] if response is not None]
@@ -216,11 +216,17 @@ class RolloutActor:
         return checksums
 
     def _load(self) -> None:
+        from vllm import SamplingParams
+
         from actors.engine import load_engine
         from actors.weights import WeightReceiver
 
         backend: Backend = "nccl" if self.config.num_gpus else "host"
         self._llm = load_engine(self.config, model=self.model, seed=self.seed, backend=backend)
+        # One token, because some of what vLLM cannot run (a head size, say) shows only in the first step.
+        self._llm.generate(
+            [{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), use_tqdm=False
+        )
         self._tokenizer = self._llm.get_tokenizer()
         self._weights = WeightReceiver(self._llm, backend=backend, model=self.model)
 
@@ -261,6 +267,12 @@ class RolloutActor:
             self._llm.llm_engine.add_request(key, {"prompt_token_ids": list(request.prompt_ids)}, sampling)
         except Exception as error:
             raise RolloutError(f"request {request.request_id!r}: {one_line(error)}") from error
+
+    def _step(self) -> list[Any]:
+        try:
+            return self._llm.llm_engine.step()
+        except Exception as error:
+            raise RolloutError(f"engine {self.engine}: {one_line(error)}") from error
 
     def _response(self, output: Any) -> Response:
         return Response(

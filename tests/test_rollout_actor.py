@@ -249,6 +249,21 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(engine: Any, policy: Pa
     assert "\n" not in message
 
 
+def test_a_model_vllm_cannot_run_stops_the_start_and_leaves_no_actor(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    heads_of_16 = LlamaConfig(
+        vocab_size=100, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, head_dim=16
+    )
+    LlamaForCausalLM(heads_of_16).save_pretrained(make_tiny_policy(tmp_path / "policy"))
+    with pytest.raises(RolloutError, match=r"^test-heads/rollout-0: vLLM could not load .*head_dim=16") as caught:
+        start_rollouts(CONFIG, model=str(tmp_path / "policy"), run_name="test-heads", seed=0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="Failed to look up actor"):
+        ray.get_actor("test-heads/rollout-0")
+
+
 def test_engines_the_cluster_has_no_room_for_are_refused_with_what_it_has(ray_cluster: None, policy: Path) -> None:
     config = CONFIG.model_copy(update={"engines": 3, "num_cpus": 50.0, "start_timeout_s": 0.5})
     with pytest.raises(RolloutError, match=r"no room for 3 actors \(150 CPUs\) within 0.5 s; the cluster has 8 CPUs"):
