@@ -24,6 +24,7 @@ from rewards.preferences import PromptRenderer
 
 OBJECTIVES = ("harmlessness", "brevity")
 CONDITIONING = ConditioningConfig(template="{prompt}\n\n{weights}\n\nAssistant:", weight="<{name}> {weight}")
+LEVELS = tuple(f"{level / 10:.1f}" for level in range(11))
 REWARD_TEMPLATE = "{prompt}\n\nAssistant: {response}"
 
 
@@ -38,7 +39,7 @@ class DialogueSpec(PreferencesConfig):
     """Room kept for the answer; the oldest turns of a longer dialogue are dropped."""
     tokenizer: ByteLevelBPE = ByteLevelBPE(
         vocab_size=4096,
-        special_words=("<harmlessness>", "<brevity>", *(f"{level / 10:.1f}" for level in range(11))),
+        special_words=(*(f"<{name}>" for name in OBJECTIVES), *LEVELS),
     )
     architecture: Architecture = Architecture(
         hidden_size=256, num_layers=6, num_heads=4, intermediate_size=704, max_positions=512
@@ -46,9 +47,9 @@ class DialogueSpec(PreferencesConfig):
     pretraining: Optimization = Optimization(
         steps=320, batch_size=8, learning_rate=2e-3, warmup_steps=40, group_by_length=True
     )
-    conditioned: Optimization = Optimization(steps=500, batch_size=8, learning_rate=1e-3, warmup_steps=20)
+    conditioned: Optimization = Optimization(steps=600, batch_size=8, learning_rate=1e-3, warmup_steps=20)
     """Batches mixed in length on purpose: w goes with the length, and batches of one length teach it badly."""
-    conditioned_context: int = 160
+    conditioned_context: int = 128
     """Tokens of a row of the conditioned fit; the start of a longer dialogue is cut, w and the answer stay."""
     reward: Optimization = Optimization(
         steps=160, batch_size=8, learning_rate=2e-4, warmup_steps=20, weight_decay=0.1, group_by_length=True
@@ -115,6 +116,7 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
         tokenizer=tokenizer,
         progress=progress,
     )
+    model, tokenizer = _with_levels_in_order(folder / "pretrained", seed)
     policy = fit_policy(
         PolicyFitConfig(
             output=str(folder / "policy"),
@@ -127,6 +129,8 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
         ),
         conditioned_rows(split.training, seed=seed),
         conditioned_rows(split.heldout, seed=seed + 1),
+        model=model,
+        tokenizer=tokenizer,
         progress=progress,
     )
     reward = fit_reward(
@@ -153,6 +157,27 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
         "reward": reward.to_dict(),
         "seconds": time.monotonic() - started,
     }
+
+
+def _with_levels_in_order(pretrained: Path, seed: int) -> tuple[Any, Any]:
+    """(model, tokenizer) of the pretrained policy, whose level tokens no dialogue has taught anything yet."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from orchestrator.fitting.levels import put_levels_on_a_line
+
+    model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    embedding = model.get_input_embeddings().weight
+    spread = float(embedding.detach().std())
+    put_levels_on_a_line(
+        embedding,
+        tokenizer.convert_tokens_to_ids(list(LEVELS)),
+        direction_std=2 * spread,
+        noise_std=0.2 * spread,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return model, tokenizer
 
 
 def split_dialogues(pairs: Sequence[DialoguePair], *, heldout: int, seed: int) -> Split:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from orchestrator.fitting.config import Architecture, Optimization, PolicyFitConfig
+from orchestrator.fitting.levels import put_levels_on_a_line
 from orchestrator.fitting.models import llama_config
 from orchestrator.fitting.policy import fit_policy
 from orchestrator.fitting.report import FitReport
@@ -102,7 +103,13 @@ def new_policy(settings: PolicySpec, tokenizer: Any, seed: int) -> Any:
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, _initial_std(name, settings), generator=generator)
-        _put_levels_on_a_line(model.get_input_embeddings().weight, tokenizer, settings, generator)
+    put_levels_on_a_line(
+        model.get_input_embeddings().weight,
+        tokenizer.convert_tokens_to_ids(list(spec.LEVELS)),
+        direction_std=settings.level_direction_std,
+        noise_std=settings.level_noise_std,
+        generator=generator,
+    )
     return model
 
 
@@ -110,16 +117,6 @@ def _initial_std(name: str, settings: PolicySpec) -> float:
     if "embed" in name:
         return settings.embedding_std
     return settings.output_std if "o_proj" in name or "down_proj" in name else settings.linear_std
-
-
-def _put_levels_on_a_line(
-    embedding: torch.Tensor, tokenizer: Any, settings: PolicySpec, generator: torch.Generator
-) -> None:
-    """e_i = noise + (i / 5 - 1) v for the levels i = 0 ... 10, v one shared direction."""
-    direction = torch.randn(settings.hidden_size, generator=generator) * settings.level_direction_std
-    for index, token_id in enumerate(tokenizer.convert_tokens_to_ids(list(spec.LEVELS))):
-        noise = torch.randn(settings.hidden_size, generator=generator) * settings.level_noise_std
-        embedding[token_id] = noise + (index / 5 - 1) * direction
 
 
 def measure_gate(
