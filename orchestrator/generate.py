@@ -41,7 +41,9 @@ def generate(
 
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     tokenizer = load_tokenizer(str(policy.resolve()))
     renderer = PromptRenderer(
         conditioning.preferences.conditioning,
