@@ -229,11 +229,11 @@ def test_engines_of_two_gpus_each_get_ranks_of_their_own_in_the_nccl_group(engin
 
     from learner.nccl import _NcclClient
 
-    client = _NcclClient(Engines(engines, timeout_s=30), names=["a"], workers_per_engine=2)
+    client = _NcclClient(Engines(engines, timeout_s=120), names=["a"], workers_per_engine=2)
     client.init_weight_transfer_engine(
         {"master_address": "192.0.2.1", "master_port": 5, "rank_offset": 1, "world_size": 5}
     )
-    infos = ray.get([engine.rendezvous_info.remote() for engine in engines], timeout=30)
+    infos = ray.get([engine.rendezvous_info.remote() for engine in engines], timeout=120)
     assert [info["rank_offset"] for info in infos] == [1, 3]
     assert all(info["backend"] == "nccl" and info["names"] == ["a"] and info["world_size"] == 5 for info in infos)
 

@@ -55,7 +55,7 @@ def test_a_good_recipe_prints_placement_batch_arithmetic_and_memory(capsys, work
         "Placement",
         "rollout",
         "32 prompts x 2 = 64",
-        "<= 1",
+        "<= 0",
         "Memory",
         "parameters",
         "8, 4",
