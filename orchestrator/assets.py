@@ -97,6 +97,15 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def code_digest(*packages: str) -> str:
+    """sha256 over the Python sources of packages of this folder: for settings, so that changed code builds again."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(path for package in packages for path in (here / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(here)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def file_digests(directory: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file but the manifest."""
     return {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orchestrator.assets import build_once, read_manifest
+from orchestrator.assets import build_once, code_digest, read_manifest
 from orchestrator.errors import BadInput
 
 
@@ -68,3 +68,8 @@ def test_a_folder_that_no_build_made_is_never_removed(tmp_path):
     with pytest.raises(BadInput, match=r"holds files but no manifest\.json"):
         make(tmp_path / "a", Builder())
     assert (tmp_path / "a" / "thesis.txt").exists()
+
+
+def test_other_code_means_other_settings():
+    assert code_digest("miniature") == code_digest("miniature")
+    assert len({code_digest("miniature"), code_digest("fitting"), code_digest("miniature", "fitting")}) == 3

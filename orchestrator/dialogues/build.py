@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.assets import build_once
+from orchestrator.assets import build_once, code_digest
 from orchestrator.dialogues.transcript import DialoguePair, read_transcripts, shorten_prompt
 from orchestrator.errors import BadInput
 from orchestrator.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
@@ -78,7 +78,12 @@ def build_dialogues(
         BadInput: the data cannot be read, or hold too few dialogues to split.
     """
     spec = spec or DialogueSpec()
-    key = {"spec": spec.model_dump(mode="json"), "data": source_digest(data), "seed": seed}
+    key = {
+        "spec": spec.model_dump(mode="json"),
+        "code": code_digest("dialogues", "fitting"),
+        "data": source_digest(data),
+        "seed": seed,
+    }
     return build_once(directory, key, lambda folder: _build(folder, data, seed, spec, progress), progress=progress)
 
 

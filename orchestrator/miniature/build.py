@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.assets import build_once
+from orchestrator.assets import build_once, code_digest
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.miniature import grammar
 from orchestrator.miniature import spec as world
@@ -58,7 +58,12 @@ def build_miniature(
     """
     directory = Path(directory).expanduser()
     objectives = _checked(objectives)
-    settings = {"miniature": spec.fingerprint(), "objectives": list(objectives), "seed": seed}
+    settings = {
+        "miniature": spec.fingerprint(),
+        "code": code_digest("miniature", "fitting"),
+        "objectives": list(objectives),
+        "seed": seed,
+    }
     manifest = build_once(
         directory, settings, lambda folder: _build(folder, objectives, seed, spec, progress), progress=progress
     )
