@@ -4,21 +4,29 @@ Every evaluation asks the same prompts under the same vectors with the same seed
 the policy.
 """
 
-import importlib
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.reward import Judge
 from actors.types import Rollout
 from orchestrator.batching import make_request
 from orchestrator.data import spread
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.sampling import Judge, Sampling
+from orchestrator.sampling import Sampling
 from rewards.normalize import Normalizer
-from rewards.pareto import conditional_reward_dispersion, hypervolume, mean_inner_product, spearman
+from rewards.pareto import (
+    conditional_covariance,
+    conditional_reward_dispersion,
+    hypervolume,
+    mean_inner_product,
+    spearman,
+)
 from rewards.preferences import PromptRenderer, evaluation_grid
+from rewards.scorers import ScorerError, load_function
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -30,14 +38,10 @@ EXAMPLE_VECTORS = 5
 
 def load_callable(path: str) -> Callable[..., Any]:
     """`package.module:name` -> the object. Raises BadInput when it cannot be imported or called."""
-    module, _, name = path.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        return load_function(path)
+    except ScorerError as error:
         raise BadInput(f"{path}: must name an importable package.module:function: {error}") from None
-    if not callable(function):
-        raise BadInput(f"{path}: must be callable, got {type(function).__name__}")
-    return function
 
 
 def measure_normalizers(
@@ -129,7 +133,7 @@ class Evaluator:
             "reference_point": list(recipe.reference_point),
             "cloud": [spread(scores.tolist(), CLOUD_POINTS) for scores in rewards],
             "audit": self._audit(normalized, scored.rollouts),
-            "attainable": self._attainable(),
+            "attainable": self._attainable,
             "normalizer": self.normalizers["reward"].to_dict(),
             "examples": self._examples(scored.rollouts, rewards.reshape(*scored.scores["reward"].shape)),
             "seconds": time.monotonic() - started,
@@ -149,6 +153,7 @@ class Evaluator:
             },
         }
 
+    @cached_property
     def _attainable(self) -> dict[str, Any] | None:
         """The best any policy can do by the audit judge, where the task can tell."""
         if self.recipe.evaluate.attainable is None:
@@ -216,10 +221,9 @@ def front_metrics(preferences: np.ndarray, scores: np.ndarray, reference_point: 
                 f"evaluation: only {len(rows)} fully scored responses under w = {w.round(3).tolist()}, need 2"
             )
     points = np.stack([rows.mean(axis=0) for rows in kept])  # [N, K]
-    covariance = [np.atleast_2d(np.cov(rows, rowvar=False, ddof=1)) for rows in kept]
     return {
         "points": points.tolist(),
-        "covariance": [matrix.tolist() for matrix in covariance],
+        "covariance": conditional_covariance(scores).tolist(),
         "hypervolume": hypervolume(points, reference_point),
         "mip": mean_inner_product(preferences, points),
         "crd": conditional_reward_dispersion(scores),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import cluster
-from orchestrator.conditioning import load_conditioning
+from orchestrator.conditioning import FILE_NAME, load_conditioning
 from orchestrator.errors import BadInput
 from orchestrator.evaluate import Evaluator, measure_normalizers
 from orchestrator.generate import find_policy
@@ -36,7 +36,7 @@ def evaluate(
     policy = find_policy(target)
     if not (policy / "config.json").is_file():
         raise BadInput(f"{target}: holds no policy (no config.json in it or in its policy/ folder)")
-    trained_for = load_conditioning(policy).objectives if (policy / "mi_epo.json").is_file() else recipe.objective_names
+    trained_for = load_conditioning(policy).objectives if (policy / FILE_NAME).is_file() else recipe.objective_names
     if trained_for != recipe.objective_names:
         raise BadInput(
             f"{policy}: is a policy for the objectives {list(trained_for)}, "

@@ -8,15 +8,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from actors.reward import Judge
 from actors.types import GenerationRequest, Rollout
 from orchestrator.batching import RequestBatch, ScoredBatch
 from orchestrator.errors import RunFailed
-
-Judge = Literal["reward", "audit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
