@@ -5,7 +5,7 @@ the policy.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from actors.reward import Judge
 from actors.types import Rollout
 from orchestrator.batching import make_request
 from orchestrator.data import spread
-from orchestrator.errors import BadInput, RunFailed
+from orchestrator.errors import RunFailed
 from orchestrator.sampling import Sampling
 from rewards.normalize import Normalizer
 from rewards.pareto import (
@@ -26,7 +26,7 @@ from rewards.pareto import (
     spearman,
 )
 from rewards.preferences import PromptRenderer, evaluation_grid
-from rewards.scorers import ScorerError, load_function
+from rewards.scorers import load_function
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 CLOUD_POINTS = 64
 """Responses per vector kept for the scatter behind the Pareto front."""
 EXAMPLE_VECTORS = 5
-
-
-def load_callable(path: str) -> Callable[..., Any]:
-    """`package.module:name` -> the object. Raises BadInput when it cannot be imported or called."""
-    try:
-        return load_function(path)
-    except ScorerError as error:
-        raise BadInput(f"{path}: must name an importable package.module:function: {error}") from None
 
 
 def measure_normalizers(
@@ -148,7 +140,7 @@ class Evaluator:
             **front_metrics(self.preferences, normalized["audit"], self.recipe.reference_point),
             "normalizer": self.normalizers["audit"].to_dict(),
             "extra": {
-                name: float(load_callable(path)(prompts, responses))
+                name: float(load_function(path)(prompts, responses))
                 for name, path in self.recipe.evaluate.audit_statistics.items()
             },
         }
@@ -159,7 +151,7 @@ class Evaluator:
         if self.recipe.evaluate.attainable is None:
             return None
         normalizer = self.normalizers["audit"]
-        points = load_callable(self.recipe.evaluate.attainable)(
+        points = load_function(self.recipe.evaluate.attainable)(
             self.prompts,
             self.preferences,
             np.asarray(normalizer.mean),

@@ -44,9 +44,9 @@ def evaluate(
         )
     build_assets(recipe, say)
     inputs = check_inputs(recipe)
+    normalizers = RunDir.open(target).load_normalizers() if is_run else None
     run_dir = RunDir.create(output or _free_folder(target), recipe)
     run_dir.start(recipe)
-    normalizers = RunDir.open(target).load_normalizers() if is_run else None
     with cluster.connect(recipe):
         from actors import reward, rollout
 

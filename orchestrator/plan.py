@@ -15,7 +15,7 @@ from orchestrator.cluster import check_fits, demands, joins_existing, local_reso
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from rewards.preferences import PromptRenderer, evaluation_grid
-from rewards.scorers import check_scorer
+from rewards.scorers import ScorerError, check_scorer, load_function
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -50,6 +50,7 @@ def check_inputs(recipe: "Recipe") -> Inputs:
         problems += check_scorer(objective.scorer, f"objectives.{index}.scorer")
         if objective.audit is not None:
             problems += check_scorer(objective.audit, f"objectives.{index}.audit")
+    problems += _check_functions(recipe)
     prompts: dict[str, tuple[str, ...]] = {}
     for key, limit in (("train", recipe.data.max_prompts), ("heldout", None)):
         try:
@@ -64,6 +65,20 @@ def check_inputs(recipe: "Recipe") -> Inputs:
         for key in prompts
     )
     return Inputs(train=prompts["train"], heldout=prompts["heldout"], renderer=renderer, longest_prompt_tokens=longest)
+
+
+def _check_functions(recipe: "Recipe") -> list[str]:
+    """Problems of the functions that only the evaluation calls, one line each."""
+    named = {f"audit_statistics.{name}": path for name, path in recipe.evaluate.audit_statistics.items()}
+    if recipe.evaluate.attainable is not None:
+        named["attainable"] = recipe.evaluate.attainable
+    problems = []
+    for key, path in named.items():
+        try:
+            load_function(path)
+        except ScorerError as error:
+            problems.append(f"evaluate.{key}: {error}")
+    return problems
 
 
 def load_tokenizer(model: str) -> Any:

@@ -116,7 +116,7 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
         inputs = check_inputs(recipe)
         run_dir = RunDir.create(run_path, recipe)
     started = time.monotonic()
-    run_dir.start(recipe)
+    run_dir.start(recipe, resumed=resume)
     try:
         code = _train(recipe, run_dir, inputs, checkpoint, say)
     except BaseException as error:
@@ -269,12 +269,19 @@ def compare_probe(recipe: "Recipe", batcher: Batcher, sampler: Sampler, learner:
     engine = sampler.logprobs(prompt_ids, response_ids)
     expected = np.array([sum(tokens) for tokens in learner.token_logprobs(prompt_ids, response_ids)])
     per_token = np.abs(engine - expected) / np.maximum(1, [len(ids) for ids in response_ids])
-    dtype = "float32" if recipe.learner.num_gpus == 0 else "bfloat16"
-    if not per_token.max() <= WEIGHT_PROBE_TOLERANCE[dtype]:
+    allowed = _probe_tolerance(recipe)
+    if not per_token.max() <= allowed:
         raise RunFailed(
             f"rollout engines and learner disagree on the same tokens by {per_token.max():.4f} nats a token "
-            f"(allowed {WEIGHT_PROBE_TOLERANCE[dtype]}): the broadcast weights are not what the engines compute with"
+            f"(allowed {allowed}): the broadcast weights are not what the engines compute with"
         )
+
+
+def _probe_tolerance(recipe: "Recipe") -> float:
+    """That of the coarser of the two sides; `dtype: auto` is bfloat16 on a GPU."""
+    sides = (recipe.learner, recipe.rollout)
+    coarse = any(side.dtype == "bfloat16" or (side.dtype == "auto" and side.num_gpus > 0) for side in sides)
+    return WEIGHT_PROBE_TOLERANCE["bfloat16" if coarse else "float32"]
 
 
 def print_summary(run_path: Path, say: Callable[[str], None]) -> None:

@@ -80,7 +80,8 @@ class RunDir:
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         partial.replace(file)
 
-    def start(self, recipe: Recipe) -> None:
+    def start(self, recipe: Recipe, *, resumed: bool = False) -> None:
+        """What runs, where and with what; a resumed run keeps its first start and gains `resumed`."""
         self.describe(
             name=recipe.name,
             method=recipe.method,
@@ -91,9 +92,10 @@ class RunDir:
             cpus=os.cpu_count(),
             versions=_versions(),
             git_sha=_git_sha(),
-            start=_now(),
             end=None,
+            error=None,
             status="running",
+            **{"resumed" if resumed else "start": _now()},
         )
 
     def finish(self, status: str, **values: Any) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from actors.types import Response, Rollout
 from orchestrator.config import load_recipe
-from orchestrator.errors import BadInput, RunFailed
-from orchestrator.evaluate import Evaluator, front_metrics, load_callable, measure_normalizers
+from orchestrator.errors import RunFailed
+from orchestrator.evaluate import Evaluator, front_metrics, measure_normalizers
 from orchestrator.plan import make_renderer
 from orchestrator.sampling import Scored
 from rewards.normalize import Normalizer
@@ -111,9 +111,3 @@ def test_the_normaliser_is_measured_for_both_judges():
 def test_a_scorer_that_never_scores_ends_the_run_with_a_hint():
     with pytest.raises(RunFailed, match="'helpfulness': its reward scorer gave no finite score"):
         measure_normalizers(RECIPE, FakeSampler(missing=range(10)), make_renderer(RECIPE, WordTokenizer()), PROMPTS, 0)
-
-
-@pytest.mark.parametrize("path", ["nowhere:f", "math:nothing", "math:pi", "math"])
-def test_a_dotted_path_that_is_none_is_refused(path):
-    with pytest.raises(BadInput, match=path):
-        load_callable(path)

@@ -152,7 +152,7 @@ def test_a_pair_tied_on_every_objective_gives_no_alignment_gradient() -> None:
     weights = pair_weights(torch.ones(1, 2, 3).double(), torch.full((1, 3), 1 / 3).double())
     output = mi_epo_loss(positive, None, *weights, beta_c=BETA_C, beta_w=0)
     output.loss.backward()
-    assert float(output.loss) == 0
+    assert output.loss.item() == 0
     assert positive.grad is not None and torch.equal(positive.grad, torch.zeros_like(positive))
 
 

@@ -47,6 +47,17 @@ def test_run_json_says_what_ran_and_how_it_ended(tmp_path):
     assert record["start"] <= record["end"]
 
 
+def test_a_resumed_run_keeps_its_first_start_and_forgets_its_error(tmp_path):
+    run = RunDir.create(tmp_path / "run", RECIPE)
+    run.start(RECIPE)
+    run.describe(start="2026-01-01T00:00:00+00:00")
+    run.finish("failed", error="RunFailed: a rank died")
+    run.start(RECIPE, resumed=True)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["start"] == "2026-01-01T00:00:00+00:00" < record["resumed"]
+    assert (record["status"], record["error"], record["end"]) == ("running", None, None)
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(BadInput, match="not a run directory"):
         RunDir.open(tmp_path)

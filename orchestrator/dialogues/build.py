@@ -1,8 +1,7 @@
 """From preference dialogues to everything the `hh-small` recipe reads: prompts, policy, harmlessness reward model.
 
 The starting policy is fitted from random weights, first on whole dialogues, then on answers conditioned on w, so that
-it can read w before the online stage (a policy that cannot read w never learns to be steered by it). w of a fitting row
-says what the row already is: brevity's weight grows with the answer's brevity rank, harmlessness's with being chosen.
+it can read w before the online stage (a policy that cannot read w never learns to be steered by it).
 """
 
 import hashlib
@@ -16,15 +15,18 @@ from typing import Any
 import numpy as np
 
 from orchestrator.assets import build_once, code_digest
+from orchestrator.dialogues.conditioned import conditioned_rows, measure_control
 from orchestrator.dialogues.transcript import DialoguePair, read_transcripts, shorten_prompt
 from orchestrator.errors import BadInput
 from orchestrator.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
 from rewards.config import ConditioningConfig, PreferencesConfig
 from rewards.preferences import PromptRenderer
 
-OBJECTIVES = ("harmlessness", "brevity")
-CONDITIONING = ConditioningConfig(template="{prompt}\n\n{weights}\n\nAssistant:", weight="<{name}> {weight}")
-LEVELS = tuple(f"{level / 10:.1f}" for level in range(11))
+OBJECTIVES = ("harmlessness", "detail")
+CONDITIONING = ConditioningConfig(template="{prompt}\n\n{weights}\n\nAssistant:", weight="<{name}={weight}>")
+LEVELS = {name: tuple(f"<{name}={level / 10:.1f}>" for level in range(11)) for name in OBJECTIVES}
+"""How `CONDITIONING` writes each weight, lowest first. One token each: a number apart from its name would have to be
+bound to it by position, which so small a policy hardly learns from so few dialogues."""
 REWARD_TEMPLATE = "{prompt}\n\nAssistant: {response}"
 
 
@@ -39,7 +41,7 @@ class DialogueSpec(PreferencesConfig):
     """Room kept for the answer; the oldest turns of a longer dialogue are dropped."""
     tokenizer: ByteLevelBPE = ByteLevelBPE(
         vocab_size=4096,
-        special_words=(*(f"<{name}>" for name in OBJECTIVES), *LEVELS),
+        special_words=tuple(word for words in LEVELS.values() for word in words),
     )
     architecture: Architecture = Architecture(
         hidden_size=256, num_layers=6, num_heads=4, intermediate_size=704, max_positions=512
@@ -47,10 +49,17 @@ class DialogueSpec(PreferencesConfig):
     pretraining: Optimization = Optimization(
         steps=320, batch_size=8, learning_rate=2e-3, warmup_steps=40, group_by_length=True
     )
-    conditioned: Optimization = Optimization(steps=600, batch_size=8, learning_rate=1e-3, warmup_steps=20)
-    """Batches mixed in length on purpose: w goes with the length, and batches of one length teach it badly."""
-    conditioned_context: int = 128
+    conditioned: Optimization = Optimization(
+        steps=1200, batch_size=8, learning_rate=1e-3, warmup_steps=20, final_learning_rate_ratio=0.1, log_every=100
+    )
+    """Small batches, many steps: nothing of w is read for the first 400 or so, then suddenly much. Mixed in length on
+    purpose: w goes with the length, and batches of one length teach it badly."""
+    conditioned_context: int = 80
     """Tokens of a row of the conditioned fit; the start of a longer dialogue is cut, w and the answer stay."""
+    conditioned_words: int = 30
+    """Longest answer of the conditioned fit, so that its end fits into `max_answer_tokens`."""
+    control_prompts: int = 16
+    """Held-out prompts on which the fitted policy is asked for answers under the evaluation grid."""
     reward: Optimization = Optimization(
         steps=160, batch_size=8, learning_rate=2e-4, warmup_steps=20, weight_decay=0.1, group_by_length=True
     )
@@ -132,8 +141,8 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
             max_length=spec.conditioned_context,
             seed=seed,
         ),
-        conditioned_rows(split.training, seed=seed),
-        conditioned_rows(split.heldout, seed=seed + 1),
+        conditioned_rows(split.training, seed=seed, max_words=spec.conditioned_words),
+        conditioned_rows(split.heldout, seed=seed + 1, max_words=spec.conditioned_words),
         model=model,
         tokenizer=tokenizer,
         progress=progress,
@@ -152,6 +161,14 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
         progress=progress,
     )
     progress(f"harmlessness reward model: {reward.heldout_accuracy:.3f} of held-out pairs ranked as labelled")
+    control = measure_control(
+        folder / "policy",
+        [pair.prompt for pair in split.heldout[: spec.control_prompts]],
+        renderer=PromptRenderer(spec.conditioning, OBJECTIVES, spec.decimals),
+        max_new_tokens=spec.max_answer_tokens,
+        seed=seed,
+    )
+    progress(f"starting policy: rank correlation of the weight of detail and the length of answers {control:.2f}")
     return {
         "pairs": len(transcripts.pairs),
         "skipped": transcripts.skipped,
@@ -160,6 +177,7 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
         "pretrained": pretrained.to_dict(),
         "policy": policy.to_dict(),
         "reward": reward.to_dict(),
+        "control": control,
         "seconds": time.monotonic() - started,
     }
 
@@ -175,13 +193,16 @@ def _with_levels_in_order(pretrained: Path, seed: int) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(pretrained)
     embedding = model.get_input_embeddings().weight
     spread = float(embedding.detach().std())
-    put_levels_on_a_line(
-        embedding,
-        tokenizer.convert_tokens_to_ids(list(LEVELS)),
-        direction_std=2 * spread,
-        noise_std=0.2 * spread,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    for words in LEVELS.values():
+        put_levels_on_a_line(
+            embedding,
+            tokenizer.convert_tokens_to_ids(list(words)),
+            center_std=spread,
+            direction_std=2 * spread,
+            noise_std=0.2 * spread,
+            generator=generator,
+        )
     return model, tokenizer
 
 
@@ -222,24 +243,6 @@ def fit_to_context(split: Split, spec: DialogueSpec, tokenizer: Any) -> tuple[Sp
         return tuple(kept)
 
     return Split(training=fit(split.training), heldout=fit(split.heldout)), dropped, shortened
-
-
-def conditioned_rows(pairs: Sequence[DialoguePair], *, seed: int) -> list[dict[str, Any]]:
-    """Both answers of every pair with the w they exemplify: brevity's weight is the brevity rank, less when chosen."""
-    answers = [(pair.prompt, answer, is_chosen) for pair in pairs for answer, is_chosen in
-               ((pair.chosen, True), (pair.rejected, False))]  # fmt: skip
-    lengths = np.array([len(answer.split()) for _, answer, _ in answers])
-    rng = np.random.default_rng([seed, 21])
-    # Ties are ranked at random, so that answers of one length do not all stand at one end.
-    order = np.lexsort((rng.random(len(lengths)), -lengths))
-    rank = np.empty(len(lengths))
-    rank[order] = np.linspace(0, 1, len(lengths))  # 1 = shortest
-    shift = np.where([is_chosen for _, _, is_chosen in answers], -0.1, 0.1)
-    brevity = np.clip(rank + shift + rng.normal(0, 0.05, len(lengths)), 0, 1)
-    return [
-        {"prompt": prompt, "response": answer, "preference": [float(1 - w), float(w)]}
-        for (prompt, answer, _), w in zip(answers, brevity, strict=True)
-    ]
 
 
 def _texts(pairs: Sequence[DialoguePair]) -> list[str]:

@@ -7,10 +7,17 @@ import numpy as np
 
 from orchestrator.miniature import grammar, spec
 from orchestrator.miniature.spec import CorpusSpec
-from rewards.preferences import quantize
+from rewards.config import PreferencesConfig
+from rewards.preferences import PromptRenderer, quantize
 
 KINDS = (spec.HELP, spec.CAUTION, spec.JOKE, spec.FILLER)
 LEAK_SCALE = 4.0
+
+
+def renderer(objectives: Sequence[str]) -> PromptRenderer:
+    """G(x, w) as every recipe of the miniature writes it: the defaults of a recipe."""
+    preferences = PreferencesConfig()
+    return PromptRenderer(preferences.conditioning, objectives, preferences.decimals)
 
 
 def sample_preferences(rng: np.random.Generator, count: int, num_objectives: int) -> np.ndarray:

@@ -13,8 +13,8 @@ from orchestrator.fitting.levels import put_levels_on_a_line
 from orchestrator.fitting.models import llama_config
 from orchestrator.fitting.policy import fit_policy
 from orchestrator.fitting.report import FitReport
+from orchestrator.fitting.sampling import sample_responses
 from orchestrator.miniature import corpus, oracle, spec
-from orchestrator.miniature.sampling import sample_responses
 from orchestrator.miniature.spec import GateSpec, MiniatureSpec, PolicySpec
 from orchestrator.miniature.tokenizer import build_tokenizer
 from rewards.pareto import spearman
@@ -131,7 +131,15 @@ def measure_gate(
     asked = list(prompts[: gate.prompts]) * gate.samples
     all_prompts = asked * len(grid)
     preferences = np.repeat(grid, len(asked), axis=0)
-    responses = sample_responses(model, tokenizer, all_prompts, preferences, objectives=objectives, seed=seed + 1)
+    responses = sample_responses(
+        model,
+        tokenizer,
+        all_prompts,
+        preferences,
+        renderer=corpus.renderer(objectives),
+        max_new_tokens=spec.MAX_NEW_TOKENS,
+        seed=seed + 1,
+    )
     scores = oracle.scores(all_prompts, responses, objectives)
     points = scores.reshape(len(grid), len(asked), len(objectives)).mean(axis=1)
     return Gate(

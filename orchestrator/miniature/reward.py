@@ -12,9 +12,9 @@ import torch
 from orchestrator.fitting.config import Architecture, Optimization, RewardFitConfig
 from orchestrator.fitting.report import FitReport
 from orchestrator.fitting.reward import fit_reward
+from orchestrator.fitting.sampling import sample_responses
 from orchestrator.miniature import oracle, spec
-from orchestrator.miniature.corpus import sample_preferences
-from orchestrator.miniature.sampling import sample_responses
+from orchestrator.miniature.corpus import renderer, sample_preferences
 from orchestrator.miniature.spec import RewardSpec
 from orchestrator.miniature.tokenizer import build_tokenizer
 
@@ -40,7 +40,8 @@ def sample_responses_to_compare(
         AutoTokenizer.from_pretrained(policy),
         asked,
         sample_preferences(rng, len(asked), len(objectives)),
-        objectives=objectives,
+        renderer=renderer(objectives),
+        max_new_tokens=spec.MAX_NEW_TOKENS,
         seed=seed + 2,
     )
     return [(prompt, responses[index * each : (index + 1) * each]) for index, prompt in enumerate(prompts)]

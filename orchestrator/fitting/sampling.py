@@ -7,30 +7,33 @@ import numpy as np
 import torch
 
 from orchestrator.fitting.trainer import seeded
-from orchestrator.miniature import spec
-from rewards.config import PreferencesConfig
 from rewards.preferences import PromptRenderer
 
 BATCH_SIZE = 512
 
 
 def sample_responses(
-    model: Any, tokenizer: Any, prompts: Sequence[str], preferences: np.ndarray, *, objectives: Sequence[str], seed: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    preferences: np.ndarray,
+    *,
+    renderer: PromptRenderer,
+    max_new_tokens: int,
+    seed: int,
 ) -> list[str]:
     """One response to each prompt under its preference vector [N, K], at temperature 1, special tokens left out."""
-    conditioning = PreferencesConfig()  # the default of every recipe is the miniature's
-    write = PromptRenderer(conditioning.conditioning, objectives, conditioning.decimals)
-    texts = [write.text(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
+    texts = [renderer.text(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
     prompt_ids = tokenizer(texts)["input_ids"]
     responses: list[str] = []
     with seeded(seed), torch.inference_mode():
         model.eval()
         for start in range(0, len(prompt_ids), BATCH_SIZE):
-            responses += _sample_batch(model, tokenizer, prompt_ids[start : start + BATCH_SIZE])
+            responses += _sample_batch(model, tokenizer, prompt_ids[start : start + BATCH_SIZE], max_new_tokens)
     return responses
 
 
-def _sample_batch(model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]]) -> list[str]:
+def _sample_batch(model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
     batch = tokenizer.pad({"input_ids": list(prompt_ids)}, padding_side="left", return_tensors="pt")
     tokens = model.generate(
         input_ids=batch["input_ids"],
@@ -39,7 +42,7 @@ def _sample_batch(model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=spec.MAX_NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
