@@ -1,39 +1,69 @@
-"""Method name -> which terms of the loss are on. One small class per method; the recipe names it.
+"""Method name -> how a pair is labelled and which terms of the loss are on. The recipe names one.
 
-Every method here draws two responses under w+ and labels the pair per objective (`learner.pairs.pair_weights`).
+Every method here draws two responses under w+ and is steered at evaluation by w in the prompt. They differ in two
+switches, so they share one code path and their comparison isolates what they differ in:
+
+    | method                  | winner of a pair          | information term |
+    | `mi-epo`                | one per objective         | on               |
+    | `mo-odpo-per-objective` | one per objective         | off              |
+    | `mi-epo-scalarized`     | one, by the weighted score| on               |
+    | `mo-odpo`               | one, by the weighted score| off              |
 """
 
-from typing import Protocol
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from learner.config import LearnerConfig
 
-
-class Method(Protocol):
-    """What the engine asks a method."""
-
-    def beta_w(self, config: LearnerConfig) -> float:
-        """Strength of the identifiability term; 0 turns it and its forward passes off."""
-        ...
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class MiEpo:
-    """arXiv 2607.01392: L_YC + L_YW. The policy must follow w, and its answer must tell which w it followed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """Example: Method(pair_rule="per_objective", information_term=True)"""
 
-    Assumes w- is drawn independently of w+; where they coincide, L_YW is log 2 and pushes y away from its own w.
-    """
+    pair_rule: Literal["per_objective", "scalarized"]
+    information_term: bool
 
-    def beta_w(self, config: LearnerConfig) -> float:
-        return config.beta_w
+    def pair_weights(self, scores: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
+        """(a1 [B], a2 [B]) from normalised scores [B, 2, K] and w+ [B, K]; see `learner.pairs`."""
+        from learner.pairs import pair_weights, scalarized_pair_weights
 
-
-class MoOdpoPerObjective:
-    """L_YC alone: per-objective MO-ODPO in the form of the MI-EPO paper (its eq. 5), i.e. MI-EPO with beta_w = 0.
-
-    Not the scalarized MO-ODPO of arXiv 2503.00295, which picks one winner by the weighted score.
-    """
+        rule = pair_weights if self.pair_rule == "per_objective" else scalarized_pair_weights
+        return rule(scores, preference)
 
     def beta_w(self, config: LearnerConfig) -> float:
-        return 0.0
+        """Strength of the information term L_YW; 0 turns it and its forward passes off."""
+        return config.beta_w if self.information_term else 0.0
 
 
-METHODS: dict[str, Method] = {"mi-epo": MiEpo(), "mo-odpo-per-objective": MoOdpoPerObjective()}
+MI_EPO = Method(pair_rule="per_objective", information_term=True)
+"""arXiv 2607.01392: L_YC + L_YW. The policy must follow w, and its answer must tell which w it followed.
+
+Assumes w- is drawn independently of w+; where they coincide, L_YW is log 2 and pushes y away from its own w.
+"""
+
+MO_ODPO_PER_OBJECTIVE = Method(pair_rule="per_objective", information_term=False)
+"""L_YC alone: MO-ODPO in the form of the MI-EPO paper (its eq. 5), i.e. MI-EPO with beta_w = 0.
+
+Stationary at beta_c d = logit(a1 / (a1 + a2)): a conflicting pair asks for a bounded margin.
+"""
+
+MO_ODPO = Method(pair_rule="scalarized", information_term=False)
+"""arXiv 2503.00295: online DPO on the winner by w . s, with normalised scores.
+
+Equals the per-objective rule where w is one-hot or all objectives agree; a pair whose weighted scores tie is unused.
+"""
+
+MI_EPO_SCALARIZED = Method(pair_rule="scalarized", information_term=True)
+"""The winner by w . s, and the information term of MI-EPO beside it."""
+
+METHODS = {
+    "mi-epo": MI_EPO,
+    "mi-epo-scalarized": MI_EPO_SCALARIZED,
+    "mo-odpo": MO_ODPO,
+    "mo-odpo-per-objective": MO_ODPO_PER_OBJECTIVE,
+}

@@ -22,11 +22,29 @@ def pair_weights(scores: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: shapes do not fit, or a score is not finite (drop such pairs first).
     """
-    _check_scores(scores)
-    if preference.shape != scores[:, 0].shape:
-        raise ValueError(f"preference must be [B, K] = {list(scores[:, 0].shape)}, got {list(preference.shape)}")
+    _check_scores(scores, preference)
     first_wins_BK, second_wins_BK = _winners(scores)
     return (preference * first_wins_BK).sum(-1), (preference * second_wins_BK).sum(-1)
+
+
+def scalarized_pair_weights(scores: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
+    """All the weight to the response with the higher weighted score w . s (arXiv 2503.00295).
+
+    Args:
+        scores: float [B, 2, K], normalised: unlike in `pair_weights`, the objectives' scales matter.
+        preference: float [B, K], w+.
+
+    Returns:
+        (a1 [B], a2 [B]) in the dtype of `preference`: (1, 0) or (0, 1), and (0, 0) where the weighted scores tie. At a
+        one-hot w this is `pair_weights`.
+
+    Raises:
+        ValueError: as `pair_weights`.
+    """
+    _check_scores(scores, preference)
+    utility_B2 = torch.einsum("bjk,bk->bj", scores.to(preference.dtype), preference)
+    first_B, second_B = utility_B2.unbind(-1)
+    return (first_B > second_B).to(preference.dtype), (second_B > first_B).to(preference.dtype)
 
 
 def pair_conflict(scores: Tensor) -> Tensor:
@@ -49,7 +67,7 @@ def _winners(scores: Tensor) -> tuple[Tensor, Tensor]:
     return scores[:, 0] > scores[:, 1], scores[:, 1] > scores[:, 0]
 
 
-def _check_scores(scores: Tensor) -> None:
+def _check_scores(scores: Tensor, preference: Tensor | None = None) -> None:
     if scores.ndim != 3 or scores.shape[1] != 2:
         raise ValueError(f"scores must be [B, 2, K], got {list(scores.shape)}")
     finite = torch.isfinite(scores)
@@ -57,3 +75,5 @@ def _check_scores(scores: Tensor) -> None:
         row, response, objective = (int(index) for index in (~finite).nonzero()[0])
         value = float(scores[row, response, objective])
         raise ValueError(f"scores[{row}, {response}, {objective}] must be finite, got {value}")
+    if preference is not None and preference.shape != scores[:, 0].shape:
+        raise ValueError(f"preference must be [B, K] = {list(scores[:, 0].shape)}, got {list(preference.shape)}")

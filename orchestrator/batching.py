@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actors.types import GenerationRequest, Rollout
+from learner.methods import METHODS
 from learner.types import PairBatch, PreferencePair
 from orchestrator.data import PromptStream
+from rewards.normalize import Normalizer
 from rewards.preferences import PromptRenderer, sample_preference_pairs
 
 if TYPE_CHECKING:
@@ -72,8 +74,12 @@ def derive_seed(*parts: object) -> int:
 class Batcher:
     """The training side of the data flow: requests for a step, pairs from their scored responses."""
 
-    def __init__(self, recipe: "Recipe", prompts: Sequence[str], renderer: PromptRenderer) -> None:
+    def __init__(
+        self, recipe: "Recipe", prompts: Sequence[str], renderer: PromptRenderer, normalizer: Normalizer
+    ) -> None:
         self.recipe = recipe
+        self.method = METHODS[recipe.method]
+        self.normalizer = normalizer
         self.prompts = prompts
         self.renderer = renderer
         self.stream = PromptStream(len(prompts), batch_size=recipe.loop.prompts_per_step, seed=recipe.seed)
@@ -103,14 +109,15 @@ class Batcher:
         """Prompts with a missing or non-finite score are dropped and counted, never scored as zero."""
         import torch
 
-        from learner.pairs import pair_conflict, pair_tie, pair_weights
+        from learner.pairs import pair_conflict, pair_tie
 
         complete = np.isfinite(scored.scores).all(axis=(1, 2))
         kept = np.flatnonzero(complete)
         scores = torch.from_numpy(scored.scores[kept])
         preference = torch.tensor([scored.rollouts[i].request.preference for i in kept], dtype=torch.float64)
         preference = preference.reshape(len(kept), self.recipe.num_objectives)
-        weight_y1, weight_y2 = pair_weights(scores, preference)
+        normalized = torch.from_numpy(self.normalizer.apply(scored.scores[kept]))
+        weight_y1, weight_y2 = self.method.pair_weights(normalized, preference)
         pairs = tuple(
             PreferencePair(
                 prompt_ids_pos=scored.rollouts[i].request.prompt_ids,

@@ -105,7 +105,7 @@ class ClusterConfig(Section):
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     seed: int = Field(default=0, ge=0)
-    method: Literal["mi-epo", "mo-odpo-per-objective"] = "mi-epo"
+    method: Literal["mi-epo", "mi-epo-scalarized", "mo-odpo", "mo-odpo-per-objective"] = "mi-epo"
     assets: AssetsConfig | None = None
     policy: PolicyConfig
     objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from learner.methods import METHODS
 from orchestrator.batching import RESPONSES_PER_PROMPT
 from orchestrator.cluster import check_fits, demands, joins_existing, local_resources
 from orchestrator.data import load_prompts
@@ -185,7 +186,7 @@ def _row(name: str, text: str) -> str:
 def _batch_rows(recipe: "Recipe") -> list[str]:
     loop, learner = recipe.loop, recipe.learner
     responses = RESPONSES_PER_PROMPT * loop.prompts_per_step
-    sequences = 4 if learner.beta_w and recipe.method == "mi-epo" else 2
+    sequences = 4 if METHODS[recipe.method].beta_w(learner) else 2
     micro_batches = loop.prompts_per_step // (learner.ranks * learner.micro_batch_pairs)
     grid, prompts, samples = (
         len(evaluation_grid(recipe.num_objectives)),

@@ -183,7 +183,7 @@ def _train(
             learner.push_weights(policy_version)
             normalizers = measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, policy_version)
             run_dir.save_normalizers(normalizers)
-        batcher = Batcher(recipe, inputs.train, inputs.renderer)
+        batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"])
         compare_probe(recipe, batcher, sampler, learner, policy_version)
         with Recorder(recipe, run_dir.path, normalizers["reward"], first_step=first_step) as recorder:
             run = Run(

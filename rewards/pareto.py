@@ -58,6 +58,67 @@ def mean_inner_product(preferences: Any, points: Any) -> float:
     return float(products_N.mean()) if len(products_N) else float("nan")
 
 
+def steering_gap(preferences: Any, points: Any) -> float:
+    """Expected utility minus MIP: mean over n of (max over m of w_n . s_m) - w_n . s_n, for [N, K] and [N, K].
+
+    Range [0, inf), smaller is better: 0 when no user would be better off under another user's weights. NaN with an
+    incomplete point.
+    """
+    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
+    _same_shape(preferences_NK, points_NK)
+    utility_NM = preferences_NK @ points_NK.T
+    return float((utility_NM.max(axis=1) - np.diagonal(utility_NM)).mean())
+
+
+def igd_plus(points: Any, front: Any) -> float:
+    """IGD+ of points [N, K] to a reference front [R, K]: mean over r of min over n of ||max(r - s_n, 0)||.
+
+    Range [0, inf), smaller is better: how far the points fall short of the front. Incomplete points are left out; NaN
+    without a complete point.
+    """
+    points_NK, front_RK = _matrix(points, "points"), _matrix(front, "front")
+    points_NK = points_NK[np.isfinite(points_NK).all(axis=1)]
+    if not len(points_NK):
+        return float("nan")
+    return float(moocore.igd_plus(points_NK, ref=front_RK, maximise=True))
+
+
+def sparsity(points: Any) -> float:
+    """Mean squared step between neighbours on the front of points [N, K], summed over the objectives.
+
+    1 / (F - 1) * sum over k, f of (s_k(f) - s_k(f + 1))^2 over the F nondominated points sorted by objective k. Range
+    [0, inf), smaller is denser; 0 for a front of one point, so never read it without the hypervolume.
+    """
+    points_NK = _matrix(points, "points")
+    front_FK = np.unique(points_NK[nondominated(points_NK)], axis=0)
+    if len(front_FK) < 2:
+        return 0.0
+    return float((np.diff(np.sort(front_FK, axis=0), axis=0) ** 2).sum() / (len(front_FK) - 1))
+
+
+def neighbour_overlap(preferences: Any, points: Any, covariance: Any) -> float:
+    """How alike the rewards under neighbouring vectors are: mean Bhattacharyya coefficient of fitted normals.
+
+    For preferences [N, K], mean scores [N, K] and their covariance [N, K, K]; a vector's neighbours are the nearest
+    others. BC(a, b) = exp(-D), D = 1/8 m' S^-1 m + 1/2 log(det S / sqrt(det S_a det S_b)) with m the difference of the
+    means and S = (S_a + S_b) / 2. Range [0, 1], smaller is better: 1 says that the weights make no difference.
+    """
+    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
+    _same_shape(preferences_NK, points_NK)
+    # A response set without any spread in one direction has no density; a millionth of a deviation gives it one.
+    covariance_NKK = np.asarray(covariance, dtype=np.float64) + 1e-12 * np.eye(points_NK.shape[1])
+    distance_NN = np.abs(preferences_NK[:, None] - preferences_NK[None]).sum(axis=-1)
+    np.fill_diagonal(distance_NN, np.inf)
+    overlaps = []
+    for n, m in np.argwhere(distance_NN <= distance_NN.min(axis=1, keepdims=True) + 1e-9):
+        pooled_KK = (covariance_NKK[n] + covariance_NKK[m]) / 2
+        shift_K = points_NK[n] - points_NK[m]
+        log_dets = [np.linalg.slogdet(matrix)[1] for matrix in (pooled_KK, covariance_NKK[n], covariance_NKK[m])]
+        distance = shift_K @ np.linalg.solve(pooled_KK, shift_K) / 8 + (log_dets[0] - sum(log_dets[1:]) / 2) / 2
+        overlaps.append(np.exp(-distance))
+    return float(np.mean(overlaps)) if overlaps else float("nan")
+
+
 def conditional_reward_dispersion(scores: Any) -> float:
     """CRD = mean over n of det Cov_p(s_np), the K x K covariance (ddof 1) of the responses' scores [N, P, K].
 
@@ -104,6 +165,44 @@ def spearman(preferences: Any, points: Any) -> np.ndarray:
             continue
         correlation_K[k] = 0.0 if np.ptp(reward_ranks) == 0 else np.corrcoef(weight_ranks, reward_ranks)[0, 1]
     return correlation_K
+
+
+def kendall_tau(preferences: Any, points: Any) -> np.ndarray:
+    """Kendall's tau-b between w_nk and s_nk over n, for each objective: [K].
+
+    (concordant - discordant pairs) / sqrt(pairs untied in w * pairs untied in s). Range [-1, 1], larger is better;
+    the same degenerate cases as `spearman`.
+    """
+    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
+    _same_shape(preferences_NK, points_NK)
+    tau_K = np.full(points_NK.shape[1], np.nan)
+    for k in range(points_NK.shape[1]):
+        complete_N = np.isfinite(points_NK[:, k])
+        upper = np.triu_indices(int(complete_N.sum()), 1)
+        weight_signs, reward_signs = (
+            np.sign(values[:, None] - values[None, :])[upper]
+            for values in (preferences_NK[complete_N, k], points_NK[complete_N, k])
+        )
+        untied_weights, untied_rewards = np.abs(weight_signs).sum(), np.abs(reward_signs).sum()
+        if untied_weights == 0:
+            continue
+        concordance = (weight_signs * reward_signs).sum()
+        tau_K[k] = 0.0 if untied_rewards == 0 else concordance / np.sqrt(untied_weights * untied_rewards)
+    return tau_K
+
+
+def information_nats(logprobs: Any, own: Any) -> float:
+    """InfoNCE estimate of I(Y; W | X) in nats from log pi(y_r | x_r, w_m) [R, M] and the index own [R] of y_r's w.
+
+    mean over r of log pi(y_r | w_own) - log (1/M sum over m of pi(y_r | w_m)). At most log M, a lower bound of the
+    information for W uniform over the M vectors; 0 when the weights make no difference. Larger is better.
+    """
+    logprobs_RM, own_R = _matrix(logprobs, "logprobs"), np.asarray(own)
+    if own_R.shape != logprobs_RM.shape[:1]:
+        raise ValueError(f"own must be [R] = [{len(logprobs_RM)}], got shape {own_R.shape}")
+    highest_R = logprobs_RM.max(axis=1)
+    mixture_R = highest_R + np.log(np.exp(logprobs_RM - highest_R[:, None]).mean(axis=1))
+    return float((logprobs_RM[np.arange(len(own_R)), own_R] - mixture_R).mean())
 
 
 def _average_ranks(values_N: np.ndarray) -> np.ndarray:

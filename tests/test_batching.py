@@ -9,15 +9,17 @@ from actors.types import Response, Rollout
 from orchestrator.batching import Batcher, ScoredBatch, derive_seed, make_request
 from orchestrator.config import load_recipe
 from orchestrator.plan import make_renderer
+from rewards.normalize import Normalizer
 from tests.word_tokenizer import WordTokenizer
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
+NORMALIZER = Normalizer(objectives=("helpfulness", "harmlessness"), mean=(0.0, 5.0), std=(1.0, 4.0))
 PROMPTS = [f"how do i fix thing {i} ?" for i in range(40)]
 
 
 def make_batcher(*overrides):
     recipe = load_recipe(MINIATURE, ["loop.prompts_per_step=4", "learner.micro_batch_pairs=4", *overrides])
-    return Batcher(recipe, PROMPTS, make_renderer(recipe, WordTokenizer()))
+    return Batcher(recipe, PROMPTS, make_renderer(recipe, WordTokenizer()), NORMALIZER)
 
 
 def score(batch, scores):
@@ -68,6 +70,17 @@ def test_pair_weights_sum_the_preference_over_the_objectives_each_response_wins(
     assert (pairs.pairs[3].weight_y1, pairs.pairs[3].weight_y2) == pytest.approx((0.0, w[3][0]))
     assert statistics.conflict_rate == pytest.approx(0.25)
     assert statistics.dropped == 0
+
+
+def test_a_scalarized_method_gives_all_weight_to_the_higher_weighted_normalised_score():
+    batcher = make_batcher("method=mo-odpo")
+    batch = batcher.requests(0)
+    scores = [[[0, 0], [1, -3]], [[1, 1], [0, 0]], [[0, 5], [0, 5]], [[0, 0], [2, 0]]]
+    pairs, _ = batcher.pairs(score(batch, scores))
+    w = batch.requests[0].preference
+    second_wins = w[0] * 1 > w[1] * 3 / 4  # y2 gains one deviation of the first, loses 3/4 of the second objective
+    assert (pairs.pairs[0].weight_y1, pairs.pairs[0].weight_y2) == ((0.0, 1.0) if second_wins else (1.0, 0.0))
+    assert [(p.weight_y1, p.weight_y2) for p in pairs.pairs[1:]] == [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0)]
 
 
 def test_the_negative_prompt_is_the_same_prompt_under_the_other_vector():

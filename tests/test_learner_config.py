@@ -62,7 +62,8 @@ def test_rate_past_the_planned_end_stays_at_the_floor() -> None:
 def test_the_ablation_method_turns_the_identifiability_term_off() -> None:
     config = LearnerConfig(beta_w=0.03)
     assert METHODS["mi-epo"].beta_w(config) == 0.03
-    assert METHODS["mo-odpo-per-objective"].beta_w(config) == 0
+    assert METHODS["mi-epo-scalarized"].beta_w(config) == 0.03
+    assert METHODS["mo-odpo-per-objective"].beta_w(config) == METHODS["mo-odpo"].beta_w(config) == 0
 
 
 def test_a_pair_with_an_empty_response_is_refused() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.pairs import pair_conflict, pair_tie, pair_weights
+from learner.pairs import pair_conflict, pair_tie, pair_weights, scalarized_pair_weights
 
 SCORES = torch.tensor(
     [
@@ -32,6 +32,21 @@ def test_only_the_order_of_scores_matters() -> None:
     rescaled = 7 * SCORES - 3
     for before, after in zip(pair_weights(SCORES, PREFERENCE), pair_weights(rescaled, PREFERENCE), strict=True):
         assert torch.equal(before, after)
+
+
+def test_the_scalarized_rule_gives_all_weight_to_the_higher_weighted_score() -> None:
+    weight_y1, weight_y2 = scalarized_pair_weights(SCORES, PREFERENCE)
+    assert weight_y1.tolist() == [0.0, 1.0, 0.0, 0.0]  # .2 + 1 < .3 + 1
+    assert weight_y2.tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+def test_at_a_one_hot_preference_both_rules_agree() -> None:
+    scores = torch.randn(300, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    one_hot = torch.eye(3, dtype=torch.float64).repeat(100, 1)
+    for scalarized, per_objective in zip(
+        scalarized_pair_weights(scores, one_hot), pair_weights(scores, one_hot), strict=True
+    ):
+        assert torch.equal(scalarized, per_objective)
 
 
 def test_conflict_needs_two_objectives_with_different_winners() -> None:

@@ -9,9 +9,15 @@ from rewards.pareto import (
     conditional_covariance,
     conditional_reward_dispersion,
     hypervolume,
+    igd_plus,
+    information_nats,
+    kendall_tau,
     mean_inner_product,
+    neighbour_overlap,
     nondominated,
+    sparsity,
     spearman,
+    steering_gap,
 )
 
 
@@ -165,3 +171,57 @@ def test_spearman_of_constants_is_defined():
     assert np.isnan(spearman([[1.0], [1.0]], [[2.0], [3.0]])).all()
     holed = np.array([[1.0, np.nan], [2.0, 5.0], [3.0, 4.0]])
     np.testing.assert_allclose(spearman(preferences, holed), [-1, -1])
+
+
+def test_nobody_would_gain_by_other_weights_where_the_steering_gap_is_zero():
+    weights = np.array([[1, 0], [0.5, 0.5], [0, 1]])
+    assert steering_gap(weights, [[2, -2], [1, 1], [-2, 2]]) == pytest.approx(0)
+    assert steering_gap(weights, [[-2, 2], [1, 1], [2, -2]]) == pytest.approx((4 + 0 + 4) / 3)
+    assert np.isnan(steering_gap(weights, [[np.nan, 0], [1, 1], [2, 2]]))
+
+
+def test_igd_plus_counts_only_what_is_missing():
+    front = [[2.0, 0.0], [0.0, 2.0]]
+    assert igd_plus([[2, 0], [0, 2]], front) == pytest.approx(0)
+    assert igd_plus([[5, 5]], front) == pytest.approx(0)
+    assert igd_plus([[1, 1]], front) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    points, targets = rng.normal(size=(6, 3)), rng.normal(size=(9, 3))
+    expected = np.mean([min(np.linalg.norm(np.maximum(r - s, 0)) for s in points) for r in targets])
+    assert igd_plus(points, targets) == pytest.approx(expected)
+    assert np.isnan(igd_plus([[np.nan, 1]], [[1.0, 1.0]]))
+
+
+def test_sparsity_is_the_squared_step_along_the_front_and_dominated_points_do_not_count():
+    assert sparsity([[0, 2], [1, 1], [2, 0], [-1, -1]]) == pytest.approx((1 + 1 + 1 + 1) / 2)
+    assert sparsity([[3, 3], [1, 1]]) == 0
+
+
+def test_equal_reward_distributions_overlap_wholly_and_far_ones_not_at_all():
+    weights = [[1, 0], [0.5, 0.5], [0, 1]]
+    unit = np.tile(np.eye(2), (3, 1, 1))
+    assert neighbour_overlap(weights, np.zeros((3, 2)), unit) == pytest.approx(1)
+    assert neighbour_overlap(weights, [[0, 0], [2, 0], [4, 0]], unit) == pytest.approx(np.exp(-4 / 8))
+    assert neighbour_overlap(weights, [[0, 0], [99, 0], [198, 0]], unit) < 1e-9
+    wider = unit * np.array([1, 4, 1])[:, None, None]
+    assert neighbour_overlap(weights, np.zeros((3, 2)), wider) == pytest.approx(2.5**-1 * 2)
+
+
+def test_kendall_counts_pairs_in_order():
+    weights = np.linspace(0, 1, 4)[:, None]
+    weights = np.hstack([weights, 1 - weights])
+    rewards = np.array([[0, 3], [2, 2], [1, 2], [3, 9]], dtype=float)
+    # first objective: 5 of 6 pairs in order; second: weights fall 1..0, rewards 3, 2, 2, 9: +2, -3 and one tie
+    assert kendall_tau(weights, rewards) == pytest.approx([(5 - 1) / 6, (2 - 3) / np.sqrt(6 * 5)])
+    assert kendall_tau(weights, np.ones((4, 2))).tolist() == [0, 0]
+    assert np.isnan(kendall_tau(np.ones((4, 1)), np.ones((4, 1)))).all()
+
+
+def test_information_is_zero_without_control_and_log_m_with_perfect_control():
+    assert information_nats(np.full((5, 4), -30.0), [0, 1, 2, 3, 0]) == pytest.approx(0)
+    perfect = np.where(np.eye(4, dtype=bool), -10.0, -900.0)
+    assert information_nats(perfect, range(4)) == pytest.approx(np.log(4))
+    half = np.log([[0.2, 0.2, 0.6]])
+    assert information_nats(half, [2]) == pytest.approx(np.log(0.6 / (1 / 3)))
+    with pytest.raises(ValueError, match="own must be"):
+        information_nats(half, [0, 1])

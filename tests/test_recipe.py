@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from learner.methods import METHODS
 from orchestrator.config import dump_recipe, load_recipe, parse_recipe, read_yaml
 from orchestrator.errors import BadInput
 
@@ -76,3 +77,8 @@ def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
     (tmp_path / "list.yaml").write_text(yaml.safe_dump([1, 2]))
     with pytest.raises(BadInput, match="mapping of sections"):
         load_recipe(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_the_learner_may_be_named(method):
+    assert load_recipe(MINIATURE, [f"method={method}"]).method == method
