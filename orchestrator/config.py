@@ -78,6 +78,8 @@ class EvaluateConfig(Section):
     """Training prompts (two responses each) on which the normaliser is measured, once, with the starting policy."""
     identification_responses: int = Field(default=256, ge=0)
     """Responses on which identification accuracy is measured (0: skip)."""
+    information_responses: int = Field(default=64, ge=0)
+    """Responses whose information about w is measured, each under every vector of the grid (0: skip)."""
     attainable: str | None = None
     """Dotted path of a function that gives the attainable front in audit scores (only a synthetic task knows it)."""
     audit_statistics: dict[str, str] = Field(default_factory=dict)

@@ -5,7 +5,7 @@ the policy.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,13 @@ from rewards.pareto import (
     conditional_covariance,
     conditional_reward_dispersion,
     hypervolume,
+    information_nats,
+    kendall_tau,
     mean_inner_product,
+    neighbour_overlap,
+    sparsity,
     spearman,
+    steering_gap,
 )
 from rewards.preferences import PromptRenderer, evaluation_grid
 from rewards.scorers import load_function
@@ -31,6 +36,7 @@ from rewards.scorers import load_function
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
+TokenIds = tuple[int, ...]
 CLOUD_POINTS = 64
 """Responses per vector kept for the scatter behind the Pareto front."""
 EXAMPLE_VECTORS = 5
@@ -75,6 +81,8 @@ class Evaluator:
     Args:
         prompts: held-out prompts [P]; `recipe.evaluate.prompts` of them, evenly spaced, are used.
         normalizers: per judge, measured on the starting policy and frozen.
+        reference_logprobs: (prompt_ids, response_ids) -> log-probability of every response token under the frozen
+            start. Without it the KL to the start is left out.
     """
 
     def __init__(
@@ -84,12 +92,14 @@ class Evaluator:
         renderer: PromptRenderer,
         prompts: Sequence[str],
         normalizers: dict[Judge, Normalizer],
+        reference_logprobs: Callable[[list[TokenIds], list[TokenIds]], list[list[float]]] | None = None,
     ) -> None:
         self.recipe = recipe
         self.sampler = sampler
         self.renderer = renderer
         self.prompts = spread(prompts, recipe.evaluate.prompts)
         self.normalizers = normalizers
+        self.reference_logprobs = reference_logprobs
         self.preferences = evaluation_grid(recipe.num_objectives)  # [N, K]
 
     def __call__(self, step: int, policy_version: int) -> dict[str, Any]:
@@ -120,6 +130,9 @@ class Evaluator:
             "preferences": self.preferences.tolist(),
             **front_metrics(self.preferences, rewards, recipe.reference_point),
             "identification_accuracy": self._identification_accuracy(scored.rollouts),
+            "information_nats": self._information(scored.rollouts),
+            "kl_to_start": self._kl_to_start(scored.rollouts),
+            "distinct_responses": _distinct_responses(scored.rollouts),
             "response_length": float(np.mean(lengths)),
             "missing": int((~np.isfinite(scored.scores["reward"])).any(axis=-1).sum()),
             "reference_point": list(recipe.reference_point),
@@ -186,6 +199,35 @@ class Evaluator:
         logprobs = self.sampler.logprobs([*own, *others], [*responses, *responses])
         return float((logprobs[: len(own)] > logprobs[len(own) :]).mean())
 
+    def _information(self, rollouts: Sequence[Rollout]) -> float | None:
+        """`rewards.pareto.information_nats` over the vectors of the grid."""
+        count = self.recipe.evaluate.information_responses
+        if not count or len(self.preferences) < 2:
+            return None
+        chosen = spread([rollout for rollout in rollouts if rollout.responses[0].token_ids], count)
+        prompt_ids = [
+            tuple(self.renderer.token_ids(rollout.request.prompt, w)) for rollout in chosen for w in self.preferences
+        ]
+        response_ids = [rollout.responses[0].token_ids for rollout in chosen for _ in self.preferences]
+        logprobs = np.reshape(self.sampler.logprobs(prompt_ids, response_ids), (len(chosen), len(self.preferences)))
+        asked = np.array([rollout.request.preference for rollout in chosen])
+        return information_nats(logprobs, np.abs(asked[:, None] - self.preferences).sum(axis=-1).argmin(axis=1))
+
+    def _kl_to_start(self, rollouts: Sequence[Rollout]) -> float | None:
+        """Mean over sampled responses of log pi(y|x, w) - log pi_start(y|x, w), nats per response; lower is closer.
+
+        An estimate of the KL divergence from the policy to the frozen start, so it may fall a little below zero.
+        """
+        if self.reference_logprobs is None or not self.recipe.evaluate.identification_responses:
+            return None
+        answered = [rollout for rollout in rollouts if rollout.responses[0].token_ids]
+        chosen = spread(answered, self.recipe.evaluate.identification_responses)
+        start = self.reference_logprobs(
+            [rollout.request.prompt_ids for rollout in chosen], [rollout.responses[0].token_ids for rollout in chosen]
+        )
+        ratios = [rollout.responses[0].logprob - sum(tokens) for rollout, tokens in zip(chosen, start, strict=True)]
+        return float(np.mean(ratios))
+
     def _examples(self, rollouts: Sequence[Rollout], rewards: np.ndarray) -> list[dict[str, Any]]:
         """One held-out prompt under `EXAMPLE_VECTORS` vectors spread over the grid; rewards [N * P, samples, K]."""
         prompt_index = len(self.prompts) // 2
@@ -198,6 +240,12 @@ class Evaluator:
             }
             for n in spread(range(len(self.preferences)), EXAMPLE_VECTORS)
         ]
+
+
+def _distinct_responses(rollouts: Sequence[Rollout]) -> float:
+    """Share of different texts among the answers to one prompt under one vector, averaged; 1 is all different."""
+    shares = [len({response.text for response in rollout.responses}) / len(rollout.responses) for rollout in rollouts]
+    return float(np.mean(shares))
 
 
 def front_metrics(preferences: np.ndarray, scores: np.ndarray, reference_point: Sequence[float]) -> dict[str, Any]:
@@ -213,13 +261,18 @@ def front_metrics(preferences: np.ndarray, scores: np.ndarray, reference_point: 
                 f"evaluation: only {len(rows)} fully scored responses under w = {w.round(3).tolist()}, need 2"
             )
     points = np.stack([rows.mean(axis=0) for rows in kept])  # [N, K]
+    covariance = conditional_covariance(scores)  # [N, K, K]
     return {
         "points": points.tolist(),
-        "covariance": conditional_covariance(scores).tolist(),
+        "covariance": covariance.tolist(),
         "hypervolume": hypervolume(points, reference_point),
         "mip": mean_inner_product(preferences, points),
         "crd": conditional_reward_dispersion(scores),
         "spearman": [float(value) for value in spearman(preferences, points)],
+        "kendall": [float(value) for value in kendall_tau(preferences, points)],
+        "steering_gap": steering_gap(preferences, points),
+        "sparsity": sparsity(points),
+        "neighbour_overlap": neighbour_overlap(preferences, points, covariance),
     }
 
 

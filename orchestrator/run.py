@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,14 @@ def _train(
                 batcher=batcher,
                 sampler=sampler,
                 learner=learner,
-                evaluator=Evaluator(recipe, sampler, inputs.renderer, inputs.heldout, normalizers),
+                evaluator=Evaluator(
+                    recipe,
+                    sampler,
+                    inputs.renderer,
+                    inputs.heldout,
+                    normalizers,
+                    reference_logprobs=partial(learner.token_logprobs, reference=True),
+                ),
                 recorder=recorder,
                 stop_requested=stop,
             )

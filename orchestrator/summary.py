@@ -20,7 +20,14 @@ SIDE_KEYS = (
     "mip",
     "crd",
     "spearman",
+    "kendall",
+    "steering_gap",
+    "sparsity",
+    "neighbour_overlap",
     "identification_accuracy",
+    "information_nats",
+    "kl_to_start",
+    "distinct_responses",
     "response_length",
     "missing",
     "points",
@@ -119,11 +126,16 @@ def metric_rows(summary: Mapping[str, Any]) -> list[Row]:
         row(judge, "MIP", values(*at, "mip"), 3, better="higher")
         row(judge, "hypervolume", values(*at, "hypervolume"), 2, better="higher", relative=True)
         row(judge, "CRD", values(*at, "crd"), 3, better="lower", relative=True)
+        row(judge, "steering gap", values(*at, "steering_gap"), 3, better="lower")
+        row(judge, "overlap of neighbours", values(*at, "neighbour_overlap"), 3, better="lower")
         for k, name in enumerate(objectives):
             correlations = [(ranks or [None] * len(objectives))[k] for ranks in values(*at, "spearman")]
             row(judge, f"Spearman, {name}", correlations, 2, better="higher")
         if judge == "reward":
             row(judge, "identification accuracy", values("identification_accuracy"), 3, better="higher")
+            row(judge, "information about w (nats)", values("information_nats"), 3, better="higher")
+            row(judge, "KL to the start (nats)", values("kl_to_start"), 2)
+            row(judge, "distinct responses", values("distinct_responses"), 3, percent=True)
             row(judge, "response length (tokens)", values("response_length"), 1)
         if ((after.get("fraction_of_attainable") or {}).get("judge")) == judge:
             for key, label in (("mip", "MIP"), ("hypervolume", "hypervolume")):

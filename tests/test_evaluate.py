@@ -53,9 +53,16 @@ class FakeSampler:
         return -np.arange(len(prompt_ids), dtype=float)
 
 
-def evaluator(sampler):
+class IndifferentSampler(FakeSampler):
+    """Every response is as likely under any vector."""
+
+    def logprobs(self, prompt_ids, response_ids):
+        return np.full(len(prompt_ids), -7.0)
+
+
+def evaluator(sampler, **options):
     renderer = make_renderer(RECIPE, WordTokenizer())
-    return Evaluator(RECIPE, sampler, renderer, PROMPTS, {"reward": IDENTITY, "audit": IDENTITY})
+    return Evaluator(RECIPE, sampler, renderer, PROMPTS, {"reward": IDENTITY, "audit": IDENTITY}, **options)
 
 
 def test_a_policy_that_follows_w_is_seen_to_follow_it():
@@ -73,6 +80,24 @@ def test_a_policy_that_ignores_w_gets_no_credit_for_it():
     record = evaluator(FakeSampler(gain=0.0))(0, 0)
     assert abs(record["mip"]) < 0.1
     assert record["hypervolume"] == pytest.approx(9.0, rel=0.1)
+
+
+def test_responses_that_are_as_likely_under_every_vector_tell_nothing_about_w():
+    record = evaluator(IndifferentSampler())(0, 0)
+    assert record["information_nats"] == pytest.approx(0)
+    assert record["identification_accuracy"] == 0
+
+
+def test_the_kl_to_the_start_is_the_mean_log_ratio_of_whole_responses():
+    def start(prompt_ids, response_ids):
+        return [[-1.0, -2.5] for _ in prompt_ids]
+
+    assert evaluator(FakeSampler(), reference_logprobs=start)(0, 0)["kl_to_start"] == pytest.approx(-1.0 + 3.5)
+    assert evaluator(FakeSampler())(0, 0)["kl_to_start"] is None
+
+
+def test_equal_answers_under_one_vector_are_counted_once():
+    assert evaluator(FakeSampler())(0, 0)["distinct_responses"] == 1
 
 
 def test_two_evaluations_ask_the_same_requests():
