@@ -33,6 +33,18 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--recipe", metavar="R", help="recipe to evaluate by (default: the run's own)")
     evaluate.add_argument("--output", type=Path, help="folder to write (default: RUN_OR_MODEL/evaluation)")
 
+    compare = commands.add_parser(
+        "compare", help="the same work for every method and seed: table with intervals, plots"
+    )
+    _add_recipe(compare)
+    compare.add_argument("--methods", help="comma-separated (default: all)")
+    compare.add_argument("--seeds", help="comma-separated (default: 0,1,2)")
+    compare.add_argument("--beta-c", help="comma-separated; each method is compared at its own best of them")
+    compare.add_argument("--tune-seed", type=int, help="seed of the runs that choose beta_c (default: the next one)")
+    compare.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    compare.add_argument("--output", type=Path, help="folder (default: comparisons/NAME); finished runs in it are kept")
+    compare.add_argument("--quick", action="store_true", help="two methods, one seed, 20 updates: does it work at all")
+
     generate = commands.add_parser("generate", help="talk to the steered policy")
     generate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
     generate.add_argument(
@@ -142,6 +154,31 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from learner.methods import METHODS
+    from orchestrator.compare.command import Question, compare
+
+    def numbers(option: str, text: str, kind: type) -> tuple:
+        try:
+            return tuple(kind(item) for item in text.split(","))
+        except ValueError:
+            raise BadInput(f"{option}: must be numbers with commas between them, got {text!r}") from None
+
+    from orchestrator.errors import BadInput
+
+    methods = tuple(arguments.methods.split(",")) if arguments.methods else tuple(METHODS)
+    question = Question(
+        methods=methods[:2] if arguments.quick and not arguments.methods else methods,
+        seeds=numbers("--seeds", arguments.seeds or ("0" if arguments.quick else "0,1,2"), int),
+        beta_c_grid=numbers("--beta-c", arguments.beta_c, float) if arguments.beta_c else (),
+        tune_seed=arguments.tune_seed,
+        jobs=arguments.jobs,
+        quick=arguments.quick,
+    )
+    compare(question, arguments.recipe, arguments.overrides, arguments.output, say=_say)
+    return 0
+
+
 def _generate(arguments: argparse.Namespace) -> int:
     from orchestrator.generate import generate
 
@@ -197,6 +234,7 @@ _COMMANDS = {
     "train": _train,
     "plan": _plan,
     "evaluate": _evaluate,
+    "compare": _compare,
     "generate": _generate,
     "miniature": _miniature,
     "fit-policy": _fit_policy,

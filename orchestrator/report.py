@@ -30,10 +30,10 @@ def write_report(run_dir: Path) -> Path:
     from orchestrator.figures.training import plot_training
 
     run_dir = Path(run_dir)
-    evaluations = _read_lines(run_dir / "evaluations.jsonl")
+    evaluations = read_lines(run_dir / "evaluations.jsonl")
     if not evaluations:
         raise ReportError(f"{run_dir / 'evaluations.jsonl'}: holds no evaluation to report")
-    metrics = _read_lines(run_dir / "metrics.jsonl")
+    metrics = read_lines(run_dir / "metrics.jsonl")
     run = _read_json(run_dir / "run.json")
     before, after = (evaluations[0] if len(evaluations) > 1 else None), evaluations[-1]
 
@@ -147,7 +147,7 @@ def _data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def _read_lines(path: Path) -> list[Record]:
+def read_lines(path: Path) -> list[Record]:
     """Records of a JSONL file; a last line that a killed run left unfinished is ignored."""
     if not path.is_file():
         return []

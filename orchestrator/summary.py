@@ -80,8 +80,8 @@ def summarize(before: Record | None, after: Record, run: Record) -> Record:
             "status": run.get("status"),
             "seconds": _seconds(run),
             "objectives": after["objectives"],
-            "before": _side(before) if before is not None else None,
-            "after": _side(after),
+            "before": summarize_side(before) if before is not None else None,
+            "after": summarize_side(after),
             "attainable": after.get("attainable"),
             "reference_point": after.get("reference_point"),
             "normalizer": after.get("normalizer"),
@@ -146,7 +146,7 @@ def metric_rows(summary: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _side(record: Record) -> Record:
+def summarize_side(record: Record) -> Record:
     """One evaluation as it stands in summary.json: without covariances, clouds and examples."""
     side = {key: record.get(key) for key in SIDE_KEYS}
     audit, attainable = record.get("audit"), record.get("attainable")

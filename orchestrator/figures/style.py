@@ -19,7 +19,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 Record = Mapping[str, Any]
 
 DPI = 170
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito: told apart by colour-blind readers
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito: told apart by colour-blind readers."""
 START = "#8C8C8C"
 INK = "#333333"
 STYLE: Any = {  # matplotlib types the keys as literals

@@ -1,0 +1,141 @@
+"""One cell of a comparison: one training run of one method under one seed, in a folder of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.config import load_recipe
+from orchestrator.errors import BadInput, RunFailed
+from orchestrator.rundir import RunDir
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+STOP_TIMEOUT_S = 180.0
+"""How long a stopped run may take to save its checkpoint and leave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Cell:
+    """Example: Cell(method="mo-odpo", seed=0, beta_c=0.3)"""
+
+    method: str
+    seed: int
+    beta_c: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-beta_c{self.beta_c:g}-seed{self.seed}"
+
+    def overrides(self) -> list[str]:
+        return [f"method={self.method}", f"seed={self.seed}", f"learner.beta_c={self.beta_c}"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What every cell shares: the recipe file, the comparison's own overrides, and where the cells lie."""
+
+    recipe_path: str
+    overrides: tuple[str, ...]
+    folder: Path
+
+    def recipe(self, cell: Cell) -> "Recipe":
+        return load_recipe(self.recipe_path, [*self.overrides, *cell.overrides()])
+
+    def run_path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
+
+
+def is_finished(work: Work, cell: Cell) -> bool:
+    """Whether the cell's run is complete.
+
+    Raises:
+        BadInput: it is complete, but was run with another recipe.
+    """
+    path = work.run_path(cell)
+    try:
+        status = json.loads((path / "run.json").read_text(encoding="utf-8")).get("status")
+    except (OSError, ValueError):
+        return False
+    if status != "finished":
+        return False
+    if RunDir.open(path).recipe() != work.recipe(cell):
+        raise BadInput(f"{path}: was run with another recipe; choose another --output, or move that folder away")
+    return True
+
+
+class CellRunner:
+    """Runs cells as processes of their own, so that one that fails or is killed harms no other; thread-safe."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def __call__(self, cell: Cell) -> None:
+        """Train the cell from the start; an unfinished attempt is thrown away first.
+
+        Raises:
+            RunFailed: the run ended with an error; the message ends with its last line.
+        """
+        path = self.work.run_path(cell)
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log_path = path.with_name(path.name + ".log")
+        command = [sys.executable, "-m", "orchestrator", "train", self.work.recipe_path, *self.work.overrides]
+        with log_path.open("wb") as log, self._lock:
+            if self._stopped:
+                return
+            process = subprocess.Popen(
+                [*command, *cell.overrides(), "--run-dir", str(path)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                # A group of its own: Ctrl-C reaches it once, through `stop`.
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": _python_path()},
+            )
+            self._processes.add(process)
+        code = process.wait()  # ends by itself: every wait inside a run has a deadline
+        with self._lock:
+            self._processes.discard(process)
+        if code and not self._stopped:
+            raise RunFailed(f"{cell.name}: ended with exit code {code}, see {log_path}: {_last_line(log_path)}")
+
+    def stop(self) -> None:
+        """Ask running cells to stop, then end what does not."""
+        with self._lock:
+            self._stopped = True
+            processes = list(self._processes)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def make_cells(methods: Sequence[str], seeds: Sequence[int], beta_c: dict[str, float]) -> list[Cell]:
+    """Seed by seed, so that an interrupted comparison holds whole seeds."""
+    return [Cell(method=method, seed=seed, beta_c=beta_c[method]) for seed in seeds for method in methods]
+
+
+def _python_path() -> str:
+    """The folders the packages were found in, so that `-m orchestrator` finds the same ones from anywhere."""
+    here = str(Path(__file__).parents[2])
+    return os.pathsep.join(dict.fromkeys([here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+
+
+def _last_line(log_path: Path) -> str:
+    lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:500] if lines else "(no output)"

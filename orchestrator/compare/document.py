@@ -1,0 +1,57 @@
+"""A comparison as a page of markdown with its figures, made from the results file alone."""
+
+from pathlib import Path
+
+from orchestrator.compare import tables
+from orchestrator.compare.results import Results
+from orchestrator.compare.tables import Table, as_markdown
+
+
+def write_document(results: Results, path: Path) -> Path:
+    """Write `path` (markdown) and, beside it, the figures it shows. Returns `path`."""
+    from orchestrator.figures.comparison import plot_curves, plot_fronts
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fronts, curves = (path.with_name(f"{path.stem}-{name}.png") for name in ("fronts", "curves"))
+    plot_fronts(fronts, results)
+    plot_curves(curves, results)
+    parts = [
+        f"# {results.recipe}: {len(results.methods)} methods, {_seeds(results)}",
+        _work_paragraph(results),
+        f"![Mean reward under each preference vector]({fronts.name})",
+        f"![Metrics against generated tokens]({curves.name})",
+        *_section("After training, by the reward models", tables.quality_table(results, tables.QUALITY)),
+        *_section("Difference to `mi-epo`, paired by seed", tables.difference_table(results, tables.QUALITY)),
+        *_section("How far w is followed", tables.quality_table(results, tables.CONTROL)),
+        *_section("By the audit judge, and the price", tables.quality_table(results, tables.TRUTH)),
+        *_section("At equal KL to the start", tables.matched_kl_table(results, tables.QUALITY[:3])),
+        *_section("Cost of a run", tables.cost_table(results)),
+        *_section("Choice of beta_c (MIP after training, tuning seed)", tables.tuning_table(results)),
+    ]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _section(title: str, table: Table) -> list[str]:
+    return [f"## {title}", as_markdown(table)] if len(table) > 1 else []
+
+
+def _seeds(results: Results) -> str:
+    count = len(results.seeds)
+    return f"{count} seeds" if count > 1 else "one seed (no intervals)"
+
+
+def _work_paragraph(results: Results) -> str:
+    grid = ", ".join(f"{value:g}" for value in results.beta_c_grid)
+    tuned = (
+        f"beta_c is each method's own best of {grid}, chosen by MIP under seed {results.tune_seed}, which is in no "
+        "other table."
+        if results.tuning
+        else f"beta_c is {grid} for every method."
+    )
+    return (
+        f"Objectives {', '.join(results.objectives)}; {results.steps} updates; seeds "
+        f"{', '.join(map(str, results.seeds))}. Under one seed every method has the same starting policy, reward "
+        f"models, prompts and number of sampled responses. {tuned} ± is the half width of the 95 % interval of the "
+        "mean over seeds (Student's t). ↑ higher is better, ↓ lower is better."
+    )

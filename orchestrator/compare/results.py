@@ -1,0 +1,118 @@
+"""What finished cells came to: one results file, from which every table and figure of a comparison is made."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from orchestrator.compare.cells import Cell, Work
+from orchestrator.config import describe_errors
+from orchestrator.errors import BadInput
+from orchestrator.report import read_lines
+from orchestrator.summary import summarize_side
+from rewards.config import Section
+from rewards.pareto import igd_plus, nondominated
+
+RESULTS = "results.json"
+
+
+class CellResult(Section):
+    """One finished run."""
+
+    method: str
+    seed: int
+    beta_c: float
+    prompts: int
+    """Prompts sampled; the same for every method."""
+    generated_tokens: int
+    learner_tokens: int
+    seconds: float
+    """Wall time of the training part."""
+    evaluations: list[dict[str, Any]] = Field(min_length=1)
+    """As in summary.json (`before`, ..., `after`), with `generated_tokens` so far, and `covariance`."""
+
+    @property
+    def after(self) -> dict[str, Any]:
+        return self.evaluations[-1]
+
+
+class Results(Section):
+    """results.json."""
+
+    recipe: str
+    objectives: tuple[str, ...]
+    steps: int
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...]
+    tune_seed: int | None = None
+    beta_c_grid: tuple[float, ...]
+    beta_c: dict[str, float]
+    """Method -> the beta_c it is compared at."""
+    tuning: tuple[CellResult, ...] = ()
+    """Runs of the tuning seed, from which beta_c was chosen; never part of the tables."""
+    cells: list[CellResult]
+
+    def of(self, method: str) -> list[CellResult]:
+        """The method's cells in the order of the seeds."""
+        by_seed = {cell.seed: cell for cell in self.cells if cell.method == method}
+        return [by_seed[seed] for seed in self.seeds]
+
+
+def gather(work: Work, cell: Cell) -> CellResult:
+    """Read a finished cell's run directory."""
+    path = work.run_path(cell)
+    metrics = list(read_lines(path / "metrics.jsonl"))
+    run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    evaluations = []
+    for record in read_lines(path / "evaluations.jsonl"):
+        tokens = sum(step["generated_tokens"] for step in metrics if step["step"] < record["step"])
+        evaluations.append(summarize_side(record) | {"covariance": record["covariance"], "generated_tokens": tokens})
+    return CellResult(
+        method=cell.method,
+        seed=cell.seed,
+        beta_c=cell.beta_c,
+        prompts=sum(step["prompts"] for step in metrics),
+        generated_tokens=sum(step["generated_tokens"] for step in metrics),
+        learner_tokens=sum(step["learner_tokens"] for step in metrics),
+        seconds=float(run["training"]["seconds"]),
+        evaluations=evaluations,
+    )
+
+
+def add_igd_plus(cells: Sequence[CellResult]) -> None:
+    """IGD+ of each cell's last points to the nondominated union of all methods under its seed.
+
+    Seeds have starting policies, and so normalisers, of their own; their points share no scale.
+    """
+    for seed in {cell.seed for cell in cells}:
+        of_seed = [cell for cell in cells if cell.seed == seed]
+        union = np.concatenate([np.array(cell.after["points"], dtype=float) for cell in of_seed])
+        front = union[nondominated(union)]
+        for cell in of_seed:
+            cell.after["igd_plus"] = igd_plus(cell.after["points"], front)
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Atomically."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_results(path: Path) -> Results:
+    """Raises BadInput when there is none, or it is not a results file."""
+    try:
+        return Results.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from None
+    except ValidationError as error:
+        raise BadInput("\n".join(describe_errors(error, str(path)))) from None
+
+
+def best_beta_c(tuning: Iterable[CellResult], method: str) -> float:
+    """The beta_c with the highest MIP by the reward models after training; of equal ones the larger, more careful."""
+    candidates = [cell for cell in tuning if cell.method == method]
+    return max(candidates, key=lambda cell: (cell.after["mip"], cell.beta_c)).beta_c

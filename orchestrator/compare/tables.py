@@ -1,0 +1,177 @@
+"""The tables of a comparison, as rows of text cells; `as_text` and `as_markdown` lay them out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.compare.results import CellResult, Results
+from orchestrator.compare.statistics import at_kl, estimate, paired_difference
+
+Table = list[list[str]]
+BASELINE = "mi-epo"
+"""The method that paired differences are taken to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """Example: Metric(label="MIP", of=lambda evaluation: evaluation["mip"], digits=3, better="higher")"""
+
+    label: str
+    of: Callable[[dict[str, Any]], float | None]
+    digits: int
+    better: str = ""  # "higher" | "lower" | "" (neither)
+
+    @property
+    def heading(self) -> str:
+        return self.label + {"higher": " ↑", "lower": " ↓", "": ""}[self.better]
+
+
+def _mean(key: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda side: float(np.mean(side[key])) if side.get(key) is not None else None
+
+
+def _share(key: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda side: (side.get("fraction_of_attainable") or {}).get(key)
+
+
+def _audit(key: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda side: (side.get("audit") or {}).get(key)
+
+
+def _key(key: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda side: side.get(key)
+
+
+QUALITY = (
+    Metric(label="MIP", of=_key("mip"), digits=3, better="higher"),
+    Metric(label="hypervolume", of=_key("hypervolume"), digits=2, better="higher"),
+    Metric(label="CRD", of=_key("crd"), digits=3, better="lower"),
+    Metric(label="Spearman", of=_mean("spearman"), digits=2, better="higher"),
+    Metric(label="IGD+", of=_key("igd_plus"), digits=3, better="lower"),
+    Metric(label="steering gap", of=_key("steering_gap"), digits=3, better="lower"),
+)
+CONTROL = (
+    Metric(label="Kendall", of=_mean("kendall"), digits=2, better="higher"),
+    Metric(label="neighbour overlap", of=_key("neighbour_overlap"), digits=3, better="lower"),
+    Metric(label="identification", of=_key("identification_accuracy"), digits=3, better="higher"),
+    Metric(label="information (nats)", of=_key("information_nats"), digits=3, better="higher"),
+    Metric(label="sparsity", of=_key("sparsity"), digits=3),
+)
+TRUTH = (
+    Metric(label="audit MIP", of=_audit("mip"), digits=3, better="higher"),
+    Metric(label="MIP, share of attainable", of=_share("mip"), digits=3, better="higher"),
+    Metric(label="hypervolume, share of attainable", of=_share("hypervolume"), digits=3, better="higher"),
+    Metric(label="KL to start", of=_key("kl_to_start"), digits=2),
+    Metric(label="length", of=_key("response_length"), digits=1),
+    Metric(label="distinct", of=_key("distinct_responses"), digits=3),
+)
+
+
+def quality_table(results: Results, metrics: Sequence[Metric]) -> Table:
+    """Mean over seeds with its 95 % interval, one row for each method; the start is the first row."""
+    rows = [["method", *(metric.heading for metric in metrics)]]
+    start = [cell.evaluations[0] for cell in results.of(results.methods[0])]
+    rows.append(["(start)", *(estimate([metric.of(side) for side in start]).show(metric.digits) for metric in metrics)])
+    for method in results.methods:
+        after = [cell.after for cell in results.of(method)]
+        shown = [estimate([metric.of(side) for side in after]).show(metric.digits) for metric in metrics]
+        rows.append([method, *shown])
+    return _without_empty_columns(rows)
+
+
+def difference_table(results: Results, metrics: Sequence[Metric]) -> Table:
+    """Method minus MI-EPO, paired by seed, with its 95 % interval; empty when MI-EPO was not run."""
+    if BASELINE not in results.methods:
+        return []
+    baseline = [cell.after for cell in results.of(BASELINE)]
+    rows = [["method", *(metric.heading for metric in metrics)]]
+    for method in results.methods:
+        if method == BASELINE:
+            continue
+        after = [cell.after for cell in results.of(method)]
+        differences = [
+            paired_difference([metric.of(side) for side in after], [metric.of(side) for side in baseline])
+            for metric in metrics
+        ]
+        rows.append([method, *(d.show(metric.digits) for d, metric in zip(differences, metrics, strict=True))])
+    return _without_empty_columns(rows)
+
+
+def matched_kl_table(results: Results, metrics: Sequence[Metric]) -> Table:
+    """Every method where its own training curve first reaches the same KL to the start, seed by seed.
+
+    The KL of a seed is the smallest that any method ends with, so every curve gets there; empty when unmeasured.
+    """
+    kl_of = _key("kl_to_start")
+    if any(kl_of(side) is None for cell in results.cells for side in cell.evaluations):
+        return []
+    matched = {
+        seed: min(cell.after["kl_to_start"] for cell in results.cells if cell.seed == seed) for seed in results.seeds
+    }
+    rows = [["method", "KL", *(metric.heading for metric in metrics)]]
+    for method in results.methods:
+        cells = results.of(method)
+        shown = [
+            estimate([_at(cell, metric, matched[cell.seed]) for cell in cells]).show(metric.digits)
+            for metric in metrics
+        ]
+        rows.append([method, estimate([matched[cell.seed] for cell in cells]).show(2), *shown])
+    return _without_empty_columns(rows)
+
+
+def _at(cell: CellResult, metric: Metric, kl: float) -> float | None:
+    curve = [(side["kl_to_start"], metric.of(side)) for side in cell.evaluations]
+    known = [(float(at), float(value)) for at, value in curve if value is not None]
+    return at_kl(known, kl) if len(known) == len(curve) else None
+
+
+def cost_table(results: Results) -> Table:
+    """What a run of each method cost, mean over seeds."""
+    rows = [["method", "beta_c", "prompts", "generated tokens", "learner tokens", "training seconds"]]
+    for method in results.methods:
+        cells = results.of(method)
+        rows.append(
+            [
+                method,
+                f"{results.beta_c[method]:g}",
+                estimate([cell.prompts for cell in cells]).show(0),
+                estimate([cell.generated_tokens for cell in cells]).show(0),
+                estimate([cell.learner_tokens for cell in cells]).show(0),
+                estimate([cell.seconds for cell in cells]).show(0),
+            ]
+        )
+    return rows
+
+
+def tuning_table(results: Results) -> Table:
+    """MIP after training under the tuning seed at each beta_c; empty when nothing was tuned."""
+    if not results.tuning:
+        return []
+    found = {(cell.method, cell.beta_c): cell.after["mip"] for cell in results.tuning}
+    return [
+        ["method", *(f"beta_c {beta_c:g}" for beta_c in results.beta_c_grid), "chosen"],
+        *(
+            [method, *(f"{found[method, beta_c]:.3f}" for beta_c in results.beta_c_grid), f"{results.beta_c[method]:g}"]
+            for method in results.methods
+        ),
+    ]
+
+
+def _without_empty_columns(rows: Table) -> Table:
+    kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] != "-" for row in rows[1:])]
+    return [[row[i] for i in kept] for row in rows]
+
+
+def as_text(table: Table) -> str:
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def as_markdown(table: Table) -> str:
+    head, *body = table
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,254 @@
+"""Comparisons: intervals and tables on results whose answers are known; cells that are kept, refused or run again."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.compare.cells import Cell, Work, is_finished, make_cells
+from orchestrator.compare.command import Question
+from orchestrator.compare.document import write_document
+from orchestrator.compare.results import (
+    CellResult,
+    Results,
+    add_igd_plus,
+    best_beta_c,
+    gather,
+    read_results,
+    write_results,
+)
+from orchestrator.compare.statistics import at_kl, estimate, paired_difference, t_975
+from orchestrator.compare.tables import (
+    QUALITY,
+    as_markdown,
+    as_text,
+    cost_table,
+    difference_table,
+    matched_kl_table,
+    quality_table,
+    tuning_table,
+)
+from orchestrator.errors import BadInput
+from orchestrator.evaluate import front_metrics
+from orchestrator.rundir import RunDir
+from rewards.preferences import evaluation_grid
+
+MINIATURE = str(Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml")
+GRID = evaluation_grid(2)
+
+
+def evaluation(step, gain, kl, seed):
+    scores = gain * (GRID[:, None] - 0.5) + np.random.default_rng(seed).normal(0, 0.3, (len(GRID), 12, 2))
+    return {
+        "step": step,
+        "preferences": GRID.tolist(),
+        **front_metrics(GRID, scores, (-3, -3)),
+        "identification_accuracy": 0.6,
+        "information_nats": 0.1,
+        "kl_to_start": kl,
+        "generated_tokens": 100 * step,
+    }
+
+
+def cell(method, seed, *, gain, beta_c=0.3, kl=4.0):
+    return CellResult(
+        method=method,
+        seed=seed,
+        beta_c=beta_c,
+        prompts=320,
+        generated_tokens=1000,
+        learner_tokens=4000 if method == "mi-epo" else 2000,
+        seconds=10.0 + seed,
+        evaluations=[
+            evaluation(0, 0, 0.0, seed),
+            evaluation(5, gain / 2, kl / 2, seed),
+            evaluation(10, gain, kl, seed),
+        ],
+    )
+
+
+def results(*, seeds=(0, 1, 2), tuning=()):
+    return Results(
+        recipe="miniature",
+        objectives=("helpfulness", "harmlessness"),
+        steps=10,
+        seeds=seeds,
+        methods=("mi-epo", "mo-odpo"),
+        tune_seed=9 if tuning else None,
+        beta_c_grid=(0.1, 0.3) if tuning else (0.3,),
+        beta_c={"mi-epo": 0.3, "mo-odpo": 0.1},
+        tuning=tuning,
+        cells=[
+            cell(method, seed, gain=gain, kl=kl)
+            for seed in seeds
+            for method, gain, kl in (("mi-epo", 2.0, 4.0), ("mo-odpo", 3.0, 8.0))
+        ],
+    )
+
+
+def test_an_interval_is_students_t():
+    found = estimate([1.0, 2.0, 3.0, None, float("nan")])
+    assert (found.mean, found.count) == (2.0, 3)
+    assert found.half_width == pytest.approx(4.303 * 1.0 / math.sqrt(3))
+    assert found.show(2) == "2.00 ± 2.48"
+
+
+def test_one_seed_has_a_mean_and_no_interval_and_none_has_nothing():
+    assert estimate([0.5]).show(2) == "0.50"
+    assert estimate([None]).show(2) == "-"
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(1, 12.706), (30, 2.042), (40, 2.021), (120, 1.980)])
+def test_the_quantile_of_t_is_right_in_and_beyond_the_table(degrees, expected):
+    assert t_975(degrees) == pytest.approx(expected, abs=2e-3)
+
+
+def test_pairing_by_seed_removes_what_the_seeds_share():
+    seeds = np.array([0.0, 10.0, 20.0])
+    difference = paired_difference(list(seeds + 1.0), list(seeds))
+    assert (difference.mean, difference.half_width) == pytest.approx((1.0, 0.0))
+
+
+def test_a_curve_is_read_where_it_first_reaches_the_kl():
+    curve = [(0.0, 0.0), (2.0, 1.0), (4.0, 3.0), (3.0, 9.0)]
+    assert at_kl(curve, 1.0) == pytest.approx(0.5)
+    assert at_kl(curve, 3.5) == pytest.approx(2.5)
+    assert at_kl(curve, 4.5) is None
+
+
+def test_the_tables_tell_each_method_and_its_difference():
+    found = results()
+    add_igd_plus(found.cells)
+    text = as_text(quality_table(found, QUALITY))
+    assert [line.split()[0] for line in text.splitlines()] == ["method", "(start)", "mi-epo", "mo-odpo"]
+    assert "MIP ↑" in text and "CRD ↓" in text and "±" in text
+    mip = [c.after["mip"] for c in found.of("mo-odpo")]
+    assert estimate(mip).show(3) in text
+    (_, difference) = difference_table(found, QUALITY)
+    expected = paired_difference(mip, [c.after["mip"] for c in found.of("mi-epo")])
+    assert difference[1] == expected.show(3) and expected.mean > 0
+
+
+def test_at_equal_kl_the_method_that_drifts_more_loses_its_advantage():
+    head, mi_epo, mo_odpo = matched_kl_table(results(), QUALITY[:1])
+    assert head[:2] == ["method", "KL"]
+    assert (mi_epo[1], mo_odpo[1]) == ("4.00 ± 0.00", "4.00 ± 0.00")
+    after = np.mean([c.after["mip"] for c in results().of("mi-epo")])
+    middle = np.mean([c.evaluations[1]["mip"] for c in results().of("mo-odpo")])
+    assert float(mi_epo[2].split()[0]) == pytest.approx(after, abs=1e-3)
+    assert float(mo_odpo[2].split()[0]) == pytest.approx(middle, abs=1e-3)
+
+
+def test_without_a_measured_kl_there_is_no_table_of_equal_kl():
+    found = results()
+    found.cells[0].evaluations[0]["kl_to_start"] = None
+    assert matched_kl_table(found, QUALITY) == []
+
+
+def test_each_method_gets_its_own_best_beta_c():
+    tuning = tuple(
+        cell(method, 9, gain=gain, beta_c=beta_c)
+        for method, beta_c, gain in (
+            ("mi-epo", 0.1, 1.0),
+            ("mi-epo", 0.3, 2.0),
+            ("mo-odpo", 0.1, 2.0),
+            ("mo-odpo", 0.3, 1.0),
+        )
+    )
+    assert (best_beta_c(tuning, "mi-epo"), best_beta_c(tuning, "mo-odpo")) == (0.3, 0.1)
+    head, *rows = tuning_table(results(tuning=tuning))
+    assert head == ["method", "beta_c 0.1", "beta_c 0.3", "chosen"]
+    assert [row[-1] for row in rows] == ["0.3", "0.1"]
+
+
+def test_the_page_holds_every_table_and_its_figures(tmp_path):
+    found = results()
+    page = write_document(found, tmp_path / "results.md").read_text()
+    for part in ("3 seeds", "Difference to `mi-epo`", "At equal KL", "Cost of a run", "results-fronts.png"):
+        assert part in page
+    assert as_markdown(cost_table(found)) in page
+    for name in ("results-fronts.png", "results-curves.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_one_seed_is_told_to_have_no_interval(tmp_path):
+    page = write_document(results(seeds=(0,)), tmp_path / "results.md").read_text()
+    assert "one seed (no intervals)" in page and " ± 0" not in page
+
+
+def test_results_are_read_back_and_other_files_refused(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, results())
+    assert read_results(path) == results()
+    path.write_text('{"recipe": "x"}')
+    with pytest.raises(BadInput, match="objectives: Field required"):
+        read_results(path)
+
+
+def finished_cell(work, cell_):
+    path = work.run_path(cell_)
+    run = RunDir.create(path, work.recipe(cell_))
+    run.describe(status="finished", training={"seconds": 12.5})
+    step = {"prompts": 32, "generated_tokens": 500, "learner_tokens": 900}
+    (path / "metrics.jsonl").write_text("".join(json.dumps({"step": s, **step}) + "\n" for s in range(3)))
+    records = [evaluation(0, 0, 0.0, 0), evaluation(3, 1, 2.0, 0)]
+    (path / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_a_finished_cell_is_kept_and_read(tmp_path):
+    work, one = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path), Cell(method="mo-odpo", seed=1, beta_c=0.1)
+    assert not is_finished(work, one)
+    finished_cell(work, one)
+    assert is_finished(work, one)
+    found = gather(work, one)
+    assert (found.prompts, found.generated_tokens, found.learner_tokens, found.seconds) == (96, 1500, 2700, 12.5)
+    assert [side["generated_tokens"] for side in found.evaluations] == [0, 1500]
+
+
+def test_a_cell_that_was_killed_does_not_count_as_finished(tmp_path):
+    work, one = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path), Cell(method="mo-odpo", seed=1, beta_c=0.1)
+    finished_cell(work, one)
+    RunDir.open(work.run_path(one)).describe(status="running")
+    assert not is_finished(work, one)
+
+
+def test_a_finished_cell_of_another_recipe_is_refused(tmp_path):
+    one = Cell(method="mo-odpo", seed=1, beta_c=0.1)
+    finished_cell(Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path), one)
+    with pytest.raises(BadInput, match="was run with another recipe"):
+        is_finished(Work(recipe_path=MINIATURE, overrides=("loop.steps=7",), folder=tmp_path), one)
+
+
+def test_cells_go_seed_by_seed_each_with_its_method_s_beta_c():
+    cells = make_cells(("a", "b"), (4, 2), {"a": 0.1, "b": 0.3})
+    assert [c.name for c in cells] == [
+        "a-beta_c0.1-seed4",
+        "b-beta_c0.3-seed4",
+        "a-beta_c0.1-seed2",
+        "b-beta_c0.3-seed2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"methods": ("mi-epo", "ppo")}, "--methods: must be among .*got 'ppo'"),
+        ({"methods": ("mi-epo", "mi-epo")}, "--methods: values must differ"),
+        ({"seeds": (1, 1)}, "--seeds: values must differ, got 1 twice"),
+        ({"seeds": ()}, "need at least one value each"),
+        ({"tune_seed": 0}, "--tune-seed: must not be among the compared seeds, got 0"),
+        ({"jobs": 0}, "--jobs: must be >= 1, got 0"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused(options, said):
+    with pytest.raises(BadInput, match=said):
+        Question(**{"methods": ("mi-epo",), "seeds": (0, 1)} | options).check()
+
+
+def test_a_bad_override_is_refused_before_any_cell_runs(capsys, tmp_path):
+    assert main(["compare", MINIATURE, "learner.beta_x=1", "--output", str(tmp_path / "c")]) == 2
+    assert "learner.beta_x: unknown key" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
