@@ -1,13 +1,14 @@
 """Method name -> how a pair is labelled and which terms of the loss are on. The recipe names one.
 
-Every method here draws two responses under w+ and is steered at evaluation by w in the prompt. They differ in two
-switches, so they share one code path and their comparison isolates what they differ in:
+Every method here draws two responses under w+ and is steered at evaluation by w in the prompt. The first four differ in
+two switches, so they share one code path and their comparison isolates what they differ in:
 
     | method                  | winner of a pair          | information term |
     | `mi-epo`                | one per objective         | on               |
     | `mo-odpo-per-objective` | one per objective         | off              |
     | `mi-epo-scalarized`     | one, by the weighted score| on               |
     | `mo-odpo`               | one, by the weighted score| off              |
+    | `rewarded-soups`        | one-hot w: its objective's| off              |
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Method:
 
     pair_rule: Literal["per_objective", "scalarized"]
     information_term: bool
+    experts: bool = False
+    """One policy for each objective, trained on its share of the steps, instead of one for all vectors."""
 
     def pair_weights(self, scores: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
         """(a1 [B], a2 [B]) from normalised scores [B, 2, K] and w+ [B, K]; see `learner.pairs`."""
@@ -61,9 +64,18 @@ Equals the per-objective rule where w is one-hot or all objectives agree; a pair
 MI_EPO_SCALARIZED = Method(pair_rule="scalarized", information_term=True)
 """The winner by w . s, and the information term of MI-EPO beside it."""
 
+REWARDED_SOUPS = Method(pair_rule="scalarized", information_term=False, experts=True)
+"""arXiv 2306.04488, with online DPO for each expert: K policies from one start, each trained under its one-hot w.
+
+At evaluation the policy of w is the average of the experts' weights, sum_k w_k theta_k (`learner.soup`), asked with w
+in the prompt; at a one-hot w it is that expert. The experts share the steps, so a soup samples as many responses as any
+other method.
+"""
+
 METHODS = {
     "mi-epo": MI_EPO,
     "mi-epo-scalarized": MI_EPO_SCALARIZED,
     "mo-odpo": MO_ODPO,
     "mo-odpo-per-objective": MO_ODPO_PER_OBJECTIVE,
+    "rewarded-soups": REWARDED_SOUPS,
 }

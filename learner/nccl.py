@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.senders import Engines, free_endpoint
+from learner.senders import BucketSource, Engines, free_endpoint
 from learner.types import WeightEntry, WeightManifest, WeightSyncError
-from learner.weights import WeightSource, WeightSpec, entry
+from learner.weights import WeightSpec, entry
 
 
 class NcclSender:
@@ -27,7 +27,7 @@ class NcclSender:
         workers_per_engine: GPUs (tensor-parallel size) of one engine.
     """
 
-    def __init__(self, source: WeightSource, *, rank: int, timeout_s: float, workers_per_engine: int) -> None:
+    def __init__(self, source: BucketSource, *, rank: int, timeout_s: float, workers_per_engine: int) -> None:
         self.source = source
         self.rank = rank
         self.timeout_s = timeout_s
@@ -101,7 +101,7 @@ class _NcclClient:
 class _NcclStream:
     """vLLM's weight-source protocol over `WeightSource`: `metadata()` and a fresh pass of (name, tensor) each round."""
 
-    def __init__(self, source: WeightSource) -> None:
+    def __init__(self, source: BucketSource) -> None:
         self.source = source
         self.entries: list[WeightEntry] = []
 

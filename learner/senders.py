@@ -13,17 +13,28 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from learner.types import WeightEntry, WeightManifest, WeightSyncError
-from learner.weights import WeightSource, WeightSpec, entry
+from learner.weights import WeightSpec, entry
 
 BUCKETS_IN_FLIGHT = 2
 """One is loaded by the engines while the next is gathered and put; more only costs object store."""
+
+
+class BucketSource(Protocol):
+    """Where weights come from: `learner.weights.WeightSource`, or `learner.soup.SoupSource`."""
+
+    bucket_bytes: int
+
+    @property
+    def specs(self) -> list[WeightSpec]: ...
+
+    def buckets(self) -> Iterator[list[tuple[WeightSpec, Tensor]]]: ...
 
 
 class WeightSender(Protocol):
@@ -113,7 +124,7 @@ def compare_checksums(engine: int, entries: Sequence[WeightEntry], received: Map
 class HostSender:
     """Weights as bytes through Ray's object store: each bucket is put once and read by every engine without a copy."""
 
-    def __init__(self, source: WeightSource, *, rank: int, timeout_s: float) -> None:
+    def __init__(self, source: BucketSource, *, rank: int, timeout_s: float) -> None:
         self.source = source
         self.is_sender = rank == 0
         self.timeout_s = timeout_s
@@ -180,7 +191,7 @@ def _num_bytes(item: WeightEntry) -> int:
 
 
 def make_sender(
-    backend: str, source: WeightSource, *, rank: int, timeout_s: float, workers_per_engine: int
+    backend: str, source: BucketSource, *, rank: int, timeout_s: float, workers_per_engine: int
 ) -> WeightSender:
     """The sender for what the engines receive by: `host` or `nccl`."""
     if backend == "host":

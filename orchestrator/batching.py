@@ -6,7 +6,7 @@ Everything here is a pure function of (recipe, seed, step): no actor, no state, 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -15,12 +15,18 @@ from learner.methods import METHODS
 from learner.types import PairBatch, PreferencePair
 from orchestrator.data import PromptStream
 from rewards.normalize import Normalizer
-from rewards.preferences import PromptRenderer, sample_preference_pairs
+from rewards.preferences import quantize, sample_preference_pairs
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
 RESPONSES_PER_PROMPT = 2
+
+
+class Renders(Protocol):
+    """What writes w into a prompt: `rewards.preferences.PromptRenderer`."""
+
+    def token_ids(self, prompt: str, preference: Sequence[float]) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +80,7 @@ def derive_seed(*parts: object) -> int:
 class Batcher:
     """The training side of the data flow: requests for a step, pairs from their scored responses."""
 
-    def __init__(
-        self, recipe: "Recipe", prompts: Sequence[str], renderer: PromptRenderer, normalizer: Normalizer
-    ) -> None:
+    def __init__(self, recipe: "Recipe", prompts: Sequence[str], renderer: Renders, normalizer: Normalizer) -> None:
         self.recipe = recipe
         self.method = METHODS[recipe.method]
         self.normalizer = normalizer
@@ -93,6 +97,10 @@ class Batcher:
             alpha=recipe.preferences.alpha,
             decimals=recipe.preferences.decimals,
         )
+        if recipe.preferences.fixed is not None:
+            preference_pos = np.tile(
+                quantize(recipe.preferences.fixed, recipe.preferences.decimals), (len(preference_pos), 1)
+            )
         requests = tuple(
             make_request(
                 self.renderer,
@@ -139,7 +147,7 @@ class Batcher:
 
 
 def make_request(
-    renderer: PromptRenderer,
+    renderer: Renders,
     *,
     prompt: str,
     preference: Sequence[float] | np.ndarray,

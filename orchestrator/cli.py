@@ -126,14 +126,18 @@ def explain(error: Exception) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from learner.methods import METHODS
     from orchestrator.config import load_recipe
     from orchestrator.errors import BadInput
-    from orchestrator.run import train
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.resume and arguments.run_dir is None:
         raise BadInput("--resume: needs --run-dir, the folder of the run to continue")
     run_dir = arguments.run_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if METHODS[recipe.method].experts:
+        from orchestrator.soups import train_soup as train
+    else:
+        from orchestrator.run import train
     return train(recipe, run_dir, resume=arguments.resume, say=_say)
 
 

@@ -13,8 +13,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from actors.config import RolloutConfig
 from learner.config import LearnerConfig
+from learner.methods import METHODS
 from orchestrator.errors import BadInput
 from rewards.config import ObjectiveConfig, PreferencesConfig, Section
+from rewards.preferences import parse_preference
 
 EVALUATION_LATTICE_LIMIT = 5
 """Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""
@@ -107,7 +109,7 @@ class ClusterConfig(Section):
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     seed: int = Field(default=0, ge=0)
-    method: Literal["mi-epo", "mi-epo-scalarized", "mo-odpo", "mo-odpo-per-objective"] = "mi-epo"
+    method: Literal["mi-epo", "mi-epo-scalarized", "mo-odpo", "mo-odpo-per-objective", "rewarded-soups"] = "mi-epo"
     assets: AssetsConfig | None = None
     policy: PolicyConfig
     objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1)
@@ -149,6 +151,17 @@ class Recipe(Section):
             raise ValueError(
                 f"evaluate.reference_point needs one number or {self.num_objectives} (one per objective), "
                 f"got {len(reference)}"
+            )
+        fixed = self.preferences.fixed
+        if fixed is not None:
+            try:
+                parse_preference(dict(zip(self.objective_names, fixed, strict=True)), self.objective_names)
+            except ValueError as error:  # also of zip: as many weights as objectives
+                raise ValueError(f"preferences.fixed: {error}, got {list(fixed)}") from None
+        if METHODS[self.method].experts and self.loop.steps % self.num_objectives:
+            raise ValueError(
+                f"loop.steps must be a multiple of the {self.num_objectives} objectives under {self.method}, which "
+                f"trains one expert for each on its share, got {self.loop.steps}"
             )
         if self.evaluate.attainable and self.objectives[0].audit is None:
             raise ValueError(

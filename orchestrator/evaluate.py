@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.reward import Judge
 from actors.types import Rollout
-from orchestrator.batching import make_request
+from orchestrator.batching import Renders, make_request
 from orchestrator.data import spread
 from orchestrator.errors import RunFailed
 from orchestrator.sampling import Sampling
@@ -30,7 +30,7 @@ from rewards.pareto import (
     spearman,
     steering_gap,
 )
-from rewards.preferences import PromptRenderer, evaluation_grid
+from rewards.preferences import evaluation_grid
 from rewards.scorers import load_function
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ EXAMPLE_VECTORS = 5
 
 
 def measure_normalizers(
-    recipe: "Recipe", sampler: Sampling, renderer: PromptRenderer, prompts: Sequence[str], policy_version: int
+    recipe: "Recipe", sampler: Sampling, renderer: Renders, prompts: Sequence[str], policy_version: int
 ) -> dict[Judge, Normalizer]:
     """Mean and standard deviation per objective of the starting policy on training prompts, w uniform on the simplex.
 
@@ -89,7 +89,7 @@ class Evaluator:
         self,
         recipe: "Recipe",
         sampler: Sampling,
-        renderer: PromptRenderer,
+        renderer: Renders,
         prompts: Sequence[str],
         normalizers: dict[Judge, Normalizer],
         reference_logprobs: Callable[[list[TokenIds], list[TokenIds]], list[list[float]]] | None = None,

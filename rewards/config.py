@@ -154,6 +154,8 @@ class PreferencesConfig(Section):
 
     alpha: float = Field(default=0.5, gt=0)
     """Concentration of the symmetric Dirichlet: below 1 favours the corners, 1 is uniform."""
+    fixed: tuple[float, ...] | None = None
+    """Train under this one vector (in the objectives' order) instead of drawing w+; w- is drawn all the same."""
     decimals: int = Field(default=1, ge=1, le=3)
     """Digits after the point in a printed weight. Weights are rounded to them, so text and loss say the same."""
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)

@@ -44,6 +44,12 @@ def test_the_same_step_can_be_made_again_and_another_seed_gives_another():
     assert make_batcher("seed=1").requests(5).requests != first.requests
 
 
+def test_a_fixed_preference_is_asked_everywhere_and_the_negative_one_is_still_drawn():
+    batch = make_batcher("preferences.fixed=[0, 1]").requests(3)
+    assert {request.preference for request in batch.requests} == {(0.0, 1.0)}
+    assert np.array_equal(batch.preference_neg, make_batcher().requests(3).preference_neg)
+
+
 def test_every_request_has_an_id_and_a_seed_of_its_own():
     requests = [request for step in range(20) for request in make_batcher().requests(step).requests]
     assert len({request.request_id for request in requests}) == len({request.seed for request in requests}) == 80

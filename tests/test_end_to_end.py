@@ -142,3 +142,33 @@ def test_a_terminated_run_saves_a_checkpoint_and_resumes_from_it(tmp_path):
     mi_epo("train", recipe, f"loop.steps={done + 2}", "--run-dir", run, "--resume")
     assert [record["step"] for record in lines(run / "metrics.jsonl")] == list(range(done + 2))
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_rewarded_soup_is_trained_and_at_its_corners_it_is_its_experts(tmp_path):
+    recipe, run = tiny_recipe(tmp_path), tmp_path / "soup"
+    mi_epo("train", recipe, "method=rewarded-soups", "telemetry.wandb=disabled", "--run-dir", run)
+    assert [record["expert"] for record in lines(run / "metrics.jsonl")] == ["a", "a", "b", "b"]
+    start, soup = lines(run / "evaluations.jsonl")
+    assert start["kl_to_start"] == pytest.approx(0, abs=1e-3)
+    assert soup["kl_to_start"] != pytest.approx(0, abs=1e-3)
+    expert = run / "experts" / "soup-a"
+    mi_epo("evaluate", expert, "--recipe", run / "config.yaml", "--output", tmp_path / "corner")
+    corner = json.loads((tmp_path / "corner" / "evaluation.json").read_text())
+    assert corner["preferences"][0] == [1.0, 0.0]
+    assert corner["points"][0] == pytest.approx(soup["points"][0], abs=1e-6)
+
+
+def test_a_comparison_runs_every_cell_once(tmp_path):
+    recipe, folder = tiny_recipe(tmp_path), tmp_path / "comparison"
+    asked = ("compare", recipe, "--methods", "mi-epo,mo-odpo", "--seeds", "0", "--jobs", "2", "--output", folder)
+    said = mi_epo(*asked)
+    assert said.count("finished") == 2 and "one seed" in said
+    results = json.loads((folder / "results.json").read_text())
+    mi_epo_cell, mo_odpo_cell = results["cells"]
+    assert mi_epo_cell["prompts"] == mo_odpo_cell["prompts"] == 32
+    assert mi_epo_cell["learner_tokens"] > 1.5 * mo_odpo_cell["learner_tokens"]
+    assert mi_epo_cell["evaluations"][0]["points"] == mo_odpo_cell["evaluations"][0]["points"]
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}
+    assert "2 of 2 runs are finished already" in mi_epo(*asked)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}
+    assert json.loads((folder / "results.json").read_text()) == results

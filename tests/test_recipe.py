@@ -79,6 +79,12 @@ def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
         load_recipe(tmp_path / "list.yaml")
 
 
+@pytest.mark.parametrize("fixed", ["[1]", "[0.5, 0.6]", "[-1, 2]"])
+def test_a_fixed_preference_must_be_one(fixed):
+    with pytest.raises(BadInput, match=r"preferences\.fixed: "):
+        load_recipe(MINIATURE, [f"preferences.fixed={fixed}"])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_learner_may_be_named(method):
     assert load_recipe(MINIATURE, [f"method={method}"]).method == method

@@ -1,0 +1,111 @@
+"""Rewarded soups (arXiv 2306.04488): a policy whose weights are the average of several policies'.
+
+For policies trained with adapters the average of the merged weights is exact: with sum_k w_k = 1,
+sum_k w_k (W + B_k A_k) = W + [w_1 B_1, ..., w_K B_K] [A_1; ...; A_K], the adapters concatenated along their rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.types import LearnerError
+from learner.weights import WeightSpec
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class SoupSource:
+    """Iterates averaged weights in buckets, as `learner.weights.WeightSource` iterates a policy's.
+
+    Args:
+        folders: [K] policies of one architecture, saved as safetensors.
+        bucket_bytes: bound of one bucket; a larger tensor is a bucket of its own.
+
+    Raises:
+        LearnerError: a folder holds no safetensors, or other tensors than the first; names the folder.
+    """
+
+    def __init__(self, folders: Sequence[Path], *, bucket_bytes: int) -> None:
+        self.bucket_bytes = bucket_bytes
+        self._files = [_tensor_files(Path(folder)) for folder in folders]
+        self._weights = (1.0, *[0.0] * (len(folders) - 1))
+        self._specs = _specs(self._files[0])
+        expected = {spec.name: spec for spec in self._specs}
+        for folder, files in zip(folders, self._files, strict=True):
+            if {spec.name: spec for spec in _specs(files)} != expected:
+                raise LearnerError(f"{folder}: must hold the same tensors as {folders[0]}")
+
+    def __len__(self) -> int:
+        """K, the policies that can be mixed."""
+        return len(self._files)
+
+    @property
+    def specs(self) -> list[WeightSpec]:
+        return self._specs
+
+    def mix(self, weights: Sequence[float]) -> None:
+        """Average with these weights [K] from now on. A policy of weight 0 is not read, one of weight 1 not changed."""
+        if len(weights) != len(self._files):
+            raise ValueError(f"weights must be [{len(self._files)}], got {list(weights)}")
+        self._weights = tuple(float(weight) for weight in weights)
+
+    def buckets(self) -> Iterator[list[tuple[WeightSpec, Tensor]]]:
+        """Lists of (spec, averaged tensor)."""
+        from safetensors import safe_open
+
+        with contextlib.ExitStack() as stack:
+            handles: dict[Path, Any] = {}
+            for path in {path for files in self._files for path in files.values()}:
+                handles[path] = stack.enter_context(safe_open(path, framework="pt"))
+            bucket: list[tuple[WeightSpec, Tensor]] = []
+            size = 0
+            for spec in self.specs:
+                if bucket and size + spec.num_bytes > self.bucket_bytes:
+                    yield bucket
+                    bucket, size = [], 0
+                used = [(files, weight) for files, weight in zip(self._files, self._weights, strict=True) if weight]
+                tensors = [handles[files[spec.name]].get_tensor(spec.name) for files, _ in used]
+                bucket.append((spec, average(tensors, [weight for _, weight in used])))
+                size += spec.num_bytes
+            if bucket:
+                yield bucket
+
+
+def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """sum_k w_k t_k in the first tensor's dtype, summed in float32; a single tensor of weight 1 comes back as it is."""
+    if len(tensors) == 1 and weights[0] == 1:
+        return tensors[0]
+    total = torch.zeros_like(tensors[0], dtype=torch.float32)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total.add_(tensor.float(), alpha=weight)
+    return total.to(tensors[0].dtype)
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the file that holds it, in the order of the files."""
+    from safetensors import safe_open
+
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    if not found:
+        raise LearnerError(f"{folder}: holds no policy (no .safetensors file)")
+    return found
+
+
+def _specs(files: dict[str, Path]) -> list[WeightSpec]:
+    from safetensors import safe_open
+
+    specs = []
+    for name, path in files.items():
+        with safe_open(path, framework="pt") as file:
+            part = file.get_slice(name)
+            specs.append(WeightSpec(name=name, dtype=_DTYPES[part.get_dtype()], shape=tuple(part.get_shape())))
+    return specs

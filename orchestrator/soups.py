@@ -1,0 +1,278 @@
+"""Training a rewarded soup: one ordinary run for each objective, then the averages of their policies on the grid."""
+
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from actors.reward import Judge
+from actors.types import GenerationRequest
+from orchestrator import cluster
+from orchestrator.batching import Renders
+from orchestrator.config import Recipe
+from orchestrator.errors import BadInput
+from orchestrator.evaluate import Evaluator
+from orchestrator.plan import Inputs, check_inputs, is_local
+from orchestrator.report import read_lines, write_report
+from orchestrator.run import build_assets, print_summary, train
+from orchestrator.rundir import RunDir
+from orchestrator.sampling import Sampler, Sampling, Scored
+from orchestrator.telemetry import json_line
+
+Say = Callable[[str], None]
+EXPERT_EVALUATION = {"prompts": 8, "samples": 1, "every": 0, "identification_responses": 0, "information_responses": 0}
+"""An expert's own evaluations only show that it learns; the soup is what is measured."""
+
+
+def train_soup(recipe: Recipe, run_path: Path, *, resume: bool = False, say: Say = print) -> int:
+    """Run the recipe with method `rewarded-soups`; returns the exit code, as `orchestrator.run.train` does.
+
+    RUN/experts/ holds the experts' runs, RUN itself what the soup came to. There is no RUN/policy: a soup is a policy
+    for each w. With `resume`, finished experts are kept and a stopped one goes on from its checkpoint.
+    """
+    if recipe.rollout.num_gpus:
+        raise BadInput(
+            f"method: rewarded-soups evaluates its averages on CPU engines only, got rollout.num_gpus = "
+            f"{recipe.rollout.num_gpus:g}"
+        )
+    build_assets(recipe, say)
+    inputs = check_inputs(recipe)
+    run_dir = RunDir.open(run_path) if resume else RunDir.create(run_path, recipe)
+    started = time.monotonic()
+    run_dir.start(recipe, resumed=resume)
+    try:
+        code = _train_experts(recipe, run_dir, say)
+        if code == 0:
+            _collect_metrics(recipe, run_dir)
+            _evaluate(recipe, run_dir, inputs, say)
+    except BaseException as error:
+        run_dir.finish("failed", error=f"{type(error).__name__}: {error}"[:2000], seconds=time.monotonic() - started)
+        raise
+    run_dir.finish("finished" if code == 0 else "stopped", seconds=time.monotonic() - started)
+    if code == 0:
+        report = write_report(run_dir.path)
+        print_summary(run_dir.path, say)
+        say(f"experts {run_dir.path / 'experts'}\nreport  {report}")
+    return code
+
+
+def expert_path(run_dir: RunDir, objective: str) -> Path:
+    return run_dir.path / "experts" / f"{run_dir.path.name}-{objective}"  # its actors are named after the folder
+
+
+def expert_recipe(recipe: Recipe, k: int) -> Recipe:
+    """The ordinary run that trains the expert of objective k: its one-hot w throughout, its share of the steps."""
+    tree = recipe.model_dump(mode="json")
+    tree["method"] = "mo-odpo"
+    tree["preferences"]["fixed"] = [float(j == k) for j in range(recipe.num_objectives)]
+    tree["loop"]["steps"] = recipe.loop.steps // recipe.num_objectives
+    tree["evaluate"] |= EXPERT_EVALUATION
+    return Recipe.model_validate(tree)
+
+
+def _train_experts(recipe: Recipe, run_dir: RunDir, say: Say) -> int:
+    for k, objective in enumerate(recipe.objective_names):
+        path = expert_path(run_dir, objective)
+        status = _status(path)
+        if status == "finished":
+            say(f"expert {objective}: finished already")
+            continue
+        resume = any((path / "checkpoints").glob("step-*/STABLE"))
+        if not resume:
+            shutil.rmtree(path, ignore_errors=True)
+        say(f"expert {objective} ({k + 1}/{recipe.num_objectives})")
+        code = train(expert_recipe(recipe, k), path, resume=resume, say=say)
+        if code:
+            return code
+    return 0
+
+
+def _status(path: Path) -> str | None:
+    try:
+        return str(json.loads((path / "run.json").read_text(encoding="utf-8")).get("status"))
+    except (OSError, ValueError):
+        return None
+
+
+def _collect_metrics(recipe: Recipe, run_dir: RunDir) -> None:
+    """The experts' metrics one after another, with the step counted on, and their totals."""
+    seconds, tokens = 0.0, 0
+    with (run_dir.path / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        step = 0
+        for objective in recipe.objective_names:
+            path = expert_path(run_dir, objective)
+            for record in read_lines(path / "metrics.jsonl"):
+                file.write(json_line({**record, "step": step, "expert": objective}))
+                step += 1
+            training = json.loads((path / "run.json").read_text(encoding="utf-8"))["training"]
+            seconds, tokens = seconds + training["seconds"], tokens + training["generated_tokens"]
+    run_dir.describe(training={"seconds": seconds, "generated_tokens": tokens})
+
+
+def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, say: Say) -> None:
+    """The starting policy, then the soups of the grid, under the normaliser that the experts' runs measured."""
+    from learner.senders import HostSender
+    from learner.soup import SoupSource
+
+    experts = [expert_path(run_dir, objective) for objective in recipe.objective_names]
+    normalizers = RunDir.open(experts[0]).load_normalizers()
+    run_dir.save_normalizers(normalizers)
+    (run_dir.path / "evaluations.jsonl").unlink(missing_ok=True)
+    with cluster.connect(recipe):
+        from actors import reward, rollout
+
+        name = run_dir.path.name
+        rewards = reward.start_rewards(recipe.objectives, run_name=name)
+        engines = []
+        try:
+            engines = rollout.start_rollouts(recipe.rollout, model=recipe.policy.model, run_name=name, seed=recipe.seed)
+            plain = Sampler(engines, rewards, timeout_s=recipe.rollout.generate_timeout_s)
+            folders = [path / "policy" for path in experts]
+            # The start is one more part, of weight 0 in every soup: the KL is measured against it.
+            has_start = is_local(recipe.policy.model)
+            source = SoupSource(
+                [*folders, *([Path(recipe.policy.model).expanduser()] if has_start else [])],
+                bucket_bytes=recipe.learner.bucket_bytes,
+            )
+            sender = HostSender(source, rank=0, timeout_s=recipe.learner.sync_timeout_s)
+            sender.connect(engines)
+            renderer = RememberingRenderer(inputs.renderer)
+            soups = SoupSampler(plain, source, sender, renderer, num_experts=len(experts))
+            start = Evaluator(
+                recipe, plain, inputs.renderer, inputs.heldout, normalizers, lambda p, r: _one_sum(plain.logprobs(p, r))
+            )
+            soup = Evaluator(
+                recipe,
+                soups,
+                renderer,
+                inputs.heldout,
+                normalizers,
+                (lambda p, r: _one_sum(soups.start_logprobs(p, r))) if has_start else None,
+            )
+            for step, evaluator in ((0, start), (recipe.loop.steps, soup)):
+                say(f"evaluating {'the starting policy' if step == 0 else 'the soups'} on the preference grid ...")
+                with (run_dir.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json_line(evaluator(step, 0)))
+        finally:
+            rollout.stop(engines)
+            reward.stop(rewards)
+
+
+def _one_sum(sums: np.ndarray) -> list[list[float]]:
+    return [[float(value)] for value in sums]
+
+
+class RememberingRenderer:
+    """A renderer that knows afterwards which w a conditioned prompt was made from."""
+
+    def __init__(self, renderer: Renders) -> None:
+        self.renderer = renderer
+        self.preference_of: dict[tuple[int, ...], tuple[float, ...]] = {}
+
+    def token_ids(self, prompt: str, preference: Sequence[float]) -> Sequence[int]:
+        ids = self.renderer.token_ids(prompt, preference)
+        self.preference_of[tuple(ids)] = tuple(float(weight) for weight in preference)
+        return ids
+
+
+class Mixture(Protocol):
+    """`learner.soup.SoupSource`, as far as asking goes."""
+
+    def mix(self, weights: Sequence[float]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+
+class Sender(Protocol):
+    """`learner.senders.HostSender`, as far as asking goes."""
+
+    def send(self, policy_version: int) -> Any: ...
+
+
+class SoupSampler:
+    """`Sampling` in which every w is answered by its own average: the engines' weights follow the requests' w.
+
+    Args:
+        source, sender: the experts (then, perhaps, the start) and the way into the engines.
+        renderer: the one that makes every prompt asked here.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampling,
+        source: Mixture,
+        sender: Sender,
+        renderer: RememberingRenderer,
+        *,
+        num_experts: int,
+    ) -> None:
+        self.sampler = sampler
+        self.source = source
+        self.sender = sender
+        self.renderer = renderer
+        self.num_experts = num_experts
+        self._version = 0
+
+    def sample(
+        self,
+        requests: Sequence[GenerationRequest],
+        policy_version: int,
+        *,
+        judges: Sequence[Judge] = ("reward",),
+        temperature: float | None = None,
+    ) -> Scored:
+        rollouts: dict[int, Any] = {}
+        scores: dict[Judge, dict[int, np.ndarray]] = {judge: {} for judge in judges}
+        seconds: dict[str, float] = defaultdict(float)
+        for preference, rows in _groups([request.preference for request in requests]).items():
+            version = self._pour(preference)
+            part = self.sampler.sample([requests[row] for row in rows], version, judges=judges, temperature=temperature)
+            rollouts |= dict(zip(rows, part.rollouts, strict=True))
+            for judge in judges:
+                scores[judge] |= dict(zip(rows, part.scores[judge], strict=True))
+            for stage, value in part.seconds.items():
+                seconds[stage] += value
+        order = range(len(requests))
+        return Scored(
+            rollouts=tuple(rollouts[row] for row in order),
+            scores={judge: np.stack([scores[judge][row] for row in order]) for judge in judges},
+            seconds=dict(seconds),
+        )
+
+    def logprobs(self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """[N], each under the average of the w that its prompt was made from."""
+        found = np.empty(len(prompt_ids))
+        asked = [self.renderer.preference_of[tuple(ids)] for ids in prompt_ids]
+        for preference, rows in _groups(asked).items():
+            self._pour(preference)
+            found[rows] = self.sampler.logprobs([prompt_ids[row] for row in rows], [response_ids[row] for row in rows])
+        return found
+
+    def start_logprobs(
+        self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]
+    ) -> np.ndarray:
+        """[N] under the starting policy, the source's last part."""
+        self._send([*[0.0] * self.num_experts, 1.0])
+        return self.sampler.logprobs(prompt_ids, response_ids)
+
+    def _pour(self, preference: Sequence[float]) -> int:
+        return self._send([*preference, *[0.0] * (len(self.source) - self.num_experts)])
+
+    def _send(self, weights: Sequence[float]) -> int:
+        self.source.mix(weights)
+        self._version += 1
+        self.sender.send(self._version)
+        return self._version
+
+
+def _groups(preferences: Sequence[tuple[float, ...]]) -> dict[tuple[float, ...], list[int]]:
+    """Preference vector -> the rows that carry it, in order of first appearance."""
+    rows: dict[tuple[float, ...], list[int]] = defaultdict(list)
+    for row, preference in enumerate(preferences):
+        rows[tuple(preference)].append(row)
+    return dict(rows)

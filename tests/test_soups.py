@@ -1,0 +1,154 @@
+"""Rewarded soups: the average itself, and that every w is answered by its own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from actors.types import GenerationRequest, Response, Rollout
+from learner.soup import SoupSource, average
+from learner.types import LearnerError
+from orchestrator.config import load_recipe
+from orchestrator.errors import BadInput
+from orchestrator.plan import make_renderer
+from orchestrator.sampling import Scored
+from orchestrator.soups import RememberingRenderer, SoupSampler, expert_recipe, train_soup
+from tests.tiny_models import make_tiny_policy
+from tests.word_tokenizer import WordTokenizer
+
+MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
+RECIPE = load_recipe(MINIATURE, ["method=rewarded-soups"])
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts")
+    return [make_tiny_policy(folder / str(seed), seed=seed) for seed in (0, 1)]
+
+
+def weights_of(source):
+    return {spec.name: tensor.clone() for bucket in source.buckets() for spec, tensor in bucket}
+
+
+def saved(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_the_soup_is_the_weighted_average_of_every_tensor(experts):
+    source = SoupSource(experts, bucket_bytes=10_000)
+    source.mix([0.3, 0.7])
+    found, (first, second) = weights_of(source), map(saved, experts)
+    assert set(found) == set(first)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, 0.3 * first[name] + 0.7 * second[name])
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_at_a_one_hot_preference_the_soup_is_that_expert_bit_for_bit(experts, k):
+    source = SoupSource(experts, bucket_bytes=1 << 20)
+    source.mix([float(j == k) for j in range(2)])
+    found, expected = weights_of(source), saved(experts[k])
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_averaging_merged_adapters_is_concatenating_them_along_their_rank():
+    generator = torch.Generator().manual_seed(0)
+    base, weights = torch.randn(6, 5, generator=generator), (0.2, 0.8)
+    ups, downs = torch.randn(2, 6, 3, generator=generator), torch.randn(2, 3, 5, generator=generator)
+    merged = [base + up @ down for up, down in zip(ups, downs, strict=True)]
+    concatenated = base + torch.cat([w * up for w, up in zip(weights, ups, strict=True)], 1) @ torch.cat(list(downs))
+    torch.testing.assert_close(average(merged, weights), concatenated)
+
+
+def test_the_buckets_keep_to_their_size(experts):
+    source = SoupSource(experts, bucket_bytes=20_000)
+    sizes = [[spec.num_bytes for spec, _ in bucket] for bucket in source.buckets()]
+    assert len(sizes) > 3 and all(sum(size) <= 20_000 or len(size) == 1 for size in sizes)
+
+
+def test_policies_of_other_sizes_cannot_be_mixed(experts, tmp_path):
+    other = make_tiny_policy(tmp_path / "other", vocab=120)
+    with pytest.raises(LearnerError, match="must hold the same tensors"):
+        SoupSource([experts[0], other], bucket_bytes=1 << 20)
+    with pytest.raises(LearnerError, match="holds no policy"):
+        SoupSource([tmp_path], bucket_bytes=1 << 20)
+
+
+def test_an_expert_trains_under_its_one_hot_preference_for_its_share_of_the_steps():
+    experts = [expert_recipe(RECIPE, k) for k in range(2)]
+    assert [expert.preferences.fixed for expert in experts] == [(1.0, 0.0), (0.0, 1.0)]
+    assert [expert.loop.steps for expert in experts] == [50, 50]
+    assert {expert.method for expert in experts} == {"mo-odpo"}
+
+
+def test_steps_that_the_experts_cannot_share_are_refused():
+    with pytest.raises(BadInput, match=r"loop\.steps must be a multiple of the 2 objectives"):
+        load_recipe(MINIATURE, ["method=rewarded-soups", "loop.steps=25"])
+
+
+def test_a_soup_on_gpu_engines_is_refused_before_anything_loads(tmp_path):
+    with pytest.raises(BadInput, match="rewarded-soups evaluates its averages on CPU engines only"):
+        train_soup(load_recipe(MINIATURE, ["method=rewarded-soups", "rollout.num_gpus=1"]), tmp_path / "run")
+
+
+class FakeEngines:
+    """Engines and the way into them: they remember what was mixed when they were asked."""
+
+    def __init__(self):
+        self.mixed, self.version = None, 0
+
+    def mix(self, weights):
+        self.next = tuple(weights)
+
+    def __len__(self):
+        return 3  # two experts and the start
+
+    def send(self, version):
+        self.mixed, self.version = self.next, version
+
+    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):
+        assert policy_version == self.version
+        response = Response(token_ids=(1,), text=json.dumps(self.mixed), finish_reason="stop", logprob=-1.0)
+        rollouts = tuple(
+            Rollout(request=r, responses=(response,), min_policy_version=self.version, max_policy_version=self.version)
+            for r in requests
+        )
+        scores = np.array([[[request.seed, 0.0]] for request in requests])
+        return Scored(rollouts=rollouts, scores=dict.fromkeys(judges, scores), seconds={"generate": 1.0})
+
+    def logprobs(self, prompt_ids, response_ids):
+        return np.full(len(prompt_ids), -100 * self.mixed[0] - 10 * self.mixed[1] - self.mixed[2])
+
+
+def soup_sampler():
+    engines = FakeEngines()
+    renderer = RememberingRenderer(make_renderer(RECIPE, WordTokenizer()))
+    return SoupSampler(engines, engines, engines, renderer, num_experts=2), renderer
+
+
+def test_every_preference_is_answered_by_its_own_average_in_the_order_asked():
+    sampler, renderer = soup_sampler()
+    preferences = [(1.0, 0.0), (0.4, 0.6), (1.0, 0.0)]
+    requests = [
+        GenerationRequest(
+            request_id=str(i), prompt="x", prompt_ids=tuple(renderer.token_ids("x", w)), preference=w,
+            num_responses=1, seed=i,
+        )
+        for i, w in enumerate(preferences)
+    ]  # fmt: skip
+    found = sampler.sample(requests, 0)
+    assert [rollout.request.request_id for rollout in found.rollouts] == ["0", "1", "2"]
+    mixed = [tuple(json.loads(rollout.responses[0].text)) for rollout in found.rollouts]
+    assert mixed == [(1.0, 0.0, 0.0), (0.4, 0.6, 0.0), (1.0, 0.0, 0.0)]
+    assert found.scores["reward"][:, 0, 0].tolist() == [0, 1, 2]
+    assert found.seconds == {"generate": 2.0}
+
+
+def test_log_probabilities_are_those_of_the_prompt_s_own_average_and_of_the_start_where_asked():
+    sampler, renderer = soup_sampler()
+    prompts = [tuple(renderer.token_ids("x", w)) for w in ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))]
+    assert sampler.logprobs(prompts, [(1,)] * 3).tolist() == [-10, -100, -10]
+    assert sampler.start_logprobs(prompts, [(1,)] * 3).tolist() == [-1, -1, -1]
