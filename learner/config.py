@@ -45,6 +45,15 @@ class LearnerConfig(Section):
     beta_w: float = Field(default=0.01, ge=0)
     """The same in the identifiability loss L_YW; 0 turns the term and its forward passes off."""
 
+    stop_gradient: bool = True
+    """The paper holds lr(y|w+) fixed in L_YW. False: the term also raises it."""
+    length_normalized: bool = False
+    """Log-ratios per response token instead of per response (not the paper's); needs larger betas."""
+    routing: Literal["expectation", "sampled"] = "expectation"
+    """Per-objective methods: every objective weighs w_k in a pair, or one objective Z ~ w takes it all."""
+    min_margin: float = Field(default=0.0, ge=0)
+    """Least difference of normalised scores that makes a winner; a smaller one counts as a tie."""
+
     learning_rate: float = Field(default=1e-4, gt=0)
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -227,7 +227,10 @@ class LearnerEngine:
         with torch.no_grad():
             reference_M = self._reference_logprobs(block)
         policy_M = self._logprobs(self._engine, block)
-        logratio = block.sum_by_sequence(policy_M - reference_M).view(-1, len(pairs), 2)
+        logratio_S = block.sum_by_sequence(policy_M - reference_M)
+        if self.config.length_normalized:
+            logratio_S = logratio_S / block.sum_by_sequence(torch.ones_like(reference_M))
+        logratio = logratio_S.view(-1, len(pairs), 2)
         weights = torch.tensor([(pair.weight_y1, pair.weight_y2) for pair in pairs], device=self.device)
         output = mi_epo_loss(
             logratio[0],
@@ -236,6 +239,7 @@ class LearnerEngine:
             weights[:, 1],
             beta_c=self.config.beta_c,
             beta_w=self.beta_w,
+            stop_gradient=self.config.stop_gradient,
         )
         return output, block
 

@@ -32,6 +32,7 @@ def mi_epo_loss(
     *,
     beta_c: float,
     beta_w: float,
+    stop_gradient: bool = True,
 ) -> LossOutput:
     """Alignment plus identifiability loss of a batch of pairs.
 
@@ -41,6 +42,7 @@ def mi_epo_loss(
         weight_y1, weight_y2: float [B], a1 and a2 of `learner.pairs.pair_weights`.
         beta_c: strength of the implicit KL in L_YC, > 0.
         beta_w: the same in L_YW, >= 0; 0 drops the term.
+        stop_gradient: hold lr(y|w+) fixed in L_YW, as the paper does; False lets the term raise it too.
 
     Returns:
         loss: scalar mean over the B pairs.
@@ -62,7 +64,7 @@ def mi_epo_loss(
         "margin_mean": (margin_B * (weight_y1 - weight_y2).sign()).mean(),
     }
     if beta_w and logratio_w_neg is not None:
-        anchor_B2 = beta_w * logratio_w_pos.detach()
+        anchor_B2 = beta_w * (logratio_w_pos.detach() if stop_gradient else logratio_w_pos)
         identifiability_B2 = -logsigmoid(anchor_B2 - beta_w * logratio_w_neg)
         metrics["loss_identifiability"] = identifiability_B2.sum(-1).mean() / 2
         loss = alignment + metrics["loss_identifiability"]

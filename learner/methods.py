@@ -31,12 +31,19 @@ class Method:
     experts: bool = False
     """One policy for each objective, trained on its share of the steps, instead of one for all vectors."""
 
-    def pair_weights(self, scores: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
-        """(a1 [B], a2 [B]) from normalised scores [B, 2, K] and w+ [B, K]; see `learner.pairs`."""
-        from learner.pairs import pair_weights, scalarized_pair_weights
+    def pair_weights(
+        self, scores: Tensor, preference: Tensor, config: LearnerConfig, *, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """(a1 [B], a2 [B]) from normalised scores [B, 2, K] and w+ [B, K]; see `learner.pairs`. `seed`: of routing."""
+        import torch
 
-        rule = pair_weights if self.pair_rule == "per_objective" else scalarized_pair_weights
-        return rule(scores, preference)
+        from learner.pairs import pair_weights, sample_routes, scalarized_pair_weights
+
+        if self.pair_rule == "scalarized":
+            return scalarized_pair_weights(scores, preference, min_margin=config.min_margin)
+        if config.routing == "sampled" and len(preference):
+            preference = sample_routes(preference, torch.Generator().manual_seed(seed))
+        return pair_weights(scores, preference, min_margin=config.min_margin)
 
     def beta_w(self, config: LearnerConfig) -> float:
         """Strength of the information term L_YW; 0 turns it and its forward passes off."""

@@ -96,6 +96,7 @@ class Batcher:
             recipe.num_objectives,
             alpha=recipe.preferences.alpha,
             decimals=recipe.preferences.decimals,
+            min_distance=recipe.preferences.min_distance,
         )
         if recipe.preferences.fixed is not None:
             preference_pos = np.tile(
@@ -125,7 +126,12 @@ class Batcher:
         preference = torch.tensor([scored.rollouts[i].request.preference for i in kept], dtype=torch.float64)
         preference = preference.reshape(len(kept), self.recipe.num_objectives)
         normalized = torch.from_numpy(self.normalizer.apply(scored.scores[kept]))
-        weight_y1, weight_y2 = self.method.pair_weights(normalized, preference)
+        weight_y1, weight_y2 = self.method.pair_weights(
+            normalized,
+            preference,
+            self.recipe.learner,
+            seed=derive_seed(self.recipe.seed, "route", scored.batch.step),
+        )
         pairs = tuple(
             PreferencePair(
                 prompt_ids_pos=scored.rollouts[i].request.prompt_ids,

@@ -16,6 +16,7 @@ import numpy as np
 from rewards.config import ConditioningConfig
 
 SUM_TOLERANCE = 1e-6
+MAX_REDRAWS = 100
 GRID_LIMIT = 64
 """Most vectors in the evaluation grid of four or more objectives (unless the corners alone are more)."""
 
@@ -51,15 +52,24 @@ def quantize(weights: Any, decimals: int) -> np.ndarray:
 
 
 def sample_preference_pairs(
-    rng: np.random.Generator, n: int, k: int, *, alpha: float, decimals: int
+    rng: np.random.Generator, n: int, k: int, *, alpha: float, decimals: int, min_distance: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw n independent pairs (w+, w-) from Dirichlet(alpha, ..., alpha), quantised: two float64 arrays [N, K].
 
-    Row i depends only on the generator's state and i, not on n.
+    With ``min_distance`` > 0, a w- nearer to its w+ in L1 is drawn again, ``MAX_REDRAWS`` times at most; what is near
+    even then becomes the corner farthest from w+. Without it, row i depends only on the generator's state and i.
     """
     draws_N2K = rng.dirichlet(np.full(k, float(alpha)), size=(n, 2))
-    quantized_N2K = quantize(draws_N2K, decimals)
-    return quantized_N2K[:, 0], quantized_N2K[:, 1]
+    positive_NK, negative_NK = quantize(draws_N2K, decimals).swapaxes(0, 1)
+    for attempt in range(MAX_REDRAWS + 1):
+        near_N = np.abs(positive_NK - negative_NK).sum(axis=1) < min_distance - 1e-9
+        if not near_N.any():
+            break
+        if attempt == MAX_REDRAWS:
+            negative_NK[near_N] = np.eye(k)[positive_NK[near_N].argmin(axis=1)]
+            break
+        negative_NK[near_N] = quantize(rng.dirichlet(np.full(k, float(alpha)), size=int(near_N.sum())), decimals)
+    return positive_NK, negative_NK
 
 
 def simplex_grid(k: int, steps: int) -> np.ndarray:

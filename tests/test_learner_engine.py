@@ -129,6 +129,26 @@ def test_steps_equal_a_plain_torch_loop_when_the_last_micro_batch_is_short(make_
     )
 
 
+def test_length_normalised_log_ratios_are_means_over_response_tokens(make_engine: MakeEngine) -> None:
+    whole, per_token = make_engine(beta_w=0), make_engine(beta_w=0, length_normalized=True)
+    for engine in (whole, per_token):  # one step apart from the reference, the same for both
+        engine.policy.load_state_dict({k: v * 1.05 for k, v in engine.policy.state_dict().items()})
+    batch = make_batch(0, 5)
+    prompts = [pair.prompt_ids_pos for pair in batch.pairs for _ in pair.response_ids]
+    responses = [response for pair in batch.pairs for response in pair.response_ids]
+    ratios = [
+        [a - b for a, b in zip(policy, reference, strict=True)]
+        for policy, reference in zip(
+            whole.token_logprobs(prompts, responses),
+            whole.token_logprobs(prompts, responses, reference=True),
+            strict=True,
+        )
+    ]
+    reports = [engine.update(batch, total_pairs=5).metrics["logratio_mean"] for engine in (whole, per_token)]
+    assert reports[0] == pytest.approx(sum(map(sum, ratios)) / len(ratios), abs=1e-5)
+    assert reports[1] == pytest.approx(sum(sum(r) / len(r) for r in ratios) / len(ratios), abs=1e-5)
+
+
 def test_dropped_pairs_leave_the_mean_over_those_that_remain(make_engine: MakeEngine, model: str) -> None:
     """3 of 8 planned pairs: two of four micro-batches are stand-ins and must not count."""
     _, expected = plain_torch(model, [make_batch(0, 3)])

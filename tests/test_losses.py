@@ -180,3 +180,22 @@ def test_wrong_arguments_are_named(change: dict[str, object], message: str) -> N
     arguments = dict(zip(names, random_inputs(), strict=True)) | {"beta_c": BETA_C, "beta_w": BETA_W} | change
     with pytest.raises(ValueError, match=message):
         mi_epo_loss(**arguments)  # type: ignore[arg-type]
+
+
+def test_without_the_stop_gradient_the_information_term_also_pulls_on_w_plus() -> None:
+    positive, negative, _, _ = random_inputs()
+    positive.requires_grad_()
+    nothing = torch.zeros(len(positive), dtype=torch.float64)
+
+    def information(value: Tensor, *, stop_gradient: bool) -> Tensor:
+        output = mi_epo_loss(
+            value, negative, nothing, nothing, beta_c=BETA_C, beta_w=BETA_W, stop_gradient=stop_gradient
+        )
+        return output.loss
+
+    held, free = (information(positive, stop_gradient=stop) for stop in (True, False))
+    assert torch.equal(held, free)
+    assert torch.autograd.grad(held, positive)[0].count_nonzero() == 0
+    (gradient,) = torch.autograd.grad(free, positive)
+    margin = BETA_W * (positive - negative)
+    torch.testing.assert_close(gradient, -BETA_W * torch.sigmoid(-margin) / 2 / len(positive))

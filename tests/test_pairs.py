@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from learner.pairs import pair_conflict, pair_tie, pair_weights, scalarized_pair_weights
+from learner.config import LearnerConfig
+from learner.methods import METHODS
+from learner.pairs import pair_conflict, pair_tie, pair_weights, sample_routes, scalarized_pair_weights
 
 SCORES = torch.tensor(
     [
@@ -73,3 +75,34 @@ def test_an_empty_batch_gives_empty_weights() -> None:
 def test_wrong_arguments_are_named(scores: torch.Tensor, preference: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pair_weights(scores, preference)
+
+
+def test_a_difference_up_to_the_margin_is_a_tie_under_both_rules() -> None:
+    scores = torch.tensor([[[1.0, 0.0], [0.5, 0.2]]])
+    preference = torch.tensor([[0.6, 0.4]])
+    assert pair_weights(scores, preference, min_margin=0.3)[0].tolist() == pytest.approx([0.6])
+    assert pair_weights(scores, preference, min_margin=0.3)[1].tolist() == [0.0]
+    assert scalarized_pair_weights(scores, preference)[0].tolist() == [1.0]  # .6 against .38
+    assert scalarized_pair_weights(scores, preference, min_margin=0.3)[0].tolist() == [0.0]
+
+
+def test_sampled_routes_are_one_hot_and_average_to_the_preference() -> None:
+    preference = torch.tensor([[0.2, 0.8, 0.0]], dtype=torch.float64).repeat(4000, 1)
+    routes = sample_routes(preference, torch.Generator().manual_seed(0))
+    assert set(routes.sum(-1).tolist()) == {1.0}
+    torch.testing.assert_close(routes.mean(0), preference[0], atol=0.03, rtol=0)
+
+
+def test_the_method_applies_margin_and_routing_as_the_recipe_says() -> None:
+    scores = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).repeat(500, 1, 1)
+    preference = torch.tensor([[0.3, 0.7]], dtype=torch.float64).repeat(500, 1)
+
+    def weights(method: str, **settings: object) -> list[float]:
+        config = LearnerConfig.model_validate(settings)
+        return METHODS[method].pair_weights(scores, preference, config, seed=1)[0].tolist()
+
+    assert set(weights("mi-epo")) == {0.3}
+    routed = weights("mi-epo", routing="sampled")
+    assert set(routed) == {0.0, 1.0} and sum(routed) / 500 == pytest.approx(0.3, abs=0.07)
+    assert set(weights("mi-epo", min_margin=1.0)) == {0.0}
+    assert set(weights("mo-odpo", routing="sampled")) == {0.0}

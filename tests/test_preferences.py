@@ -237,3 +237,14 @@ def test_a_renderer_without_tokenizer_says_so():
         PromptRenderer(ConditioningConfig(), OBJECTIVES, 1).token_ids("x", [1, 0])
     with pytest.raises(PreferenceError, match="at least one objective"):
         PromptRenderer(ConditioningConfig(), (), 1)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_least_distance_keeps_w_minus_away_and_leaves_w_plus_as_it_was(k):
+    pos, neg = sample_preference_pairs(np.random.default_rng(3), 400, k, alpha=0.5, decimals=1)
+    kept, far = sample_preference_pairs(np.random.default_rng(3), 400, k, alpha=0.5, decimals=1, min_distance=1.0)
+    assert np.array_equal(kept, pos)
+    distance = np.abs(pos - neg).sum(axis=1)
+    assert (distance < 0.9).any() and np.abs(kept - far).sum(axis=1).min() > 1 - 1e-9
+    assert np.array_equal(far[distance >= 1], neg[distance >= 1])
+    assert np.allclose(far.sum(axis=1), 1)

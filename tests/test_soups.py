@@ -98,7 +98,8 @@ class FakeEngines:
     """Engines and the way into them: they remember what was mixed when they were asked."""
 
     def __init__(self):
-        self.mixed, self.version = None, 0
+        self.mixed: tuple[float, ...] = ()
+        self.version = 0
 
     def mix(self, weights):
         self.next = tuple(weights)
