@@ -20,12 +20,12 @@ from torch import Tensor
 
 from learner.backend import choose_device, choose_dtype, deepspeed_config, start_deepspeed
 from learner.config import LearnerConfig
-from learner.losses import LossOutput, mi_epo_loss
+from learner.losses import LossOutput, mi_epo_loss, supervised_loss
 from learner.methods import METHODS
 from learner.policy import load_policy, load_reference, save_policy_folder
 from learner.schedule import learning_rate
-from learner.sequences import SequenceBlock, pack_pairs, pack_sequences
-from learner.types import LearnerError, PairBatch, PreferencePair, StepReport
+from learner.sequences import SequenceBlock, pack_labelled, pack_pairs, pack_sequences
+from learner.types import LabelledBatch, LabelledPair, LearnerError, PairBatch, PreferencePair, StepReport
 from learner.weights import WeightSource
 
 CHECKPOINT_TAG = "learner"
@@ -33,6 +33,7 @@ CHECKPOINT_META = "learner.json"
 STAND_IN = PreferencePair(
     prompt_ids_pos=(0,), prompt_ids_neg=(0,), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
 )
+STAND_IN_LABELLED = LabelledPair(prompt_ids=((0,), (0,)), response_ids=((0,), (0,)))
 """What a rank without pairs computes on, times zero."""
 
 
@@ -100,7 +101,7 @@ class LearnerEngine:
         self._reference = self._start_reference(deepspeed, settings)
         self._weights = WeightSource(policy, bucket_bytes=config.bucket_bytes)
 
-    def update(self, batch: PairBatch, *, total_pairs: int) -> StepReport:
+    def update(self, batch: PairBatch | LabelledBatch, *, total_pairs: int) -> StepReport:
         """One optimizer step on the mean loss over all ranks' pairs.
 
         Args:
@@ -213,16 +214,26 @@ class LearnerEngine:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _micro_batches(self, batch: PairBatch) -> Iterator[tuple[Sequence[PreferencePair], bool]]:
+    def _micro_batches(self, batch: PairBatch | LabelledBatch) -> Iterator[tuple[Sequence[Any], bool]]:
         """Exactly `micro_batches` lists of pairs; (stand-in, False) where this rank has no pairs left."""
         size = self.config.micro_batch_pairs
         # Pairs of similar length share a micro-batch: less padding.
         pairs = sorted(batch.pairs, key=_longest_sequence) if self.micro_batches > 1 else batch.pairs
         for index in range(self.micro_batches):
             real = pairs[index * size : (index + 1) * size]
-            yield (real, True) if real else ([STAND_IN], False)
+            stand_in = STAND_IN_LABELLED if METHODS[self.method].supervised else STAND_IN
+            yield (real, True) if real else ([stand_in], False)
 
-    def _loss(self, pairs: Sequence[PreferencePair]) -> tuple[LossOutput, SequenceBlock]:
+    def _loss(self, pairs: Sequence[Any]) -> tuple[LossOutput, SequenceBlock]:
+        return self._supervised_loss(pairs) if METHODS[self.method].supervised else self._preference_loss(pairs)
+
+    def _supervised_loss(self, pairs: Sequence[LabelledPair]) -> tuple[LossOutput, SequenceBlock]:
+        block = pack_labelled(pairs, device=self.device)
+        logprobs_M = self._logprobs(self._engine, block)
+        lengths_S = block.sum_by_sequence(torch.ones_like(logprobs_M))
+        return supervised_loss(block.sum_by_sequence(logprobs_M).view(-1, 2), lengths_S.view(-1, 2)), block
+
+    def _preference_loss(self, pairs: Sequence[PreferencePair]) -> tuple[LossOutput, SequenceBlock]:
         block = pack_pairs(pairs, with_negative=self.beta_w > 0, device=self.device)
         with torch.no_grad():
             reference_M = self._reference_logprobs(block)
@@ -300,7 +311,7 @@ class LearnerEngine:
             "lora": None if self.config.lora is None else self.config.lora.model_dump(mode="json"),
         }
 
-    def _check_batch(self, batch: PairBatch, total_pairs: int) -> None:
+    def _check_batch(self, batch: PairBatch | LabelledBatch, total_pairs: int) -> None:
         if not 1 <= total_pairs <= self.pairs_per_step:
             raise LearnerError(
                 f"step {batch.step}: total_pairs must be between 1 and pairs_per_step = {self.pairs_per_step}, "
@@ -314,8 +325,9 @@ class LearnerEngine:
             )
 
 
-def _longest_sequence(pair: PreferencePair) -> int:
-    return len(pair.prompt_ids_pos) + max(map(len, pair.response_ids))
+def _longest_sequence(pair: PreferencePair | LabelledPair) -> int:
+    prompt_ids = max(pair.prompt_ids, key=len) if isinstance(pair, LabelledPair) else pair.prompt_ids_pos
+    return len(prompt_ids) + max(map(len, pair.response_ids))
 
 
 def _hash_seed(*parts: object) -> int:

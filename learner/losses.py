@@ -77,6 +77,22 @@ def mi_epo_loss(
     return LossOutput(loss=loss, metrics={name: value.detach() for name, value in metrics.items()})
 
 
+def supervised_loss(logprob: Tensor, num_tokens: Tensor) -> LossOutput:
+    """Negative log-likelihood of responses, per token: mean over responses of -log pi(y) / |y|.
+
+    Args:
+        logprob: float [B, 2], summed log-probability of each response, with gradient.
+        num_tokens: float or int [B, 2], its length.
+
+    Returns:
+        loss: scalar; metrics: `loss` and `logprob_mean` (per response, nats).
+    """
+    if logprob.shape != num_tokens.shape or not logprob.numel():
+        raise ValueError(f"logprob {list(logprob.shape)} and num_tokens {list(num_tokens.shape)} must agree, B >= 1")
+    loss = -(logprob / num_tokens).mean()
+    return LossOutput(loss=loss, metrics={"loss": loss.detach(), "logprob_mean": logprob.detach().mean()})
+
+
 def _check(
     logratio_w_pos: Tensor,
     logratio_w_neg: Tensor | None,

@@ -9,6 +9,7 @@ two switches, so they share one code path and their comparison isolates what the
     | `mi-epo-scalarized`     | one, by the weighted score| on               |
     | `mo-odpo`               | one, by the weighted score| off              |
     | `rewarded-soups`        | one-hot w: its objective's| off              |
+    | `ric`                   | (imitates both)           | off              |
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Method:
 
     pair_rule: Literal["per_objective", "scalarized"]
     information_term: bool
+    supervised: bool = False
+    """Responses are imitated under prompts that say how they scored; the pair rule and the terms above do not apply."""
     experts: bool = False
     """One policy for each objective, trained on its share of the steps, instead of one for all vectors."""
 
@@ -79,10 +82,19 @@ in the prompt; at a one-hot w it is that expert. The experts share the steps, so
 other method.
 """
 
+RIC = Method(pair_rule="per_objective", information_term=False, supervised=True)
+"""Rewards-in-Context (arXiv 2402.10207): log pi(y | G(x, levels of y)) is raised on responses annotated with what they
+scored, and a user's w asks for the levels w / ||w||_2 (`rewards.targets`).
+
+Half of the steps on responses of the start under w ~ Dirichlet; half on responses to high targets, filtered by RiC's
+rule, with a third of filtered offline responses among them.
+"""
+
 METHODS = {
     "mi-epo": MI_EPO,
     "mi-epo-scalarized": MI_EPO_SCALARIZED,
     "mo-odpo": MO_ODPO,
     "mo-odpo-per-objective": MO_ODPO_PER_OBJECTIVE,
     "rewarded-soups": REWARDED_SOUPS,
+    "ric": RIC,
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.types import PreferencePair
+from learner.types import LabelledPair, PreferencePair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,12 @@ def pack_sequences(
         rows=torch.tensor(rows, device=device),
         num_tokens=sum(map(sum, lengths)),
     )
+
+
+def pack_labelled(pairs: Sequence[LabelledPair], *, device: torch.device | str = "cpu") -> SequenceBlock:
+    """B pairs as 2B sequences, each response under its own prompt; a [2B] result reshapes to [B, 2]."""
+    prompts = [prompt for pair in pairs for prompt in pair.prompt_ids]
+    return pack_sequences(prompts, [response for pair in pairs for response in pair.response_ids], device=device)
 
 
 def pack_pairs(

@@ -37,6 +37,22 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledPair:
+    """Two responses to be imitated, each under a prompt of its own; for supervised methods.
+
+    Example:
+        LabelledPair(prompt_ids=((1, 17, 4), (1, 12, 8)), response_ids=((5, 2), (6, 7, 2)))
+    """
+
+    prompt_ids: tuple[tuple[int, ...], tuple[int, ...]]
+    response_ids: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        if not all((*self.prompt_ids, *self.response_ids)):
+            raise ValueError(f"prompts and responses must not be empty, got {self.prompt_ids!r}, {self.response_ids!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairBatch:
     """All pairs of one optimizer step.
 
@@ -48,6 +64,18 @@ class PairBatch:
     """Index of the step in the run, from 0; the learning rate follows from it."""
     pairs: tuple[PreferencePair, ...]
     """[B]; B may be smaller than planned when samples were dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledBatch:
+    """The same for a supervised method.
+
+    Example:
+        LabelledBatch(step=12, pairs=(pair, another_pair))
+    """
+
+    step: int
+    pairs: tuple[LabelledPair, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -11,7 +12,15 @@ from typing import Any
 from learner.config import LearnerConfig
 from learner.methods import METHODS
 from learner.ranks import Ranks, reserve
-from learner.types import LearnerError, PairBatch, StepReport, SyncReport, WeightManifest, WeightSyncError
+from learner.types import (
+    LabelledBatch,
+    LearnerError,
+    PairBatch,
+    StepReport,
+    SyncReport,
+    WeightManifest,
+    WeightSyncError,
+)
 
 SYNC_GRACE_S = 30.0
 """Rank 0 names the engine that missed the broadcast's deadline; the group waits this much longer for its word."""
@@ -73,7 +82,7 @@ class LearnerWorker:
             "transformers": transformers.__version__,
         }
 
-    def update(self, batch: PairBatch, total_pairs: int) -> StepReport:
+    def update(self, batch: PairBatch | LabelledBatch, total_pairs: int) -> StepReport:
         return self._engine.update(batch, total_pairs=total_pairs)
 
     def token_logprobs(
@@ -194,14 +203,14 @@ class LearnerGroup:
             raise
         return group
 
-    def update(self, batch: PairBatch) -> StepReport:
+    def update(self, batch: PairBatch | LabelledBatch) -> StepReport:
         """One optimizer step; see `update_async`."""
         return self.update_async(batch).result()
 
-    def update_async(self, batch: PairBatch) -> PendingUpdate:
+    def update_async(self, batch: PairBatch | LabelledBatch) -> PendingUpdate:
         """Deal the pairs to the ranks round-robin and start one optimizer step on the mean loss over all of them."""
         ranks, total = self.config.ranks, len(batch.pairs)
-        shares = [PairBatch(step=batch.step, pairs=batch.pairs[rank::ranks]) for rank in range(ranks)]
+        shares = [_share(batch, rank, ranks) for rank in range(ranks)]
         references = self._ranks.start("update", [(share, total) for share in shares])
         return PendingUpdate(self._ranks, references, step=batch.step, timeout_s=self.config.step_timeout_s)
 
@@ -281,6 +290,11 @@ class LearnerGroup:
     @property
     def _sync_limit(self) -> float:
         return self.config.sync_timeout_s + SYNC_GRACE_S
+
+
+def _share(batch: Any, rank: int, ranks: int) -> Any:
+    """The batch with this rank's pairs alone."""
+    return dataclasses.replace(batch, pairs=batch.pairs[rank::ranks])
 
 
 def _num_threads(config: LearnerConfig) -> int:

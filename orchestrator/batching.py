@@ -118,11 +118,8 @@ class Batcher:
         """Prompts with a missing or non-finite score are dropped and counted, never scored as zero."""
         import torch
 
-        from learner.pairs import pair_conflict, pair_tie
-
         complete = np.isfinite(scored.scores).all(axis=(1, 2))
         kept = np.flatnonzero(complete)
-        scores = torch.from_numpy(scored.scores[kept])
         preference = torch.tensor([scored.rollouts[i].request.preference for i in kept], dtype=torch.float64)
         preference = preference.reshape(len(kept), self.recipe.num_objectives)
         normalized = torch.from_numpy(self.normalizer.apply(scored.scores[kept]))
@@ -144,12 +141,22 @@ class Batcher:
             )
             for row, i in enumerate(kept)
         )
-        statistics = PairStatistics(
-            dropped=int((~complete).sum()),
-            conflict_rate=float(pair_conflict(scores).double().mean()) if len(kept) else float("nan"),
-            tie_rate=float(pair_tie(scores).double().mean()) if len(kept) else float("nan"),
-        )
-        return PairBatch(step=scored.batch.step, pairs=pairs), statistics
+        return PairBatch(step=scored.batch.step, pairs=pairs), pair_statistics(scored.scores)
+
+
+def pair_statistics(scores: np.ndarray) -> PairStatistics:
+    """Of a batch's raw scores [B, 2, K], NaN where a judge gave none."""
+    import torch
+
+    from learner.pairs import pair_conflict, pair_tie
+
+    complete = np.isfinite(scores).all(axis=(1, 2))
+    kept = torch.from_numpy(scores[complete])
+    return PairStatistics(
+        dropped=int((~complete).sum()),
+        conflict_rate=float(pair_conflict(kept).double().mean()) if len(kept) else float("nan"),
+        tie_rate=float(pair_tie(kept).double().mean()) if len(kept) else float("nan"),
+    )
 
 
 def make_request(

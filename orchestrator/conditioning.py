@@ -1,13 +1,16 @@
 """How a trained policy is steered, kept beside its weights: without it, the weights cannot be asked anything."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from learner.methods import METHODS
 from orchestrator.config import describe_errors
 from orchestrator.errors import BadInput
 from rewards.config import PreferencesConfig, Section
+from rewards.preferences import PromptRenderer
+from rewards.targets import TargetRenderer
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -20,14 +23,22 @@ class PolicyConditioning(Section):
 
     objectives: tuple[str, ...] = Field(min_length=1)
     preferences: PreferencesConfig
+    asks_for: Literal["weights", "levels"] = "weights"
+    """What is printed for a user's w: the weights, or the reward levels that they map to (method ric)."""
     max_new_tokens: int = Field(ge=1)
     temperature: float = Field(gt=0)
+
+    def renderer(self, tokenizer: Any) -> PromptRenderer:
+        """What writes a user's w into the policy's prompt."""
+        kind = TargetRenderer if self.asks_for == "levels" else PromptRenderer
+        return kind(self.preferences.conditioning, self.objectives, self.preferences.decimals, tokenizer)
 
 
 def save_conditioning(policy: Path, recipe: "Recipe") -> None:
     record = PolicyConditioning(
         objectives=recipe.objective_names,
         preferences=recipe.preferences,
+        asks_for="levels" if METHODS[recipe.method].supervised else "weights",
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
     )

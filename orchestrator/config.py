@@ -22,6 +22,9 @@ EVALUATION_LATTICE_LIMIT = 5
 """Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""
 
 
+MethodName = Literal["mi-epo", "mi-epo-scalarized", "mo-odpo", "mo-odpo-per-objective", "rewarded-soups", "ric"]
+
+
 class PolicyConfig(Section):
     model: str = Field(min_length=1)
     """Hugging Face folder or hub id of the starting policy; it is also the frozen reference."""
@@ -109,7 +112,7 @@ class ClusterConfig(Section):
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     seed: int = Field(default=0, ge=0)
-    method: Literal["mi-epo", "mi-epo-scalarized", "mo-odpo", "mo-odpo-per-objective", "rewarded-soups"] = "mi-epo"
+    method: MethodName = "mi-epo"
     assets: AssetsConfig | None = None
     policy: PolicyConfig
     objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1)

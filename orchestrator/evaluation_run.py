@@ -36,7 +36,8 @@ def evaluate(
     policy = find_policy(target)
     if not (policy / "config.json").is_file():
         raise BadInput(f"{target}: holds no policy (no config.json in it or in its policy/ folder)")
-    trained_for = load_conditioning(policy).objectives if (policy / FILE_NAME).is_file() else recipe.objective_names
+    conditioning = load_conditioning(policy) if (policy / FILE_NAME).is_file() else None
+    trained_for = conditioning.objectives if conditioning else recipe.objective_names
     if trained_for != recipe.objective_names:
         raise BadInput(
             f"{policy}: is a policy for the objectives {list(trained_for)}, "
@@ -44,6 +45,7 @@ def evaluate(
         )
     build_assets(recipe, say)
     inputs = check_inputs(recipe)
+    renderer = conditioning.renderer(inputs.renderer.tokenizer) if conditioning else inputs.renderer
     normalizers = RunDir.open(target).load_normalizers() if is_run else None
     run_dir = RunDir.create(output or _free_folder(target), recipe)
     run_dir.start(recipe)
@@ -70,7 +72,7 @@ def evaluate(
             say(f"evaluating {policy} on the preference grid ...")
             record = with_engine(
                 str(policy),
-                lambda sampler: Evaluator(recipe, sampler, inputs.renderer, inputs.heldout, normalizers)(0, 0),
+                lambda sampler: Evaluator(recipe, sampler, renderer, inputs.heldout, normalizers)(0, 0),
             )
         finally:
             reward.stop(rewards)

@@ -8,7 +8,7 @@ import numpy as np
 from orchestrator.conditioning import load_conditioning
 from orchestrator.errors import BadInput
 from orchestrator.plan import load_tokenizer
-from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
+from rewards.preferences import PreferenceError, parse_preference
 
 
 def find_policy(path: Path) -> Path:
@@ -45,12 +45,7 @@ def generate(
 
     disable_progress_bar()
     tokenizer = load_tokenizer(str(policy.resolve()))
-    renderer = PromptRenderer(
-        conditioning.preferences.conditioning,
-        conditioning.objectives,
-        conditioning.preferences.decimals,
-        tokenizer=tokenizer,
-    )
+    renderer = conditioning.renderer(tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(policy, dtype="auto").to(device).eval()
     torch.manual_seed(seed)

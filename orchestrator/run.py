@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator import cluster, loop
+from learner.methods import METHODS
+from orchestrator import cluster, loop, ric
 from orchestrator.batching import Batcher
 from orchestrator.conditioning import save_conditioning
 from orchestrator.errors import BadInput, RunFailed
@@ -206,7 +207,8 @@ def _train(
             )
             if checkpoint is None:
                 run.evaluate(0, policy_version)
-            done = loop.train(
+            drive = ric.train if METHODS[recipe.method].supervised else loop.train
+            done = drive(
                 run,
                 recipe.loop,
                 first_step=first_step,
@@ -215,7 +217,8 @@ def _train(
             )
             run_dir.describe(training=recorder.summary)
             if stop():
-                say(f"stopped at step {done}, checkpoint {run_dir.checkpoint_path(done)}")
+                saved = run_dir.checkpoint_path(done)
+                say(f"stopped at step {done}, {f'checkpoint {saved}' if saved.exists() else 'nothing to resume from'}")
                 return stop.exit_code
             run.evaluate(done, recorder.policy_version)
             learner.save_policy(run_dir.policy)

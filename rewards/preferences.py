@@ -194,13 +194,17 @@ class PromptRenderer:
         raise PreferenceError(f"text does not follow the template {template!r}: {text[:200]!r}")
 
     def _weights_text(self, preference: Any) -> str:
-        weights_K = quantize(preference, self.decimals)
+        weights_K = self._numbers(preference)
         if weights_K.shape != (len(self.objectives),):
             raise PreferenceError(f"expected {len(self.objectives)} weights, got shape {tuple(weights_K.shape)}")
         return self.config.separator.join(
             _fill(self.config.weight, {"name": name, "weight": f"{weight:.{self.decimals}f}"})
             for name, weight in zip(self.objectives, weights_K, strict=True)
         )
+
+    def _numbers(self, numbers: Any) -> np.ndarray:
+        """What is printed for the numbers given."""
+        return quantize(numbers, self.decimals)
 
     def _weights_pattern(self) -> str:
         number = rf"([01]\.\d{{{self.decimals}}})"

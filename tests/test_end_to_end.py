@@ -172,3 +172,15 @@ def test_a_comparison_runs_every_cell_once(tmp_path):
     assert "2 of 2 runs are finished already" in mi_epo(*asked)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}
     assert json.loads((folder / "results.json").read_text()) == results
+
+
+def test_rewards_in_context_is_trained_and_its_policy_asked_again_gives_the_same_front(tmp_path):
+    recipe, run = tiny_recipe(tmp_path), tmp_path / "ric"
+    mi_epo("train", recipe, "method=ric", "telemetry.wandb=disabled", "--run-dir", run)
+    assert [record["policy_version"] for record in lines(run / "metrics.jsonl")] == [0, 0, 1, 1]
+    assert json.loads((run / "policy" / "mi_epo.json").read_text())["asks_for"] == "levels"
+    mi_epo("evaluate", run, "--output", tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert np.array(again["points"]) == pytest.approx(
+        np.array(lines(run / "evaluations.jsonl")[-1]["points"]), abs=1e-6
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
 from learner.losses import mi_epo_loss
-from learner.types import LearnerError, PairBatch, StepReport
+from learner.types import LabelledBatch, LabelledPair, LearnerError, PairBatch, StepReport
 
 STEPS = 3
 SETTINGS: dict[str, Any] = {
@@ -147,6 +147,24 @@ def test_length_normalised_log_ratios_are_means_over_response_tokens(make_engine
     reports = [engine.update(batch, total_pairs=5).metrics["logratio_mean"] for engine in (whole, per_token)]
     assert reports[0] == pytest.approx(sum(map(sum, ratios)) / len(ratios), abs=1e-5)
     assert reports[1] == pytest.approx(sum(sum(r) / len(r) for r in ratios) / len(ratios), abs=1e-5)
+
+
+def test_a_supervised_method_lowers_the_loss_of_a_repeated_batch_and_starts_at_its_value(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(method="ric", learning_rate=3e-3)
+    pairs = tuple(
+        LabelledPair(prompt_ids=(pair.prompt_ids_pos, pair.prompt_ids_neg), response_ids=pair.response_ids)
+        for pair in make_batch(0, 5).pairs
+    )
+    logprobs = engine.token_logprobs(
+        [prompt for pair in pairs for prompt in pair.prompt_ids],
+        [response for pair in pairs for response in pair.response_ids],
+    )
+    expected = -sum(sum(tokens) / len(tokens) for tokens in logprobs) / len(logprobs)
+    reports = [engine.update(LabelledBatch(step=step, pairs=pairs), total_pairs=5) for step in range(3)]
+    assert reports[0].metrics["loss"] == pytest.approx(expected, abs=1e-4)
+    assert reports[2].metrics["loss"] < reports[0].metrics["loss"]
 
 
 def test_dropped_pairs_leave_the_mean_over_those_that_remain(make_engine: MakeEngine, model: str) -> None:
