@@ -17,6 +17,7 @@ from orchestrator.batching import Renders, make_request
 from orchestrator.data import spread
 from orchestrator.errors import RunFailed
 from orchestrator.sampling import Sampling
+from rewards.bootstrap import prompt_intervals
 from rewards.normalize import Normalizer
 from rewards.pareto import (
     conditional_covariance,
@@ -129,6 +130,7 @@ class Evaluator:
             "objectives": list(recipe.objective_names),
             "preferences": self.preferences.tolist(),
             **front_metrics(self.preferences, rewards, recipe.reference_point),
+            "prompt_intervals": self._prompt_intervals(rewards, samples),
             "identification_accuracy": self._identification_accuracy(scored.rollouts),
             "information_nats": self._information(scored.rollouts),
             "kl_to_start": self._kl_to_start(scored.rollouts),
@@ -198,6 +200,12 @@ class Evaluator:
         own = [rollout.request.prompt_ids for rollout in chosen]
         logprobs = self.sampler.logprobs([*own, *others], [*responses, *responses])
         return float((logprobs[: len(own)] > logprobs[len(own) :]).mean())
+
+    def _prompt_intervals(self, rewards: np.ndarray, samples: int) -> dict[str, Any]:
+        """For normalised rewards [N, P * samples, K]."""
+        by_prompt = rewards.reshape(len(self.preferences), len(self.prompts), samples, -1)
+        rng = np.random.default_rng([self.recipe.seed, 4])
+        return dict(prompt_intervals(self.preferences, by_prompt, self.recipe.reference_point, rng=rng))
 
     def _information(self, rollouts: Sequence[Rollout]) -> float | None:
         """`rewards.pareto.information_nats` over the vectors of the grid."""

@@ -20,6 +20,7 @@ SIDE_KEYS = (
     "mip",
     "crd",
     "spearman",
+    "prompt_intervals",
     "kendall",
     "steering_gap",
     "sparsity",

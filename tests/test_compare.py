@@ -170,7 +170,7 @@ def test_the_page_holds_every_table_and_its_figures(tmp_path):
     for part in ("3 seeds", "Difference to `mi-epo`", "At equal KL", "Cost of a run", "results-fronts.png"):
         assert part in page
     assert as_markdown(cost_table(found)) in page
-    for name in ("results-fronts.png", "results-curves.png"):
+    for name in ("results-fronts.png", "results-control.png", "results-distributions.png", "results-curves.png"):
         assert (tmp_path / name).stat().st_size > 10_000
 
 

@@ -71,6 +71,8 @@ def test_a_policy_that_follows_w_is_seen_to_follow_it():
     assert record["spearman"] == pytest.approx([1.0, 1.0])
     expected_mip = np.mean([2 * w @ w for w in np.array(record["preferences"])])
     assert record["mip"] == pytest.approx(expected_mip, abs=0.05)
+    low, high = record["prompt_intervals"]["mip"]
+    assert low < record["mip"] < high < low + 0.2
     assert record["crd"] == pytest.approx(0.1**4, rel=0.6)
     assert record["identification_accuracy"] == 1.0
     assert (record["step"], record["policy_version"], record["missing"]) == (7, 7, 0)

@@ -9,17 +9,24 @@ from orchestrator.compare.tables import Table, as_markdown
 
 def write_document(results: Results, path: Path) -> Path:
     """Write `path` (markdown) and, beside it, the figures it shows. Returns `path`."""
-    from orchestrator.figures.comparison import plot_curves, plot_fronts
+    from orchestrator.figures.comparison import plot_control, plot_curves, plot_distributions, plot_fronts
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    fronts, curves = (path.with_name(f"{path.stem}-{name}.png") for name in ("fronts", "curves"))
-    plot_fronts(fronts, results)
-    plot_curves(curves, results)
+    figures = {
+        "fronts": ("Mean reward under each preference vector", plot_fronts),
+        "control": ("Reward of each objective against its weight", plot_control),
+        "distributions": ("Rewards under five vectors; shaded where neighbours overlap", plot_distributions),
+        "curves": ("Metrics against generated tokens", plot_curves),
+    }
+    shown = []
+    for name, (caption, plot) in figures.items():
+        figure = path.with_name(f"{path.stem}-{name}.png")
+        plot(figure, results)
+        shown.append(f"![{caption}]({figure.name})")
     parts = [
         f"# {results.recipe}: {len(results.methods)} methods, {_seeds(results)}",
         _work_paragraph(results),
-        f"![Mean reward under each preference vector]({fronts.name})",
-        f"![Metrics against generated tokens]({curves.name})",
+        *shown,
         *_section("After training, by the reward models", tables.quality_table(results, tables.QUALITY)),
         *_section("Difference to `mi-epo`, paired by seed", tables.difference_table(results, tables.QUALITY)),
         *_section("How far w is followed", tables.quality_table(results, tables.CONTROL)),

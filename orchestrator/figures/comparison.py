@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from orchestrator.figures.style import START, STYLE, mixed_colors, new_figure, o
 if TYPE_CHECKING:
     from orchestrator.compare.results import CellResult, Results
 
+DISTRIBUTIONS = 5
+"""Vectors of the grid whose reward distributions are drawn."""
 CURVES = (("mip", "MIP"), ("hypervolume", "hypervolume"), ("crd", "CRD"), ("kl_to_start", "KL to the start (nats)"))
 
 
@@ -46,6 +49,55 @@ def plot_fronts(path: Path, results: Results) -> None:
             axes.set_xlabel(f"{results.objectives[0]} (normalised)")
             if panel % columns == 0:
                 axes.set_ylabel(f"{results.objectives[1]} (normalised)")
+        save(figure, path)
+
+
+def plot_control(path: Path, results: Results) -> None:
+    """Mean reward of each objective against its own weight, a line for each method."""
+    count = len(results.objectives)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(3.9 * count + 0.3, 3.8)
+        grid = figure.subplots(1, count, squeeze=False, sharey=True)
+        for k, axes in enumerate(grid.flat):
+            for index, method in enumerate(results.methods):
+                cells = results.of(method)
+                weight, reward = np.array(cells[0].after["preferences"])[:, k].round(6), _mean_points(cells, -1)[:, k]
+                levels, group = np.unique(weight, return_inverse=True)
+                means = [reward[group == number].mean() for number in range(len(levels))]
+                axes.plot(levels, means, color=objective_color(index), lw=1.8, marker="o", ms=3.5, label=method)
+            axes.set_title(results.objectives[k])
+            axes.set_xlabel(f"weight on {results.objectives[k]}")
+        grid.flat[0].set_ylabel("normalised reward")
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3))
+        save(figure, path)
+
+
+def plot_distributions(path: Path, results: Results) -> None:
+    """Rewards under five vectors, as fitted normals; where two neighbours overlap is shaded. First seed."""
+    rows, columns = len(results.methods), len(results.objectives)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(3.9 * columns + 0.3, 1.9 * rows + 0.4)
+        grid = figure.subplots(rows, columns, squeeze=False, sharex="col")
+        for row, method in enumerate(results.methods):
+            after = results.of(method)[0].after
+            preferences = np.array(after["preferences"])
+            shown = np.linspace(0, len(preferences) - 1, DISTRIBUTIONS).round().astype(int)
+            colors = mixed_colors(preferences[shown])
+            for k in range(columns):
+                axes = grid[row, k]
+                mean = np.array(after["points"])[shown, k]
+                deviation = np.sqrt(np.array(after["covariance"])[shown, k, k]) + 1e-6
+                at = np.linspace(mean.min() - 3, mean.max() + 3, 400)
+                density = np.exp(-0.5 * ((at - mean[:, None]) / deviation[:, None]) ** 2) / deviation[:, None]
+                for curve, color in zip(density, colors, strict=True):
+                    axes.plot(at, curve, color=color, lw=1.6)
+                for left, right in itertools.pairwise(density):
+                    axes.fill_between(at, np.minimum(left, right), color="#777777", alpha=0.25, lw=0)
+                axes.set_yticks([])
+                axes.set_title(f"{method}: {results.objectives[k]}", fontsize=9)
+        for axes, name in zip(grid[-1], results.objectives, strict=True):
+            axes.set_xlabel(f"{name} (normalised)")
         save(figure, path)
 
 
