@@ -28,7 +28,7 @@ def prompt_intervals(
         {"mip": (low, high), "hypervolume": (low, high)}; NaN when no draw counts.
     """
     scores_NPSK = np.asarray(scores, dtype=np.float64)
-    complete_NPS = np.isfinite(scores_NPSK).all(axis=-1)
+    complete_NPS: np.ndarray = np.isfinite(scores_NPSK).min(axis=-1)
     sums_NPK = np.where(complete_NPS[..., None], scores_NPSK, 0.0).sum(axis=2)
     counts_NP = complete_NPS.sum(axis=2)
     num_prompts = scores_NPSK.shape[1]
