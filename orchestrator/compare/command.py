@@ -39,7 +39,7 @@ class Question:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     beta_c_grid: tuple[float, ...] = ()
-    """Values among which each method's own best is chosen; empty: the recipe's for all."""
+    """Values among which each method's own best is chosen; empty: the recipe's for all. `ric` has no beta_c."""
     tune_seed: int | None = None
     """Seed of the runs that choose; None: the first after the compared ones."""
     jobs: int = 1
@@ -82,17 +82,14 @@ def compare(question: Question, recipe_path: str, overrides: Sequence[str], fold
     recipe = load_recipe(recipe_path, list(overrides))
     work = _work(question, recipe, recipe_path, overrides, folder)
     grid = question.beta_c_grid or (recipe.learner.beta_c,)
-    candidates = (
-        [Cell(method=m, seed=question.tuning_seed, beta_c=b) for m in question.methods for b in grid]
-        if question.tunes
-        else []
-    )
+    tuned = [method for method in question.methods if question.tunes and not METHODS[method].supervised]
+    candidates = [Cell(method=method, seed=question.tuning_seed, beta_c=b) for method in tuned for b in grid]
     _check_recipes(work, [*candidates, *make_cells(question.methods, question.seeds, dict.fromkeys(METHODS, grid[0]))])
     if len(question.seeds) < 2:
         say("one seed: the tables will hold no intervals")
     _run_missing(work, candidates, question.jobs, say)
     tuning = [gather(work, cell) for cell in candidates]
-    beta_c = {method: best_beta_c(tuning, method) if tuning else grid[0] for method in question.methods}
+    beta_c = {method: best_beta_c(tuning, method) if method in tuned else grid[0] for method in question.methods}
     cells = make_cells(question.methods, question.seeds, beta_c)
     _run_missing(work, cells, question.jobs, say)
     results = Results(

@@ -155,6 +155,7 @@ def tuning_table(results: Results) -> Table:
         *(
             [method, *(f"{found[method, beta_c]:.3f}" for beta_c in results.beta_c_grid), f"{results.beta_c[method]:g}"]
             for method in results.methods
+            if any(tuned == method for tuned, _ in found)
         ),
     ]
 
