@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         "compare", help="the same work for every method and seed: table with intervals, plots"
     )
     _add_recipe(compare)
-    compare.add_argument("--methods", help="comma-separated (default: all)")
+    compare.add_argument("--methods", help="comma-separated, each METHOD or METHOD@section.key=value (default: all)")
     compare.add_argument("--seeds", help="comma-separated (default: 0,1,2)")
     compare.add_argument("--beta-c", help="comma-separated; each method is compared at its own best of them")
     compare.add_argument("--tune-seed", type=int, help="seed of the runs that choose beta_c (default: the next one)")

@@ -232,9 +232,19 @@ def test_cells_go_seed_by_seed_each_with_its_method_s_beta_c():
     ]
 
 
+def test_a_variant_is_a_method_with_overrides_of_its_own(tmp_path):
+    work = Work(recipe_path=MINIATURE, overrides=("loop.steps=7",), folder=tmp_path)
+    variant = Cell(method="mi-epo@learner.beta_w=0.1@learner.min_margin=0.2", seed=1, beta_c=0.1)
+    recipe = work.recipe(variant)
+    assert (recipe.method, recipe.seed, recipe.loop.steps) == ("mi-epo", 1, 7)
+    assert (recipe.learner.beta_c, recipe.learner.beta_w, recipe.learner.min_margin) == (0.1, 0.1, 0.2)
+    assert work.run_path(variant) != work.run_path(Cell(method="mi-epo", seed=1, beta_c=0.1))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"methods": ("ppo@learner.beta_w=0",)}, "--methods: must be among .*got 'ppo'"),
         ({"methods": ("mi-epo", "ppo")}, "--methods: must be among .*got 'ppo'"),
         ({"methods": ("mi-epo", "mi-epo")}, "--methods: values must differ"),
         ({"seeds": (1, 1)}, "--seeds: values must differ, got 1 twice"),

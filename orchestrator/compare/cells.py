@@ -25,9 +25,10 @@ STOP_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Cell:
-    """Example: Cell(method="mo-odpo", seed=0, beta_c=0.3)"""
+    """Example: Cell(method="mi-epo@learner.beta_w=0.03", seed=0, beta_c=0.3)"""
 
     method: str
+    """A method of `learner.methods`, or a variant of one: METHOD@section.key=value, again with @ for more keys."""
     seed: int
     beta_c: float
 
@@ -36,7 +37,8 @@ class Cell:
         return f"{self.method}-beta_c{self.beta_c:g}-seed{self.seed}"
 
     def overrides(self) -> list[str]:
-        return [f"method={self.method}", f"seed={self.seed}", f"learner.beta_c={self.beta_c}"]
+        name, *changes = self.method.split("@")
+        return [f"method={name}", f"seed={self.seed}", f"learner.beta_c={self.beta_c}", *changes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,11 @@ class CellRunner:
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def base_method(variant: str) -> str:
+    """`mi-epo` of `mi-epo@learner.beta_w=0.03`."""
+    return variant.partition("@")[0]
 
 
 def make_cells(methods: Sequence[str], seeds: Sequence[int], beta_c: dict[str, float]) -> list[Cell]:

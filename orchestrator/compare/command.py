@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from learner.methods import METHODS
-from orchestrator.compare.cells import Cell, CellRunner, Work, is_finished, make_cells
+from orchestrator.compare.cells import Cell, CellRunner, Work, base_method, is_finished, make_cells
 from orchestrator.compare.results import (
     RESULTS,
     Results,
@@ -53,8 +53,8 @@ class Question:
             if repeated:
                 raise BadInput(f"{option}: values must differ, got {repeated[0]!r} twice")
         for method in self.methods:
-            if method not in METHODS:
-                raise BadInput(f"--methods: must be among {', '.join(METHODS)}, got {method!r}")
+            if base_method(method) not in METHODS:
+                raise BadInput(f"--methods: must be among {', '.join(METHODS)}, got {base_method(method)!r}")
         if not self.methods or not self.seeds:
             raise BadInput("--methods and --seeds: need at least one value each")
         if self.tuning_seed in self.seeds:
@@ -82,9 +82,11 @@ def compare(question: Question, recipe_path: str, overrides: Sequence[str], fold
     recipe = load_recipe(recipe_path, list(overrides))
     work = _work(question, recipe, recipe_path, overrides, folder)
     grid = question.beta_c_grid or (recipe.learner.beta_c,)
-    tuned = [method for method in question.methods if question.tunes and not METHODS[method].supervised]
+    tuned = [method for method in question.methods if question.tunes and not METHODS[base_method(method)].supervised]
     candidates = [Cell(method=method, seed=question.tuning_seed, beta_c=b) for method in tuned for b in grid]
-    _check_recipes(work, [*candidates, *make_cells(question.methods, question.seeds, dict.fromkeys(METHODS, grid[0]))])
+    _check_recipes(
+        work, [*candidates, *make_cells(question.methods, question.seeds, dict.fromkeys(question.methods, grid[0]))]
+    )
     if len(question.seeds) < 2:
         say("one seed: the tables will hold no intervals")
     _run_missing(work, candidates, question.jobs, say)
