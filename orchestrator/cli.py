@@ -45,6 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--output", type=Path, help="folder (default: comparisons/NAME); finished runs in it are kept")
     compare.add_argument("--quick", action="store_true", help="two methods, one seed, 20 updates: does it work at all")
 
+    results = commands.add_parser("results", help="write the page of one or more comparisons from their results.json")
+    results.add_argument("files", metavar="RESULTS.json", type=Path, nargs="+")
+    results.add_argument("--output", type=Path, required=True, help="markdown file; its figures are written beside it")
+
     generate = commands.add_parser("generate", help="talk to the steered policy")
     generate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
     generate.add_argument(
@@ -183,6 +187,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _results(arguments: argparse.Namespace) -> int:
+    from orchestrator.compare.document import write_document
+    from orchestrator.compare.results import read_results
+
+    print(write_document([read_results(file) for file in arguments.files], arguments.output))
+    return 0
+
+
 def _generate(arguments: argparse.Namespace) -> int:
     from orchestrator.generate import generate
 
@@ -239,6 +251,7 @@ _COMMANDS = {
     "plan": _plan,
     "evaluate": _evaluate,
     "compare": _compare,
+    "results": _results,
     "generate": _generate,
     "miniature": _miniature,
     "fit-policy": _fit_policy,

@@ -11,6 +11,7 @@ from orchestrator.cli import main
 from orchestrator.compare.cells import Cell, Work, is_finished, make_cells
 from orchestrator.compare.command import Question
 from orchestrator.compare.document import write_document
+from orchestrator.compare.reading import reading
 from orchestrator.compare.results import (
     CellResult,
     Results,
@@ -166,7 +167,7 @@ def test_each_method_gets_its_own_best_beta_c():
 
 def test_the_page_holds_every_table_and_its_figures(tmp_path):
     found = results()
-    page = write_document(found, tmp_path / "results.md").read_text()
+    page = write_document([found], tmp_path / "results.md").read_text()
     for part in ("3 seeds", "Difference to `mi-epo`", "At equal KL", "Cost of a run", "results-fronts.png"):
         assert part in page
     assert as_markdown(cost_table(found)) in page
@@ -174,8 +175,29 @@ def test_the_page_holds_every_table_and_its_figures(tmp_path):
         assert (tmp_path / name).stat().st_size > 10_000
 
 
+def test_the_reading_counts_a_difference_only_when_its_interval_excludes_zero():
+    (sentence,) = reading(results())
+    assert sentence.startswith("`mo-odpo`: better than `mi-epo` in MIP")
+    same = results()
+    for one, other in zip(same.of("mo-odpo"), same.of("mi-epo"), strict=True):
+        one.evaluations[-1] = dict(other.after)
+    assert reading(same) == ["`mo-odpo`: not told apart in MIP and hypervolume and CRD."]
+    assert reading(results(seeds=(0,))) == ["One seed proves nothing: the spread between seeds is not known."]
+
+
+def test_a_page_is_made_again_from_results_files_alone(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_results(tmp_path / f"{name}.json", results())
+    files = [str(tmp_path / f"{name}.json") for name in ("a", "b")]
+    assert main(["results", *files, "--output", str(tmp_path / "docs" / "page.md")]) == 0
+    assert (tmp_path / "docs" / "page.md").read_text().count("# miniature: 2 methods") == 2
+    assert len(list((tmp_path / "docs").glob("page-*.png"))) == 8
+    assert main(["results", str(tmp_path / "none.json"), "--output", str(tmp_path / "x.md")]) == 2
+    assert "none.json: cannot be read" in capsys.readouterr().err
+
+
 def test_one_seed_is_told_to_have_no_interval(tmp_path):
-    page = write_document(results(seeds=(0,)), tmp_path / "results.md").read_text()
+    page = write_document([results(seeds=(0,))], tmp_path / "results.md").read_text()
     assert "one seed (no intervals)" in page and " ± 0" not in page
 
 

@@ -111,7 +111,7 @@ def compare(question: Question, recipe_path: str, overrides: Sequence[str], fold
     say("\n" + as_text(quality_table(results, QUALITY)))
     from orchestrator.compare.document import write_document  # matplotlib
 
-    document = write_document(results, work.folder / "results.md")
+    document = write_document([results], work.folder / "results.md")
     say(f"\nresults  {work.folder / RESULTS}\ntables   {document}")
     return work.folder / RESULTS
 

@@ -1,17 +1,27 @@
 """A comparison as a page of markdown with its figures, made from the results file alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.compare import tables
+from orchestrator.compare.reading import reading
 from orchestrator.compare.results import Results
 from orchestrator.compare.tables import Table, as_markdown
 
 
-def write_document(results: Results, path: Path) -> Path:
-    """Write `path` (markdown) and, beside it, the figures it shows. Returns `path`."""
+def write_document(comparisons: Sequence[Results], path: Path) -> Path:
+    """Write `path` (markdown), a section for each comparison, and beside it the figures it shows. Returns `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    several = len(comparisons) > 1
+    stems = [f"{path.stem}-{number}" if several else path.stem for number in range(1, len(comparisons) + 1)]
+    parts = [part for results, stem in zip(comparisons, stems, strict=True) for part in _parts(results, path, stem)]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _parts(results: Results, path: Path, stem: str) -> list[str]:
     from orchestrator.figures.comparison import plot_control, plot_curves, plot_distributions, plot_fronts
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     figures = {
         "fronts": ("Mean reward under each preference vector", plot_fronts),
         "control": ("Reward of each objective against its weight", plot_control),
@@ -20,12 +30,13 @@ def write_document(results: Results, path: Path) -> Path:
     }
     shown = []
     for name, (caption, plot) in figures.items():
-        figure = path.with_name(f"{path.stem}-{name}.png")
+        figure = path.with_name(f"{stem}-{name}.png")
         plot(figure, results)
         shown.append(f"![{caption}]({figure.name})")
-    parts = [
+    return [
         f"# {results.recipe}: {len(results.methods)} methods, {_seeds(results)}",
         _work_paragraph(results),
+        *(["\n".join(f"- {sentence}" for sentence in sentences)] if (sentences := reading(results)) else []),
         *shown,
         *_section("After training, by the reward models", tables.quality_table(results, tables.QUALITY)),
         *_section("Difference to `mi-epo`, paired by seed", tables.difference_table(results, tables.QUALITY)),
@@ -35,8 +46,6 @@ def write_document(results: Results, path: Path) -> Path:
         *_section("Cost of a run", tables.cost_table(results)),
         *_section("Choice of beta_c (MIP after training, tuning seed)", tables.tuning_table(results)),
     ]
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return path
 
 
 def _section(title: str, table: Table) -> list[str]:
