@@ -243,7 +243,7 @@ def _dialogues(arguments: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(f"{text}\n", end="", flush=True)  # one write, so that lines of two threads never run together
 
 
 _COMMANDS = {

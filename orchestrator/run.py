@@ -117,10 +117,30 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
         build_assets(recipe, say)
         inputs = check_inputs(recipe)
         run_dir = RunDir.create(run_path, recipe)
+    return record_run(
+        recipe,
+        run_dir,
+        lambda: _train(recipe, run_dir, inputs, checkpoint, say),
+        resumed=resume,
+        product=run_dir.policy,
+        say=say,
+    )
+
+
+def record_run(
+    recipe: "Recipe",
+    run_dir: RunDir,
+    work: Callable[[], int],
+    *,
+    resumed: bool,
+    product: Path,
+    say: Callable[[str], None],
+) -> int:
+    """Do the work between the first and the last word of run.json, then write the report; returns its exit code."""
     started = time.monotonic()
-    run_dir.start(recipe, resumed=resume)
+    run_dir.start(recipe, resumed=resumed)
     try:
-        code = _train(recipe, run_dir, inputs, checkpoint, say)
+        code = work()
     except BaseException as error:
         run_dir.finish("failed", error=f"{type(error).__name__}: {error}"[:2000], seconds=time.monotonic() - started)
         raise
@@ -128,7 +148,7 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
     if code == 0:
         report = write_report(run_dir.path)
         print_summary(run_dir.path, say)
-        say(f"policy  {run_dir.policy}\nreport  {report}")
+        say(f"{product.name:<7} {product}\nreport  {report}")
     return code
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.evaluate import Evaluator
 from orchestrator.plan import Inputs, check_inputs, is_local
-from orchestrator.report import read_lines, write_report
-from orchestrator.run import build_assets, print_summary, train
+from orchestrator.report import read_lines
+from orchestrator.run import build_assets, record_run, train
 from orchestrator.rundir import RunDir
 from orchestrator.sampling import Sampler, Sampling, Scored
 from orchestrator.telemetry import json_line
@@ -43,22 +42,15 @@ def train_soup(recipe: Recipe, run_path: Path, *, resume: bool = False, say: Say
     build_assets(recipe, say)
     inputs = check_inputs(recipe)
     run_dir = RunDir.open(run_path) if resume else RunDir.create(run_path, recipe)
-    started = time.monotonic()
-    run_dir.start(recipe, resumed=resume)
-    try:
+
+    def work() -> int:
         code = _train_experts(recipe, run_dir, say)
         if code == 0:
             _collect_metrics(recipe, run_dir)
             _evaluate(recipe, run_dir, inputs, say)
-    except BaseException as error:
-        run_dir.finish("failed", error=f"{type(error).__name__}: {error}"[:2000], seconds=time.monotonic() - started)
-        raise
-    run_dir.finish("finished" if code == 0 else "stopped", seconds=time.monotonic() - started)
-    if code == 0:
-        report = write_report(run_dir.path)
-        print_summary(run_dir.path, say)
-        say(f"experts {run_dir.path / 'experts'}\nreport  {report}")
-    return code
+        return code
+
+    return record_run(recipe, run_dir, work, resumed=resume, product=run_dir.path / "experts", say=say)
 
 
 def expert_path(run_dir: RunDir, objective: str) -> Path:
