@@ -45,6 +45,7 @@ def evaluation(step, gain, kl, seed):
     scores = gain * (GRID[:, None] - 0.5) + np.random.default_rng(seed).normal(0, 0.3, (len(GRID), 12, 2))
     return {
         "step": step,
+        "seconds": 2.0,
         "preferences": GRID.tolist(),
         **front_metrics(GRID, scores, (-3, -3)),
         "identification_accuracy": 0.6,
@@ -216,7 +217,7 @@ def finished_cell(work, cell_):
     run.describe(status="finished", training={"seconds": 12.5})
     step = {"prompts": 32, "generated_tokens": 500, "learner_tokens": 900}
     (path / "metrics.jsonl").write_text("".join(json.dumps({"step": s, **step}) + "\n" for s in range(3)))
-    records = [evaluation(0, 0, 0.0, 0), evaluation(3, 1, 2.0, 0)]
+    records = [evaluation(0, 0, 0.0, 0), evaluation(2, 1, 1.0, 0), evaluation(3, 1, 2.0, 0)]
     (path / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -226,8 +227,8 @@ def test_a_finished_cell_is_kept_and_read(tmp_path):
     finished_cell(work, one)
     assert is_finished(work, one)
     found = gather(work, one)
-    assert (found.prompts, found.generated_tokens, found.learner_tokens, found.seconds) == (96, 1500, 2700, 12.5)
-    assert [side["generated_tokens"] for side in found.evaluations] == [0, 1500]
+    assert (found.prompts, found.generated_tokens, found.learner_tokens, found.seconds) == (96, 1500, 2700, 10.5)
+    assert [side["generated_tokens"] for side in found.evaluations] == [0, 1000, 1500]
 
 
 def test_a_cell_that_was_killed_does_not_count_as_finished(tmp_path):

@@ -30,7 +30,7 @@ class CellResult(Section):
     generated_tokens: int
     learner_tokens: int
     seconds: float
-    """Wall time of the training part."""
+    """Wall time of the training part, without the evaluations within it."""
     evaluations: list[dict[str, Any]] = Field(min_length=1)
     """As in summary.json (`before`, ..., `after`), with `generated_tokens` so far, and `covariance`."""
 
@@ -66,8 +66,9 @@ def gather(work: Work, cell: Cell) -> CellResult:
     path = work.run_path(cell)
     metrics = list(read_lines(path / "metrics.jsonl"))
     run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    records = read_lines(path / "evaluations.jsonl")
     evaluations = []
-    for record in read_lines(path / "evaluations.jsonl"):
+    for record in records:
         tokens = sum(step["generated_tokens"] for step in metrics if step["step"] < record["step"])
         evaluations.append(summarize_side(record) | {"covariance": record["covariance"], "generated_tokens": tokens})
     return CellResult(
@@ -77,7 +78,7 @@ def gather(work: Work, cell: Cell) -> CellResult:
         prompts=sum(step["prompts"] for step in metrics),
         generated_tokens=sum(step["generated_tokens"] for step in metrics),
         learner_tokens=sum(step["learner_tokens"] for step in metrics),
-        seconds=float(run["training"]["seconds"]),
+        seconds=float(run["training"]["seconds"]) - sum(record["seconds"] for record in records[1:-1]),
         evaluations=evaluations,
     )
 
