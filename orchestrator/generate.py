@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,21 @@ from rewards.preferences import PreferenceError, parse_preference
 def find_policy(path: Path) -> Path:
     """The policy folder of a run directory, or the folder itself."""
     return path / "policy" if (path / "policy" / "config.json").is_file() else path
+
+
+def find_experts(run: Path) -> list[Path]:
+    """Policy folders of a rewarded soup's experts, in the order of the objectives; empty for any other run."""
+    found = sorted((run / "experts").glob("*/policy"))
+    if not found:
+        return []
+    experts = []
+    for objective in load_conditioning(found[0]).objectives:
+        named = [policy for policy in found if policy.parent.name.endswith(f"-{objective}")]
+        if not named:
+            raise BadInput(f"{run}: holds a soup that lacks the expert of {objective!r}")
+        # The shortest: one objective's name may end like another's.
+        experts.append(min(named, key=lambda policy: len(policy.parent.name)))
+    return experts
 
 
 def read_preference(items: Sequence[str], objectives: Sequence[str]) -> np.ndarray:
@@ -34,8 +50,12 @@ def read_preference(items: Sequence[str], objectives: Sequence[str]) -> np.ndarr
 def generate(
     policy: Path, preference_items: Sequence[str], prompts: Iterator[str], *, seed: int, num_responses: int = 1
 ) -> Iterator[str]:
-    """One answer per prompt and response, sampled at the temperature the policy was trained at."""
-    policy = find_policy(policy)
+    """One answer per prompt and response, sampled at the temperature the policy was trained at.
+
+    A rewarded soup answers with the average of its experts for these weights.
+    """
+    experts = find_experts(policy)
+    policy = experts[0] if experts else find_policy(policy)
     conditioning = load_conditioning(policy)
     preference = read_preference(preference_items, conditioning.objectives).tolist()
 
@@ -48,6 +68,8 @@ def generate(
     renderer = conditioning.renderer(tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(policy, dtype="auto").to(device).eval()
+    if experts:
+        _mix(model, experts, preference)
     torch.manual_seed(seed)
     limit = getattr(model.config, "max_position_embeddings", None)
     for prompt in prompts:
@@ -69,3 +91,13 @@ def generate(
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
         yield from tokenizer.batch_decode(output[:, len(ids) :], skip_special_tokens=True)
+
+
+def _mix(model: Any, experts: Sequence[Path], preference: Sequence[float]) -> None:
+    """Give the model the experts' average weights."""
+    from learner.soup import SoupSource
+
+    source = SoupSource(experts, bucket_bytes=256 << 20)
+    source.mix(preference)
+    for bucket in source.buckets():
+        model.load_state_dict({spec.name: tensor for spec, tensor in bucket}, strict=False)

@@ -11,11 +11,14 @@ from safetensors.torch import load_file
 from actors.types import GenerationRequest, Response, Rollout
 from learner.soup import SoupSource, average
 from learner.types import LearnerError
+from orchestrator.conditioning import PolicyConditioning
 from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput
+from orchestrator.generate import generate
 from orchestrator.plan import make_renderer
 from orchestrator.sampling import Scored
 from orchestrator.soups import RememberingRenderer, SoupSampler, expert_recipe, train_soup
+from rewards.config import PreferencesConfig
 from tests.tiny_models import make_tiny_policy
 from tests.word_tokenizer import WordTokenizer
 
@@ -153,3 +156,30 @@ def test_log_probabilities_are_those_of_the_prompt_s_own_average_and_of_the_star
     prompts = [tuple(renderer.token_ids("x", w)) for w in ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))]
     assert sampler.logprobs(prompts, [(1,)] * 3).tolist() == [-10, -100, -10]
     assert sampler.start_logprobs(prompts, [(1,)] * 3).tolist() == [-1, -1, -1]
+
+
+def test_a_soup_answers_as_its_expert_at_a_corner_and_as_neither_in_between(tmp_path):
+    run = tmp_path / "soup"
+    for seed, name in enumerate(("a", "b")):
+        policy = make_tiny_policy(run / "experts" / f"soup-{name}" / "policy", seed=seed)
+        record = PolicyConditioning(
+            objectives=("a", "b"), preferences=PreferencesConfig(), max_new_tokens=8, temperature=1.0
+        )
+        (policy / "mi_epo.json").write_text(record.model_dump_json())
+
+    def said(path, a):
+        return list(generate(path, [f"a={a}", f"b={1 - a}"], iter(["t20 t21"]), seed=0))
+
+    assert said(run, 1.0) == said(run / "experts" / "soup-a", 1.0)
+    assert said(run, 0.0) == said(run / "experts" / "soup-b", 0.0)
+    assert said(run, 0.5) not in (said(run / "experts" / "soup-a", 0.5), said(run / "experts" / "soup-b", 0.5))
+
+
+def test_a_soup_that_lacks_an_expert_is_refused(tmp_path):
+    policy = make_tiny_policy(tmp_path / "experts" / f"{tmp_path.name}-a" / "policy")
+    record = PolicyConditioning(
+        objectives=("a", "b"), preferences=PreferencesConfig(), max_new_tokens=8, temperature=1.0
+    )
+    (policy / "mi_epo.json").write_text(record.model_dump_json())
+    with pytest.raises(BadInput, match="lacks the expert of 'b'"):
+        next(iter(generate(tmp_path, ["a=1", "b=0"], iter(["t20"]), seed=0)))
