@@ -33,8 +33,9 @@ CHECKPOINT_META = "learner.json"
 STAND_IN = PreferencePair(
     prompt_ids_pos=(0,), prompt_ids_neg=(0,), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
 )
-STAND_IN_LABELLED = LabelledPair(prompt_ids=((0,), (0,)), response_ids=((0,), (0,)))
 """What a rank without pairs computes on, times zero."""
+STAND_IN_LABELLED = LabelledPair(prompt_ids=((0,), (0,)), response_ids=((0,), (0,)))
+"""The same for a supervised method."""
 
 
 class LearnerEngine:
@@ -67,8 +68,8 @@ class LearnerEngine:
         self.total_steps = total_steps
         self.pairs_per_step = pairs_per_step
         self.seed = seed
-        self.method = method
         self.beta_w = METHODS[method].beta_w(config)
+        self.supervised = METHODS[method].supervised
         self.device = choose_device(config)
         self.dtype = choose_dtype(config, self.device)
         deepspeed = start_deepspeed(self.device, timeout_s=config.step_timeout_s)
@@ -221,11 +222,11 @@ class LearnerEngine:
         pairs = sorted(batch.pairs, key=_longest_sequence) if self.micro_batches > 1 else batch.pairs
         for index in range(self.micro_batches):
             real = pairs[index * size : (index + 1) * size]
-            stand_in = STAND_IN_LABELLED if METHODS[self.method].supervised else STAND_IN
+            stand_in = STAND_IN_LABELLED if self.supervised else STAND_IN
             yield (real, True) if real else ([stand_in], False)
 
     def _loss(self, pairs: Sequence[Any]) -> tuple[LossOutput, SequenceBlock]:
-        return self._supervised_loss(pairs) if METHODS[self.method].supervised else self._preference_loss(pairs)
+        return self._supervised_loss(pairs) if self.supervised else self._preference_loss(pairs)
 
     def _supervised_loss(self, pairs: Sequence[LabelledPair]) -> tuple[LossOutput, SequenceBlock]:
         block = pack_labelled(pairs, device=self.device)

@@ -102,9 +102,16 @@ class Batcher:
             preference_pos = np.tile(
                 quantize(recipe.preferences.fixed, recipe.preferences.decimals), (len(preference_pos), 1)
             )
+        return self.request_batch(step, self.renderer, preference_pos, preference_neg)
+
+    def request_batch(
+        self, step: int, renderer: Renders, preference_pos: np.ndarray, preference_neg: np.ndarray
+    ) -> RequestBatch:
+        """The step's prompts under these numbers [B, K], written by this renderer."""
+        recipe = self.recipe
         requests = tuple(
             make_request(
-                self.renderer,
+                renderer,
                 prompt=self.prompts[index],
                 preference=preference_pos[row],
                 num_responses=RESPONSES_PER_PROMPT,

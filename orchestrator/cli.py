@@ -165,14 +165,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from learner.methods import METHODS
     from orchestrator.compare.command import Question, compare
+    from orchestrator.errors import BadInput
 
     def numbers(option: str, text: str, kind: type) -> tuple:
         try:
             return tuple(kind(item) for item in text.split(","))
         except ValueError:
             raise BadInput(f"{option}: must be numbers with commas between them, got {text!r}") from None
-
-    from orchestrator.errors import BadInput
 
     methods = tuple(arguments.methods.split(",")) if arguments.methods else tuple(METHODS)
     question = Question(

@@ -191,7 +191,7 @@ class Evaluator:
         if not count or len(self.preferences) < 2:
             return None
         rng = np.random.default_rng([self.recipe.seed, 3])
-        chosen = spread([rollout for rollout in rollouts if rollout.responses[0].token_ids], count)
+        chosen = _answered(rollouts, count)
         others = []
         for rollout in chosen:
             distinct = self.preferences[np.abs(self.preferences - rollout.request.preference).max(axis=1) > 1e-9]
@@ -212,7 +212,7 @@ class Evaluator:
         count = self.recipe.evaluate.information_responses
         if not count or len(self.preferences) < 2:
             return None
-        chosen = spread([rollout for rollout in rollouts if rollout.responses[0].token_ids], count)
+        chosen = _answered(rollouts, count)
         prompt_ids = [
             tuple(self.renderer.token_ids(rollout.request.prompt, w)) for rollout in chosen for w in self.preferences
         ]
@@ -228,8 +228,7 @@ class Evaluator:
         """
         if self.reference_logprobs is None or not self.recipe.evaluate.identification_responses:
             return None
-        answered = [rollout for rollout in rollouts if rollout.responses[0].token_ids]
-        chosen = spread(answered, self.recipe.evaluate.identification_responses)
+        chosen = _answered(rollouts, self.recipe.evaluate.identification_responses)
         start = self.reference_logprobs(
             [rollout.request.prompt_ids for rollout in chosen], [rollout.responses[0].token_ids for rollout in chosen]
         )
@@ -248,6 +247,11 @@ class Evaluator:
             }
             for n in spread(range(len(self.preferences)), EXAMPLE_VECTORS)
         ]
+
+
+def _answered(rollouts: Sequence[Rollout], count: int) -> list[Rollout]:
+    """`count` of the rollouts, evenly spread, whose first response has a token."""
+    return spread([rollout for rollout in rollouts if rollout.responses[0].token_ids], count)
 
 
 def _distinct_responses(rollouts: Sequence[Rollout]) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learner.types import LabelledBatch, LabelledPair
-from orchestrator.batching import RequestBatch, ScoredBatch, make_request, pair_statistics
+from orchestrator.batching import RequestBatch, ScoredBatch, pair_statistics
 from orchestrator.config import LoopConfig
 from orchestrator.errors import RunFailed
 from orchestrator.plan import load_tokenizer
@@ -73,19 +73,11 @@ def train(run: "Run", config: LoopConfig, *, first_step: int, policy_version: in
 
 def target_requests(run: "Run", writer: LevelRenderer, step: int) -> RequestBatch:
     """Requests of one step under high targets; `preference` of a request holds its levels."""
-    recipe, prompts = run.recipe, run.batcher.stream.batch(step)
-    levels = sample_target_levels(np.random.default_rng([recipe.seed, step, 2]), len(prompts), recipe.num_objectives)
-    requests = tuple(
-        make_request(
-            writer,
-            prompt=run.batcher.prompts[index],
-            preference=levels[row],
-            num_responses=2,
-            seed_parts=(recipe.seed, "train", step, row),
-        )
-        for row, index in enumerate(prompts)
+    recipe = run.recipe
+    levels = sample_target_levels(
+        np.random.default_rng([recipe.seed, step, 2]), recipe.loop.prompts_per_step, recipe.num_objectives
     )
-    return RequestBatch(step=step, requests=requests, preference_neg=levels)
+    return run.batcher.request_batch(step, writer, levels, levels)
 
 
 def annotate(scored: Sequence[ScoredBatch], scale: LevelScale, writer: LevelRenderer) -> list[Row]:

@@ -22,9 +22,10 @@ from orchestrator.conditioning import save_conditioning
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.evaluate import Evaluator, measure_normalizers
 from orchestrator.plan import Inputs, check_inputs
-from orchestrator.report import summary_table, write_report
+from orchestrator.report import write_report
 from orchestrator.rundir import CheckpointMeta, RunDir
 from orchestrator.sampling import Sampler
+from orchestrator.summary import as_text, summary_table
 from orchestrator.telemetry import Recorder
 
 if TYPE_CHECKING:
@@ -317,7 +318,4 @@ def _probe_tolerance(recipe: "Recipe") -> float:
 
 def print_summary(run_path: Path, say: Callable[[str], None]) -> None:
     """The before/after table."""
-    rows = summary_table(json.loads((run_path / "report" / "summary.json").read_text(encoding="utf-8")))
-    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        say("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say(as_text(summary_table(json.loads((run_path / "report" / "summary.json").read_text(encoding="utf-8")))))

@@ -67,6 +67,14 @@ class RunDir:
     def policy(self) -> Path:
         return self.path / "policy"
 
+    @property
+    def status(self) -> str | None:
+        """running, finished, stopped or failed; None where no run has begun, or its run.json cannot be read."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8")).get("status")
+        except (OSError, ValueError):
+            return None
+
     def recipe(self) -> Recipe:
         config = self.path / "config.yaml"
         return parse_recipe(read_yaml(config), where=str(config))

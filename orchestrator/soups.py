@@ -70,8 +70,7 @@ def expert_recipe(recipe: Recipe, k: int) -> Recipe:
 def _train_experts(recipe: Recipe, run_dir: RunDir, say: Say) -> int:
     for k, objective in enumerate(recipe.objective_names):
         path = expert_path(run_dir, objective)
-        status = _status(path)
-        if status == "finished":
+        if RunDir(path).status == "finished":
             say(f"expert {objective}: finished already")
             continue
         resume = any((path / "checkpoints").glob("step-*/STABLE"))
@@ -82,13 +81,6 @@ def _train_experts(recipe: Recipe, run_dir: RunDir, say: Say) -> int:
         if code:
             return code
     return 0
-
-
-def _status(path: Path) -> str | None:
-    try:
-        return str(json.loads((path / "run.json").read_text(encoding="utf-8")).get("status"))
-    except (OSError, ValueError):
-        return None
 
 
 def _collect_metrics(recipe: Recipe, run_dir: RunDir) -> None:

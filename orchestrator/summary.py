@@ -103,6 +103,14 @@ def summary_table(summary: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
+def as_text(table: Sequence[Sequence[str]]) -> str:
+    """A table's rows as lines, its columns aligned."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
 def metric_rows(summary: Mapping[str, Any]) -> list[Row]:
     """Every line of the before/after table: first by the reward models, then by the audit judge where there is one."""
     before, after = summary["before"] or {}, summary["after"]

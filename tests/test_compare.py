@@ -25,7 +25,6 @@ from orchestrator.compare.statistics import at_kl, estimate, paired_difference, 
 from orchestrator.compare.tables import (
     QUALITY,
     as_markdown,
-    as_text,
     cost_table,
     difference_table,
     matched_kl_table,
@@ -35,6 +34,7 @@ from orchestrator.compare.tables import (
 from orchestrator.errors import BadInput
 from orchestrator.evaluate import front_metrics
 from orchestrator.rundir import RunDir
+from orchestrator.summary import as_text
 from rewards.preferences import evaluation_grid
 
 MINIATURE = str(Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml")

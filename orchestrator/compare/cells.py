@@ -1,6 +1,5 @@
 """One cell of a comparison: one training run of one method under one seed, in a folder of its own."""
 
-import json
 import os
 import shutil
 import signal
@@ -63,11 +62,7 @@ def is_finished(work: Work, cell: Cell) -> bool:
         BadInput: it is complete, but was run with another recipe.
     """
     path = work.run_path(cell)
-    try:
-        status = json.loads((path / "run.json").read_text(encoding="utf-8")).get("status")
-    except (OSError, ValueError):
-        return False
-    if status != "finished":
+    if RunDir(path).status != "finished":
         return False
     if RunDir.open(path).recipe() != work.recipe(cell):
         raise BadInput(f"{path}: was run with another recipe; choose another --output, or move that folder away")

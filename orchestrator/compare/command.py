@@ -17,9 +17,10 @@ from orchestrator.compare.results import (
     gather,
     write_results,
 )
-from orchestrator.compare.tables import QUALITY, as_text, quality_table
+from orchestrator.compare.tables import QUALITY, quality_table
 from orchestrator.config import Recipe, load_recipe
 from orchestrator.errors import BadInput
+from orchestrator.summary import as_text
 
 Say = Callable[[str], None]
 OVERRIDES = ("telemetry.wandb=disabled", "cluster.dashboard=false")

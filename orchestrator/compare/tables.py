@@ -1,4 +1,4 @@
-"""The tables of a comparison, as rows of text cells; `as_text` and `as_markdown` lay them out."""
+"""The tables of a comparison, as rows of text cells; `summary.as_text` and `as_markdown` lay them out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,13 +163,6 @@ def tuning_table(results: Results) -> Table:
 def _without_empty_columns(rows: Table) -> Table:
     kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] != "-" for row in rows[1:])]
     return [[row[i] for i in kept] for row in rows]
-
-
-def as_text(table: Table) -> str:
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-    )
 
 
 def as_markdown(table: Table) -> str:
