@@ -30,6 +30,8 @@ class Cell:
     """A method of `learner.methods`, or a variant of one: METHOD@section.key=value, again with @ for more keys."""
     seed: int
     beta_c: float
+    tuning: bool = False
+    """Whether it only helps to choose beta_c: it is evaluated before and after training alone."""
 
     @property
     def name(self) -> str:
@@ -37,7 +39,8 @@ class Cell:
 
     def overrides(self) -> list[str]:
         name, *changes = self.method.split("@")
-        return [f"method={name}", f"seed={self.seed}", f"learner.beta_c={self.beta_c}", *changes]
+        curve = ["evaluate.every=0"] if self.tuning else []
+        return [f"method={name}", f"seed={self.seed}", f"learner.beta_c={self.beta_c}", *changes, *curve]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class Work:
         return load_recipe(self.recipe_path, [*self.overrides, *cell.overrides()])
 
     def run_path(self, cell: Cell) -> Path:
-        return self.folder / "cells" / cell.name
+        return self.folder / ("tuning" if cell.tuning else "cells") / cell.name
 
 
 def is_finished(work: Work, cell: Cell) -> bool:

@@ -84,7 +84,9 @@ def compare(question: Question, recipe_path: str, overrides: Sequence[str], fold
     work = _work(question, recipe, recipe_path, overrides, folder)
     grid = question.beta_c_grid or (recipe.learner.beta_c,)
     tuned = [method for method in question.methods if question.tunes and not METHODS[base_method(method)].supervised]
-    candidates = [Cell(method=method, seed=question.tuning_seed, beta_c=b) for method in tuned for b in grid]
+    candidates = [
+        Cell(method=method, seed=question.tuning_seed, beta_c=b, tuning=True) for method in tuned for b in grid
+    ]
     _check_recipes(
         work, [*candidates, *make_cells(question.methods, question.seeds, dict.fromkeys(question.methods, grid[0]))]
     )
