@@ -33,6 +33,8 @@ class Method:
     """Responses are imitated under prompts that say how they scored; the pair rule and the terms above do not apply."""
     experts: bool = False
     """One policy for each objective, trained on its share of the steps, instead of one for all vectors."""
+    tuned_by: Literal["beta_c", "learning_rate"] = "beta_c"
+    """The learner's setting that decides how far the method drifts, so the one a fair comparison chooses for it."""
 
     def pair_weights(
         self, scores: Tensor, preference: Tensor, config: LearnerConfig, *, seed: int
@@ -82,7 +84,7 @@ in the prompt; at a one-hot w it is that expert. The experts share the steps, so
 other method.
 """
 
-RIC = Method(pair_rule="per_objective", information_term=False, supervised=True)
+RIC = Method(pair_rule="per_objective", information_term=False, supervised=True, tuned_by="learning_rate")
 """Rewards-in-Context (arXiv 2402.10207): log pi(y | G(x, levels of y)) is raised on responses annotated with what they
 scored, and a user's w asks for the levels w / ||w||_2 (`rewards.targets`).
 

@@ -40,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--methods", help="comma-separated, each METHOD or METHOD@section.key=value (default: all)")
     compare.add_argument("--seeds", help="comma-separated (default: 0,1,2)")
     compare.add_argument("--beta-c", help="comma-separated; each method is compared at its own best of them")
-    compare.add_argument("--tune-seed", type=int, help="seed of the runs that choose beta_c (default: the next one)")
+    compare.add_argument("--learning-rate", help="the same for a method without beta_c (ric)")
+    compare.add_argument("--tune-seed", type=int, help="seed of the runs that choose these (default: the next one)")
+    compare.add_argument("--sweep", metavar="section.key=V,V,...", help="also the first method with each of the values")
     compare.add_argument("--jobs", type=int, default=1, help="runs at a time")
     compare.add_argument("--output", type=Path, help="folder (default: comparisons/NAME); finished runs in it are kept")
     compare.add_argument("--quick", action="store_true", help="two methods, one seed, 20 updates: does it work at all")
@@ -173,12 +175,23 @@ def _compare(arguments: argparse.Namespace) -> int:
         except ValueError:
             raise BadInput(f"{option}: must be numbers with commas between them, got {text!r}") from None
 
+    key, equals, values = (arguments.sweep or "").partition("=")
+    if arguments.sweep and not (key and equals):
+        raise BadInput(f"--sweep: must read section.key=value,value,..., got {arguments.sweep!r}")
     methods = tuple(arguments.methods.split(",")) if arguments.methods else tuple(METHODS)
     question = Question(
         methods=methods[:2] if arguments.quick and not arguments.methods else methods,
         seeds=numbers("--seeds", arguments.seeds or ("0" if arguments.quick else "0,1,2"), int),
-        beta_c_grid=numbers("--beta-c", arguments.beta_c, float) if arguments.beta_c else (),
+        grids={
+            knob: numbers(option, text, float)
+            for knob, option, text in (
+                ("beta_c", "--beta-c", arguments.beta_c),
+                ("learning_rate", "--learning-rate", arguments.learning_rate),
+            )
+            if text
+        },
         tune_seed=arguments.tune_seed,
+        sweep=(key, numbers("--sweep", values, float)) if arguments.sweep else None,
         jobs=arguments.jobs,
         quick=arguments.quick,
     )

@@ -9,14 +9,15 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.compare.cells import Cell, Work, is_finished, make_cells
-from orchestrator.compare.command import Question
+from orchestrator.compare.command import Question, sweep_cells
 from orchestrator.compare.document import write_document
 from orchestrator.compare.reading import reading
 from orchestrator.compare.results import (
     CellResult,
     Results,
+    Sweep,
     add_igd_plus,
-    best_beta_c,
+    best_value,
     gather,
     read_results,
     write_results,
@@ -29,6 +30,7 @@ from orchestrator.compare.tables import (
     difference_table,
     matched_kl_table,
     quality_table,
+    sweep_table,
     tuning_table,
 )
 from orchestrator.errors import BadInput
@@ -55,11 +57,12 @@ def evaluation(step, gain, kl, seed):
     }
 
 
-def cell(method, seed, *, gain, beta_c=0.3, kl=4.0):
+def cell(method, seed, *, gain, value=0.3, kl=4.0):
     return CellResult(
         method=method,
         seed=seed,
-        beta_c=beta_c,
+        knob="beta_c",
+        value=value,
         prompts=320,
         generated_tokens=1000,
         learner_tokens=4000 if method == "mi-epo" else 2000,
@@ -72,7 +75,7 @@ def cell(method, seed, *, gain, beta_c=0.3, kl=4.0):
     )
 
 
-def results(*, seeds=(0, 1, 2), tuning=()):
+def results(*, seeds=(0, 1, 2), tuning=(), sweep=None):
     return Results(
         recipe="miniature",
         objectives=("helpfulness", "harmlessness"),
@@ -80,13 +83,16 @@ def results(*, seeds=(0, 1, 2), tuning=()):
         seeds=seeds,
         methods=("mi-epo", "mo-odpo"),
         tune_seed=9 if tuning else None,
-        beta_c_grid=(0.1, 0.3) if tuning else (0.3,),
-        beta_c={"mi-epo": 0.3, "mo-odpo": 0.1},
         tuning=tuning,
+        sweep=sweep,
         cells=[
-            cell(method, seed, gain=gain, kl=kl)
+            cell(method, seed, gain=gain, kl=kl, value=value)
             for seed in seeds
-            for method, gain, kl in (("mi-epo", 2.0, 4.0), ("mo-odpo", 3.0, 8.0))
+            for method, gain, kl, value in (
+                ("mi-epo", 2.0, 4.0, 0.3),
+                ("mo-odpo", 3.0, 8.0, 0.1),
+                *((name, 4.0, 9.0, 0.3) for name in (sweep.methods if sweep else ()) if "@" in name),
+            )
         ],
     )
 
@@ -123,7 +129,7 @@ def test_a_curve_is_read_where_it_first_reaches_the_kl():
 
 def test_the_tables_tell_each_method_and_its_difference():
     found = results()
-    add_igd_plus(found.cells)
+    add_igd_plus(found)
     text = as_text(quality_table(found, QUALITY))
     assert [line.split()[0] for line in text.splitlines()] == ["method", "(start)", "mi-epo", "mo-odpo"]
     assert "MIP ↑" in text and "CRD ↓" in text and "±" in text
@@ -136,12 +142,19 @@ def test_the_tables_tell_each_method_and_its_difference():
 
 def test_at_equal_kl_the_method_that_drifts_more_loses_its_advantage():
     head, mi_epo, mo_odpo = matched_kl_table(results(), QUALITY[:1])
-    assert head[:2] == ["method", "KL"]
-    assert (mi_epo[1], mo_odpo[1]) == ("4.00 ± 0.00", "4.00 ± 0.00")
+    assert head == ["method", "MIP ↑ at 1 nats", "MIP ↑ at 2 nats", "MIP ↑ at 4 nats"]
     after = np.mean([c.after["mip"] for c in results().of("mi-epo")])
     middle = np.mean([c.evaluations[1]["mip"] for c in results().of("mo-odpo")])
-    assert float(mi_epo[2].split()[0]) == pytest.approx(after, abs=1e-3)
-    assert float(mo_odpo[2].split()[0]) == pytest.approx(middle, abs=1e-3)
+    assert float(mi_epo[3].split()[0]) == pytest.approx(after, abs=1e-3)
+    assert float(mo_odpo[3].split()[0]) == pytest.approx(middle, abs=1e-3)
+
+
+def test_a_method_that_never_drifts_so_far_has_no_figure_there():
+    found = results()
+    for one in found.of("mi-epo"):
+        one.after["kl_to_start"] = 3.0
+    (_, mi_epo, mo_odpo) = matched_kl_table(found, QUALITY[:1])
+    assert mi_epo[3] == "-" and mo_odpo[3] != "-"
 
 
 def test_without_a_measured_kl_there_is_no_table_of_equal_kl():
@@ -150,20 +163,29 @@ def test_without_a_measured_kl_there_is_no_table_of_equal_kl():
     assert matched_kl_table(found, QUALITY) == []
 
 
-def test_each_method_gets_its_own_best_beta_c():
+def test_each_method_gets_its_own_best_value():
     tuning = tuple(
-        cell(method, 9, gain=gain, beta_c=beta_c)
-        for method, beta_c, gain in (
+        cell(method, 9, gain=gain, value=value)
+        for method, value, gain in (
             ("mi-epo", 0.1, 1.0),
             ("mi-epo", 0.3, 2.0),
             ("mo-odpo", 0.1, 2.0),
             ("mo-odpo", 0.3, 1.0),
         )
     )
-    assert (best_beta_c(tuning, "mi-epo"), best_beta_c(tuning, "mo-odpo")) == (0.3, 0.1)
-    head, *rows = tuning_table(results(tuning=tuning))
-    assert head == ["method", "beta_c 0.1", "beta_c 0.3", "chosen"]
-    assert [row[-1] for row in rows] == ["0.3", "0.1"]
+    assert (best_value(tuning, "mi-epo"), best_value(tuning, "mo-odpo")) == (0.3, 0.1)
+    _, *rows = tuning_table(results(tuning=tuning))
+    assert [(row[0], row[1], row[-1]) for row in rows] == [("mi-epo", "beta_c", "0.3"), ("mo-odpo", "beta_c", "0.1")]
+    assert rows[0][2].startswith("0.1: ") and f", 0.3: {tuning[1].after['mip']:.3f}" in rows[0][2]
+
+
+def test_a_sweep_shows_each_value_and_shares_the_recipe_s_own_with_the_comparison():
+    sweep = Sweep(key="learner.beta_w", values=(0.01, 0.1), methods=("mi-epo", "mi-epo@learner.beta_w=0.1"))
+    found = results(sweep=sweep)
+    _, own, other = sweep_table(found, QUALITY[:1])
+    assert [own[0], other[0]] == ["0.01 (the recipe's)", "0.1"]
+    assert own[1] == quality_table(found, QUALITY[:1])[2][1] != other[1]
+    assert sweep_table(results(), QUALITY) == []
 
 
 def test_the_page_holds_every_table_and_its_figures(tmp_path):
@@ -222,7 +244,7 @@ def finished_cell(work, cell_):
 
 
 def test_a_finished_cell_is_kept_and_read(tmp_path):
-    work, one = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path), Cell(method="mo-odpo", seed=1, beta_c=0.1)
+    work, one = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path), Cell(method="mo-odpo", seed=1, value=0.1)
     assert not is_finished(work, one)
     finished_cell(work, one)
     assert is_finished(work, one)
@@ -232,36 +254,59 @@ def test_a_finished_cell_is_kept_and_read(tmp_path):
 
 
 def test_a_cell_that_was_killed_does_not_count_as_finished(tmp_path):
-    work, one = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path), Cell(method="mo-odpo", seed=1, beta_c=0.1)
+    work, one = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path), Cell(method="mo-odpo", seed=1, value=0.1)
     finished_cell(work, one)
     RunDir.open(work.run_path(one)).describe(status="running")
     assert not is_finished(work, one)
 
 
 def test_a_finished_cell_of_another_recipe_is_refused(tmp_path):
-    one = Cell(method="mo-odpo", seed=1, beta_c=0.1)
+    one = Cell(method="mo-odpo", seed=1, value=0.1)
     finished_cell(Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path), one)
     with pytest.raises(BadInput, match="was run with another recipe"):
         is_finished(Work(recipe_path=MINIATURE, overrides=("loop.steps=7",), folder=tmp_path), one)
 
 
-def test_cells_go_seed_by_seed_each_with_its_method_s_beta_c():
-    cells = make_cells(("a", "b"), (4, 2), {"a": 0.1, "b": 0.3})
+def test_cells_go_seed_by_seed_each_with_its_method_s_value():
+    cells = make_cells({"mi-epo": 0.1, "ric": 0.001}, (4, 2))
     assert [c.name for c in cells] == [
-        "a-beta_c0.1-seed4",
-        "b-beta_c0.3-seed4",
-        "a-beta_c0.1-seed2",
-        "b-beta_c0.3-seed2",
+        "mi-epo-beta_c0.1-seed4",
+        "ric-learning_rate0.001-seed4",
+        "mi-epo-beta_c0.1-seed2",
+        "ric-learning_rate0.001-seed2",
     ]
 
 
 def test_a_variant_is_a_method_with_overrides_of_its_own(tmp_path):
     work = Work(recipe_path=MINIATURE, overrides=("loop.steps=7",), folder=tmp_path)
-    variant = Cell(method="mi-epo@learner.beta_w=0.1@learner.min_margin=0.2", seed=1, beta_c=0.1)
+    variant = Cell(method="mi-epo@learner.beta_w=0.1@learner.min_margin=0.2", seed=1, value=0.1)
     recipe = work.recipe(variant)
     assert (recipe.method, recipe.seed, recipe.loop.steps) == ("mi-epo", 1, 7)
     assert (recipe.learner.beta_c, recipe.learner.beta_w, recipe.learner.min_margin) == (0.1, 0.1, 0.2)
-    assert work.run_path(variant) != work.run_path(Cell(method="mi-epo", seed=1, beta_c=0.1))
+    assert work.run_path(variant) != work.run_path(Cell(method="mi-epo", seed=1, value=0.1))
+
+
+def test_a_method_without_beta_c_is_tuned_by_its_learning_rate(tmp_path):
+    recipe = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path).recipe(Cell(method="ric", seed=1, value=0.004))
+    assert recipe.learner.learning_rate == 0.004
+    question = Question(methods=("ric", "mi-epo"), seeds=(0, 1), grids={"learning_rate": (1e-3, 3e-3)})
+    assert question.values("ric", recipe) == (1e-3, 3e-3)
+    assert question.values("mi-epo", recipe) == (0.3,)
+
+
+def test_only_the_compared_cells_are_evaluated_on_the_way(tmp_path):
+    work = Work(recipe_path=MINIATURE, overrides=("evaluate.every=25",), folder=tmp_path)
+    cells = [Cell(method="mi-epo", seed=1, value=0.3, part=part) for part in ("cells", "tuning", "sweep")]
+    assert [work.recipe(one).evaluate.every for one in cells] == [25, 0, 0]
+    assert len({work.run_path(one) for one in cells}) == 3
+
+
+def test_a_sweep_runs_every_value_but_the_method_s_own(tmp_path):
+    work = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path)
+    question = Question(methods=("mi-epo",), seeds=(4, 5), sweep=("learner.beta_w", (0.0, 0.01, 0.1)))
+    assert [one.name for one in sweep_cells(question, work, {"mi-epo": 0.2})] == [
+        f"mi-epo@learner.beta_w={value}-beta_c0.2-seed{seed}" for seed in (4, 5) for value in ("0", "0.1")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +316,9 @@ def test_a_variant_is_a_method_with_overrides_of_its_own(tmp_path):
         ({"methods": ("mi-epo", "ppo")}, "--methods: must be among .*got 'ppo'"),
         ({"methods": ("mi-epo", "mi-epo")}, "--methods: values must differ"),
         ({"seeds": (1, 1)}, "--seeds: values must differ, got 1 twice"),
-        ({"seeds": ()}, "need at least one value each"),
+        ({"seeds": ()}, "--seeds: needs at least one value"),
+        ({"grids": {"learning_rate": (0.1, 0.1)}}, "--learning-rate: values must differ, got 0.1 twice"),
+        ({"sweep": ("learner.beta_w", (0.0, 0.0))}, "--sweep: values must differ, got 0.0 twice"),
         ({"tune_seed": 0}, "--tune-seed: must not be among the compared seeds, got 0"),
         ({"jobs": 0}, "--jobs: must be >= 1, got 0"),
     ],

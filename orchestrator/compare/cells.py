@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from learner.methods import METHODS, Method
 from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.rundir import RunDir
@@ -24,23 +25,29 @@ STOP_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Cell:
-    """Example: Cell(method="mi-epo@learner.beta_w=0.03", seed=0, beta_c=0.3)"""
+    """Example: Cell(method="mi-epo@learner.beta_w=0.03", seed=0, value=0.3)"""
 
     method: str
     """A method of `learner.methods`, or a variant of one: METHOD@section.key=value, again with @ for more keys."""
     seed: int
-    beta_c: float
-    tuning: bool = False
-    """Whether it only helps to choose beta_c: it is evaluated before and after training alone."""
+    value: float
+    """Of the learner's setting `knob`."""
+    part: Literal["cells", "tuning", "sweep"] = "cells"
+    """What it is run for, and its folder; only `cells` are evaluated on the way as well."""
+
+    @property
+    def knob(self) -> str:
+        """The method's `tuned_by`."""
+        return method_of(self.method).tuned_by
 
     @property
     def name(self) -> str:
-        return f"{self.method}-beta_c{self.beta_c:g}-seed{self.seed}"
+        return f"{self.method}-{self.knob}{self.value:g}-seed{self.seed}"
 
     def overrides(self) -> list[str]:
         name, *changes = self.method.split("@")
-        curve = ["evaluate.every=0"] if self.tuning else []
-        return [f"method={name}", f"seed={self.seed}", f"learner.beta_c={self.beta_c}", *changes, *curve]
+        curve = [] if self.part == "cells" else ["evaluate.every=0"]
+        return [f"method={name}", f"seed={self.seed}", f"learner.{self.knob}={self.value}", *changes, *curve]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +62,7 @@ class Work:
         return load_recipe(self.recipe_path, [*self.overrides, *cell.overrides()])
 
     def run_path(self, cell: Cell) -> Path:
-        return self.folder / ("tuning" if cell.tuning else "cells") / cell.name
+        return self.folder / cell.part / cell.name
 
 
 def is_finished(work: Work, cell: Cell) -> bool:
@@ -125,14 +132,17 @@ class CellRunner:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def base_method(variant: str) -> str:
-    """`mi-epo` of `mi-epo@learner.beta_w=0.03`."""
-    return variant.partition("@")[0]
+def method_of(variant: str) -> Method:
+    """`mi-epo` of `mi-epo@learner.beta_w=0.03`. Raises BadInput when there is none of that name."""
+    name = variant.partition("@")[0]
+    if name not in METHODS:
+        raise BadInput(f"--methods: must be among {', '.join(METHODS)}, got {name!r}")
+    return METHODS[name]
 
 
-def make_cells(methods: Sequence[str], seeds: Sequence[int], beta_c: dict[str, float]) -> list[Cell]:
-    """Seed by seed, so that an interrupted comparison holds whole seeds."""
-    return [Cell(method=method, seed=seed, beta_c=beta_c[method]) for seed in seeds for method in methods]
+def make_cells(values: Mapping[str, float], seeds: Sequence[int]) -> list[Cell]:
+    """Of {method: value of its knob}; seed by seed, so that an interrupted comparison holds whole seeds."""
+    return [Cell(method=method, seed=seed, value=value) for seed in seeds for method, value in values.items()]
 
 
 def _python_path() -> str:

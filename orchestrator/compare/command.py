@@ -1,19 +1,20 @@
-"""`mi-epo compare`: tune each method's beta_c, run every (method, seed) that is missing, gather, tell."""
+"""`mi-epo compare`: choose each method's setting, run every (method, seed) that is missing, gather, tell."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from learner.methods import METHODS
-from orchestrator.compare.cells import Cell, CellRunner, Work, base_method, is_finished, make_cells
+from orchestrator.compare.cells import Cell, CellRunner, Work, is_finished, make_cells, method_of
 from orchestrator.compare.results import (
     RESULTS,
     Results,
+    Sweep,
     add_igd_plus,
-    best_beta_c,
+    best_value,
     gather,
     write_results,
 )
@@ -34,42 +35,48 @@ CURVE_POINTS = 5
 class Question:
     """What is to be compared.
 
-    Example: Question(methods=("mi-epo", "mo-odpo"), seeds=(0, 1, 2), beta_c_grid=(0.1, 0.3), tune_seed=3, jobs=2)
+    Example: Question(methods=("mi-epo", "mo-odpo"), seeds=(0, 1, 2), grids={"beta_c": (0.1, 0.3)}, jobs=2)
     """
 
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    beta_c_grid: tuple[float, ...] = ()
-    """Values among which each method's own best is chosen; empty: the recipe's for all. `ric` has no beta_c."""
+    grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Setting of the learner -> values among which each method tuned by it gets its own best; else the recipe's."""
     tune_seed: int | None = None
     """Seed of the runs that choose; None: the first after the compared ones."""
+    sweep: tuple[str, tuple[float, ...]] | None = None
+    """(dotted key, values): the first method again with each of them."""
     jobs: int = 1
     """Runs at a time."""
     quick: bool = False
 
     def check(self) -> None:
         """Raises BadInput, naming the option."""
-        for option, values in (("--methods", self.methods), ("--seeds", self.seeds), ("--beta-c", self.beta_c_grid)):
+        options: dict[str, tuple[Any, ...]] = {"--methods": self.methods, "--seeds": self.seeds}
+        options |= {f"--{name.replace('_', '-')}": values for name, values in self.grids.items()}
+        if self.sweep:
+            options["--sweep"] = self.sweep[1]
+        for option, values in options.items():
             repeated = [value for index, value in enumerate(values) if value in values[:index]]
             if repeated:
                 raise BadInput(f"{option}: values must differ, got {repeated[0]!r} twice")
+            if not values:
+                raise BadInput(f"{option}: needs at least one value")
         for method in self.methods:
-            if base_method(method) not in METHODS:
-                raise BadInput(f"--methods: must be among {', '.join(METHODS)}, got {base_method(method)!r}")
-        if not self.methods or not self.seeds:
-            raise BadInput("--methods and --seeds: need at least one value each")
+            method_of(method)
         if self.tuning_seed in self.seeds:
             raise BadInput(f"--tune-seed: must not be among the compared seeds, got {self.tuning_seed}")
         if self.jobs < 1:
             raise BadInput(f"--jobs: must be >= 1, got {self.jobs}")
 
     @property
-    def tunes(self) -> bool:
-        return len(self.beta_c_grid) > 1
-
-    @property
     def tuning_seed(self) -> int:
         return max(self.seeds) + 1 if self.tune_seed is None else self.tune_seed
+
+    def values(self, method: str, recipe: Recipe) -> tuple[float, ...]:
+        """Candidates for the method's setting."""
+        knob = method_of(method).tuned_by
+        return self.grids.get(knob) or (getattr(recipe.learner, knob),)
 
 
 def compare(question: Question, recipe_path: str, overrides: Sequence[str], folder: Path | None, *, say: Say) -> Path:
@@ -82,34 +89,36 @@ def compare(question: Question, recipe_path: str, overrides: Sequence[str], fold
     question.check()
     recipe = load_recipe(recipe_path, list(overrides))
     work = _work(question, recipe, recipe_path, overrides, folder)
-    grid = question.beta_c_grid or (recipe.learner.beta_c,)
-    tuned = [method for method in question.methods if question.tunes and not METHODS[base_method(method)].supervised]
+    values = {method: question.values(method, recipe) for method in question.methods}
     candidates = [
-        Cell(method=method, seed=question.tuning_seed, beta_c=b, tuning=True) for method in tuned for b in grid
+        Cell(method=method, seed=question.tuning_seed, value=value, part="tuning")
+        for method, several in values.items()
+        if len(several) > 1
+        for value in several
     ]
-    _check_recipes(
-        work, [*candidates, *make_cells(question.methods, question.seeds, dict.fromkeys(question.methods, grid[0]))]
-    )
+    first = {method: several[0] for method, several in values.items()}
+    _check_recipes(work, [*candidates, *make_cells(first, question.seeds), *sweep_cells(question, work, first)])
     if len(question.seeds) < 2:
         say("one seed: the tables will hold no intervals")
     _run_missing(work, candidates, question.jobs, say)
     tuning = [gather(work, cell) for cell in candidates]
-    beta_c = {method: best_beta_c(tuning, method) if method in tuned else grid[0] for method in question.methods}
-    cells = make_cells(question.methods, question.seeds, beta_c)
-    _run_missing(work, cells, question.jobs, say)
+    tuned = {cell.method for cell in candidates}
+    chosen = {method: best_value(tuning, method) if method in tuned else first[method] for method in values}
+    cells = make_cells(chosen, question.seeds)
+    swept = sweep_cells(question, work, chosen)
+    _run_missing(work, [*cells, *swept], question.jobs, say)
     results = Results(
         recipe=recipe.name,
         objectives=recipe.objective_names,
         steps=work.recipe(cells[0]).loop.steps,
         seeds=question.seeds,
         methods=question.methods,
-        tune_seed=question.tuning_seed if question.tunes else None,
-        beta_c_grid=tuple(grid),
-        beta_c=beta_c,
+        tune_seed=question.tuning_seed if tuning else None,
         tuning=tuple(tuning),
-        cells=[gather(work, cell) for cell in cells],
+        sweep=_sweep(question, swept),
+        cells=[gather(work, cell) for cell in [*cells, *swept]],
     )
-    add_igd_plus(results.cells)
+    add_igd_plus(results)
     write_results(work.folder / RESULTS, results)
     say("\n" + as_text(quality_table(results, QUALITY)))
     from orchestrator.compare.document import write_document  # matplotlib
@@ -126,6 +135,30 @@ def _work(question: Question, recipe: Recipe, recipe_path: str, overrides: Seque
     name = f"{recipe.name}-quick" if question.quick else recipe.name
     # The user's overrides come last, so that they win.
     return Work(recipe_path=recipe_path, overrides=(*own, *overrides), folder=folder or Path("comparisons") / name)
+
+
+def sweep_cells(question: Question, work: Work, chosen: Mapping[str, float]) -> list[Cell]:
+    """The sweep's runs but those at the first method's own value, which are among its cells."""
+    if question.sweep is None:
+        return []
+    method, (key, values) = question.methods[0], question.sweep
+    own = work.recipe(Cell(method=method, seed=question.seeds[0], value=chosen[method], part="sweep"))
+    cells = [
+        Cell(method=f"{method}@{key}={value:g}", seed=seed, value=chosen[method], part="sweep")
+        for seed in question.seeds
+        for value in values
+    ]
+    same = {cell.method for cell in cells if cell.seed == question.seeds[0] and work.recipe(cell) == own}
+    return [cell for cell in cells if cell.method not in same]
+
+
+def _sweep(question: Question, cells: Sequence[Cell]) -> Sweep | None:
+    if question.sweep is None:
+        return None
+    method, (key, values) = question.methods[0], question.sweep
+    run = {cell.method for cell in cells}
+    names = [f"{method}@{key}={value:g}" for value in values]
+    return Sweep(key=key, values=values, methods=tuple(name if name in run else method for name in names))
 
 
 def _check_recipes(work: Work, cells: Sequence[Cell]) -> None:

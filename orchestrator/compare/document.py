@@ -44,12 +44,24 @@ def _parts(results: Results, path: Path, stem: str) -> list[str]:
         *_section("By the audit judge, and the price", tables.quality_table(results, tables.TRUTH)),
         *_section("At equal KL to the start", tables.matched_kl_table(results, tables.QUALITY[:3])),
         *_section("Cost of a run", tables.cost_table(results)),
-        *_section("Choice of beta_c (MIP after training, tuning seed)", tables.tuning_table(results)),
+        *_sweep_section(results),
+        *_section("How each method's setting was chosen", tables.tuning_table(results)),
     ]
 
 
 def _section(title: str, table: Table) -> list[str]:
     return [f"## {title}", as_markdown(table)] if len(table) > 1 else []
+
+
+def _sweep_section(results: Results) -> list[str]:
+    sweep = results.sweep
+    if sweep is None:
+        return []
+    method, own = results.methods[0], results.of(results.methods[0])[0]
+    return _section(
+        f"`{method}` with other values of {sweep.key} ({own.knob} {own.value:g})",
+        tables.sweep_table(results, tables.SWEPT),
+    )
 
 
 def _seeds(results: Results) -> str:
@@ -58,12 +70,11 @@ def _seeds(results: Results) -> str:
 
 
 def _work_paragraph(results: Results) -> str:
-    grid = ", ".join(f"{value:g}" for value in results.beta_c_grid)
     tuned = (
-        f"beta_c is each method's own best of {grid}, chosen by MIP under seed {results.tune_seed}, which is in no "
-        "other table."
+        "Each method stands at its own best value of the setting that decides how far it drifts, chosen by MIP under "
+        f"seed {results.tune_seed}, which is in no other table."
         if results.tuning
-        else f"beta_c is {grid} for every method."
+        else "Every setting is the recipe's."
     )
     return (
         f"Objectives {', '.join(results.objectives)}; {results.steps} updates; seeds "

@@ -1,7 +1,7 @@
 """What finished cells came to: one results file, from which every table and figure of a comparison is made."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ class CellResult(Section):
 
     method: str
     seed: int
-    beta_c: float
+    knob: str
+    """The method's `tuned_by`, a setting of the learner's section ..."""
+    value: float
+    """... and what it stood at."""
     prompts: int
     """Prompts sampled; the same for every method."""
     generated_tokens: int
@@ -39,6 +42,16 @@ class CellResult(Section):
         return self.evaluations[-1]
 
 
+class Sweep(Section):
+    """One setting of the first method at several values, the rest at what was chosen for that method."""
+
+    key: str
+    """Example: learner.beta_w"""
+    values: tuple[float, ...]
+    methods: tuple[str, ...]
+    """The name under which each value's cells stand; the plain method where the value is the recipe's own."""
+
+
 class Results(Section):
     """results.json."""
 
@@ -48,15 +61,14 @@ class Results(Section):
     seeds: tuple[int, ...]
     methods: tuple[str, ...]
     tune_seed: int | None = None
-    beta_c_grid: tuple[float, ...]
-    beta_c: dict[str, float]
-    """Method -> the beta_c it is compared at."""
     tuning: tuple[CellResult, ...] = ()
-    """Runs of the tuning seed, from which beta_c was chosen; never part of the tables."""
+    """Runs of the tuning seed, from which each method's value was chosen; in no other table."""
+    sweep: Sweep | None = None
     cells: list[CellResult]
+    """Of every method, and of the sweep, under every seed."""
 
     def of(self, method: str) -> list[CellResult]:
-        """The method's cells in the order of the seeds."""
+        """The method's cells in the order of the seeds; also of a variant that only the sweep has."""
         by_seed = {cell.seed: cell for cell in self.cells if cell.method == method}
         return [by_seed[seed] for seed in self.seeds]
 
@@ -74,7 +86,8 @@ def gather(work: Work, cell: Cell) -> CellResult:
     return CellResult(
         method=cell.method,
         seed=cell.seed,
-        beta_c=cell.beta_c,
+        knob=cell.knob,
+        value=cell.value,
         prompts=sum(step["prompts"] for step in metrics),
         generated_tokens=sum(step["generated_tokens"] for step in metrics),
         learner_tokens=sum(step["learner_tokens"] for step in metrics),
@@ -83,14 +96,15 @@ def gather(work: Work, cell: Cell) -> CellResult:
     )
 
 
-def add_igd_plus(cells: Sequence[CellResult]) -> None:
-    """IGD+ of each cell's last points to the nondominated union of all methods under its seed.
+def add_igd_plus(results: Results) -> None:
+    """IGD+ of each cell's last points to the nondominated union of the compared methods under its seed.
 
     Seeds have starting policies, and so normalisers, of their own; their points share no scale.
     """
-    for seed in {cell.seed for cell in cells}:
-        of_seed = [cell for cell in cells if cell.seed == seed]
-        union = np.concatenate([np.array(cell.after["points"], dtype=float) for cell in of_seed])
+    for seed in results.seeds:
+        of_seed = [cell for cell in results.cells if cell.seed == seed]
+        compared = [cell.after["points"] for cell in of_seed if cell.method in results.methods]
+        union = np.concatenate([np.array(points, dtype=float) for points in compared])
         front = union[nondominated(union)]
         for cell in of_seed:
             cell.after["igd_plus"] = igd_plus(cell.after["points"], front)
@@ -113,7 +127,6 @@ def read_results(path: Path) -> Results:
         raise BadInput("\n".join(describe_errors(error, str(path)))) from None
 
 
-def best_beta_c(tuning: Iterable[CellResult], method: str) -> float:
-    """The beta_c with the highest MIP by the reward models after training; of equal ones the larger, more careful."""
-    candidates = [cell for cell in tuning if cell.method == method]
-    return max(candidates, key=lambda cell: (cell.after["mip"], cell.beta_c)).beta_c
+def best_value(tuning: Iterable[CellResult], method: str) -> float:
+    """The value with the highest MIP by the reward models after training; the first of equal ones."""
+    return max((cell for cell in tuning if cell.method == method), key=lambda cell: float(cell.after["mip"])).value

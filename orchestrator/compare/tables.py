@@ -12,6 +12,8 @@ from orchestrator.compare.statistics import at_kl, estimate, paired_difference
 Table = list[list[str]]
 BASELINE = "mi-epo"
 """The method that paired differences are taken to."""
+KL_LEVELS = (1.0, 2.0, 4.0)
+"""Nats from the start at which methods are compared at equal drift."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ TRUTH = (
     Metric(label="length", of=_key("response_length"), digits=1),
     Metric(label="distinct", of=_key("distinct_responses"), digits=3),
 )
+SWEPT = (*QUALITY[:4], CONTROL[3], TRUTH[0], TRUTH[3])
 
 
 def quality_table(results: Results, metrics: Sequence[Metric]) -> Table:
@@ -100,24 +103,21 @@ def difference_table(results: Results, metrics: Sequence[Metric]) -> Table:
 
 
 def matched_kl_table(results: Results, metrics: Sequence[Metric]) -> Table:
-    """Every method where its own training curve first reaches the same KL to the start, seed by seed.
+    """Every method where its own training curve first reaches each of `KL_LEVELS`, seed by seed.
 
-    The KL of a seed is the smallest that any method ends with, so every curve gets there; empty when unmeasured.
+    A dash where not every seed of the method gets so far; empty when the KL was not measured.
     """
-    kl_of = _key("kl_to_start")
-    if any(kl_of(side) is None for cell in results.cells for side in cell.evaluations):
+    cells = [cell for method in results.methods for cell in results.of(method)]
+    if any(side.get("kl_to_start") is None for cell in cells for side in cell.evaluations):
         return []
-    matched = {
-        seed: min(cell.after["kl_to_start"] for cell in results.cells if cell.seed == seed) for seed in results.seeds
-    }
-    rows = [["method", "KL", *(metric.heading for metric in metrics)]]
+    columns = [(metric, level) for metric in metrics for level in KL_LEVELS]
+    rows = [["method", *(f"{metric.heading} at {level:g} nats" for metric, level in columns)]]
     for method in results.methods:
-        cells = results.of(method)
-        shown = [
-            estimate([_at(cell, metric, matched[cell.seed]) for cell in cells]).show(metric.digits)
-            for metric in metrics
-        ]
-        rows.append([method, estimate([matched[cell.seed] for cell in cells]).show(2), *shown])
+        shown = []
+        for metric, level in columns:
+            values = [_at(cell, metric, level) for cell in results.of(method)]
+            shown.append("-" if None in values else estimate(values).show(metric.digits))
+        rows.append([method, *shown])
     return _without_empty_columns(rows)
 
 
@@ -129,13 +129,13 @@ def _at(cell: CellResult, metric: Metric, kl: float) -> float | None:
 
 def cost_table(results: Results) -> Table:
     """What a run of each method cost, mean over seeds."""
-    rows = [["method", "beta_c", "prompts", "generated tokens", "learner tokens", "training seconds"]]
+    rows = [["method", "at", "prompts", "generated tokens", "learner tokens", "training seconds"]]
     for method in results.methods:
         cells = results.of(method)
         rows.append(
             [
                 method,
-                f"{results.beta_c[method]:g}",
+                f"{cells[0].knob} {cells[0].value:g}",
                 estimate([cell.prompts for cell in cells]).show(0),
                 estimate([cell.generated_tokens for cell in cells]).show(0),
                 estimate([cell.learner_tokens for cell in cells]).show(0),
@@ -146,18 +146,27 @@ def cost_table(results: Results) -> Table:
 
 
 def tuning_table(results: Results) -> Table:
-    """MIP after training under the tuning seed at each beta_c; empty when nothing was tuned."""
-    if not results.tuning:
+    """MIP after training under the tuning seed at each value tried; empty when nothing was tuned."""
+    rows = [["method", "setting", "MIP after training at each value", "chosen"]]
+    for method in results.methods:
+        tried = [cell for cell in results.tuning if cell.method == method]
+        if tried:
+            found = ", ".join(f"{cell.value:g}: {cell.after['mip']:.3f}" for cell in tried)
+            rows.append([method, tried[0].knob, found, f"{results.of(method)[0].value:g}"])
+    return rows if len(rows) > 1 else []
+
+
+def sweep_table(results: Results, metrics: Sequence[Metric]) -> Table:
+    """Mean over seeds with its interval at each value of the sweep; empty without one."""
+    sweep = results.sweep
+    if sweep is None:
         return []
-    found = {(cell.method, cell.beta_c): cell.after["mip"] for cell in results.tuning}
-    return [
-        ["method", *(f"beta_c {beta_c:g}" for beta_c in results.beta_c_grid), "chosen"],
-        *(
-            [method, *(f"{found[method, beta_c]:.3f}" for beta_c in results.beta_c_grid), f"{results.beta_c[method]:g}"]
-            for method in results.methods
-            if any(tuned == method for tuned, _ in found)
-        ),
-    ]
+    rows = [[sweep.key, *(metric.heading for metric in metrics)]]
+    for value, method in zip(sweep.values, sweep.methods, strict=True):
+        after = [cell.after for cell in results.of(method)]
+        shown = [estimate([metric.of(side) for side in after]).show(metric.digits) for metric in metrics]
+        rows.append([f"{value:g}" + (" (the recipe's)" if method == results.methods[0] else ""), *shown])
+    return _without_empty_columns(rows)
 
 
 def _without_empty_columns(rows: Table) -> Table:

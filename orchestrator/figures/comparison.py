@@ -103,10 +103,11 @@ def plot_distributions(path: Path, results: Results) -> None:
 
 def plot_curves(path: Path, results: Results) -> None:
     """Each metric over training, against generated tokens."""
+    compared = [cell for method in results.methods for cell in results.of(method)]
     shown = [
         (key, label)
         for key, label in CURVES
-        if all(side.get(key) is not None for cell in results.cells for side in cell.evaluations)
+        if all(side.get(key) is not None for cell in compared for side in cell.evaluations)
     ]
     with matplotlib.rc_context(STYLE):
         figure = new_figure(3.6 * len(shown) + 0.3, 3.8)
