@@ -66,7 +66,7 @@ class LearnerConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
 
     micro_batch_pairs: int = Field(default=8, ge=1)
-    """Pairs of one forward-backward pass on one rank: 4 sequences each, 2 when beta_w = 0."""
+    """Pairs of one forward-backward pass on one rank: 2 sequences each, and 2 more for each w- when beta_w > 0."""
     lora: LoraSection | None = None
     """Train low-rank adapters instead of all weights."""
     gradient_checkpointing: bool = False

@@ -31,7 +31,7 @@ from learner.weights import WeightSource
 CHECKPOINT_TAG = "learner"
 CHECKPOINT_META = "learner.json"
 STAND_IN = PreferencePair(
-    prompt_ids_pos=(0,), prompt_ids_neg=(0,), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
+    prompt_ids_pos=(0,), prompt_ids_neg=((0,),), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
 )
 """What a rank without pairs computes on, times zero."""
 STAND_IN_LABELLED = LabelledPair(prompt_ids=((0,), (0,)), response_ids=((0,), (0,)))
@@ -102,12 +102,12 @@ class LearnerEngine:
         self._reference = self._start_reference(deepspeed, settings)
         self._weights = WeightSource(policy, bucket_bytes=config.bucket_bytes)
 
-    def update(self, batch: PairBatch | LabelledBatch, *, total_pairs: int) -> StepReport:
-        """One optimizer step on the mean loss over all ranks' pairs.
+    def update(self, batch: PairBatch | LabelledBatch, *, total_prompts: float) -> StepReport:
+        """One optimizer step on the mean loss over all ranks' prompts.
 
         Args:
             batch: this rank's share of the pairs; may be empty.
-            total_pairs: pairs of all ranks together.
+            total_prompts: sum of `prompt_share` over the pairs of all ranks.
 
         Returns:
             The same report on every rank, over all pairs.
@@ -116,7 +116,7 @@ class LearnerEngine:
             LearnerError: more pairs than planned, or a loss or gradient that is not finite; names the step. Weights
                 and optimizer are then as before the step, unless the message says otherwise.
         """
-        self._check_batch(batch, total_pairs)
+        self._check_batch(batch, total_prompts)
         step_rate = learning_rate(self.config, step=batch.step, total_steps=self.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = step_rate
@@ -126,8 +126,8 @@ class LearnerEngine:
         learner_tokens = 0
         for index, (pairs, is_real) in enumerate(self._micro_batches(batch)):
             output, block = self._loss(pairs)
-            share = len(pairs) / total_pairs if is_real else 0.0
-            # DeepSpeed averages gradients over the ranks; the loss is a mean over the pairs of all of them.
+            share = sum(pair.prompt_share for pair in pairs) / total_prompts if is_real else 0.0
+            # DeepSpeed averages gradients over the ranks; the loss is a mean over the prompts of all of them.
             loss = output.loss * (share * self.world_size)
             self._engine.backward(loss, scale_wrt_gas=False)
             learner_tokens += block.num_tokens if is_real else 0
@@ -243,15 +243,17 @@ class LearnerEngine:
         if self.config.length_normalized:
             logratio_S = logratio_S / block.sum_by_sequence(torch.ones_like(reference_M))
         logratio = logratio_S.view(-1, len(pairs), 2)
-        weights = torch.tensor([(pair.weight_y1, pair.weight_y2) for pair in pairs], device=self.device)
+        columns = [(pair.weight_y1, pair.weight_y2, pair.prompt_share) for pair in pairs]
+        weight_y1, weight_y2, prompt_share = torch.tensor(columns, device=self.device).unbind(-1)
         output = mi_epo_loss(
             logratio[0],
-            logratio[1] if self.beta_w else None,
-            weights[:, 0],
-            weights[:, 1],
+            logratio[1:] if self.beta_w else None,
+            weight_y1,
+            weight_y2,
             beta_c=self.config.beta_c,
             beta_w=self.beta_w,
             stop_gradient=self.config.stop_gradient,
+            prompt_share=prompt_share,
         )
         return output, block
 
@@ -312,11 +314,11 @@ class LearnerEngine:
             "lora": None if self.config.lora is None else self.config.lora.model_dump(mode="json"),
         }
 
-    def _check_batch(self, batch: PairBatch | LabelledBatch, total_pairs: int) -> None:
-        if not 1 <= total_pairs <= self.pairs_per_step:
+    def _check_batch(self, batch: PairBatch | LabelledBatch, total_prompts: float) -> None:
+        if not 0 < total_prompts <= self.pairs_per_step:
             raise LearnerError(
-                f"step {batch.step}: total_pairs must be between 1 and pairs_per_step = {self.pairs_per_step}, "
-                f"got {total_pairs}"
+                f"step {batch.step}: the prompts of a step must number between 1 and pairs_per_step = "
+                f"{self.pairs_per_step}, got {total_prompts:g}"
             )
         room = self.micro_batches * self.config.micro_batch_pairs
         if len(batch.pairs) > room:

@@ -1,7 +1,7 @@
 """Method name -> how a pair is labelled and which terms of the loss are on. The recipe names one.
 
-Every method here draws two responses under w+ and is steered at evaluation by w in the prompt. The first four differ in
-two switches, so they share one code path and their comparison isolates what they differ in:
+Every method here draws two responses or more under w+ and is steered at evaluation by w in the prompt. The first four
+differ in two switches, so they share one code path and their comparison isolates what they differ in:
 
     | method                  | winner of a pair          | information term |
     | `mi-epo`                | one per objective         | on               |
@@ -22,6 +22,8 @@ from learner.config import LearnerConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learner.pairs import ChosenPairs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
@@ -36,19 +38,33 @@ class Method:
     tuned_by: Literal["beta_c", "learning_rate"] = "beta_c"
     """The learner's setting that decides how far the method drifts, so the one a fair comparison chooses for it."""
 
-    def pair_weights(
-        self, scores: Tensor, preference: Tensor, config: LearnerConfig, *, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """(a1 [B], a2 [B]) from normalised scores [B, 2, K] and w+ [B, K]; see `learner.pairs`. `seed`: of routing."""
+    def choose_pairs(self, scores: Tensor, preference: Tensor, config: LearnerConfig, *, seed: int) -> ChosenPairs:
+        """From normalised scores [B, N, K] and w+ [B, K]; see `learner.pairs`. `seed`: of routing.
+
+        Of more than two responses, the scalarized rule pairs the best by w . s with the worst, the per-objective rule
+        each objective's best with its worst.
+        """
         import torch
 
-        from learner.pairs import pair_weights, sample_routes, scalarized_pair_weights
+        from learner.pairs import ChosenPairs, extreme_pairs, pair_weights, sample_routes, scalarized_pair_weights
 
         if self.pair_rule == "scalarized":
-            return scalarized_pair_weights(scores, preference, min_margin=config.min_margin)
-        if config.routing == "sampled" and len(preference):
-            preference = sample_routes(preference, torch.Generator().manual_seed(seed))
-        return pair_weights(scores, preference, min_margin=config.min_margin)
+            utility = torch.einsum("bnk,bk->bn", scores.to(preference.dtype), preference)[..., None]
+            prompt, responses, _ = extreme_pairs(utility, torch.ones_like(utility[:, 0]))
+            weigh, own = scalarized_pair_weights, preference[prompt]
+        else:
+            if config.routing == "sampled" and len(preference):
+                preference = sample_routes(preference, torch.Generator().manual_seed(seed))
+            prompt, responses, own = extreme_pairs(scores, preference)
+            weigh = pair_weights
+        weight_y1, weight_y2 = weigh(scores[prompt[:, None], responses], own, min_margin=config.min_margin)
+        return ChosenPairs(prompt=prompt, responses=responses, weight_y1=weight_y1, weight_y2=weight_y2)
+
+    def pairs_per_prompt(self, num_responses: int, num_objectives: int) -> int:
+        """Most pairs that one prompt can give."""
+        if self.pair_rule == "scalarized" or self.supervised:
+            return 1
+        return min(num_objectives, num_responses * (num_responses - 1) // 2)
 
     def beta_w(self, config: LearnerConfig) -> float:
         """Strength of the information term L_YW; 0 turns it and its forward passes off."""

@@ -79,13 +79,14 @@ def pack_labelled(pairs: Sequence[LabelledPair], *, device: torch.device | str =
 def pack_pairs(
     pairs: Sequence[PreferencePair], *, with_negative: bool, device: torch.device | str = "cpu"
 ) -> SequenceBlock:
-    """B pairs as 2B sequences (y1, y2 of each pair under w+), followed by the same 2B under w- when asked.
+    """B pairs as 2B sequences (y1, y2 of each pair under w+), followed by the same 2B under each of M w- when asked.
 
-    So a [2B] or [4B] result per sequence reshapes to [1 or 2, B, 2].
+    So a result per sequence reshapes to [1 or 1 + M, B, 2].
     """
     prompts = [pair.prompt_ids_pos for pair in pairs for _ in range(2)]
     responses = [response for pair in pairs for response in pair.response_ids]
     if with_negative:
-        prompts += [pair.prompt_ids_neg for pair in pairs for _ in range(2)]
-        responses += responses
+        num_negatives = len(pairs[0].prompt_ids_neg)
+        prompts += [pair.prompt_ids_neg[m] for m in range(num_negatives) for pair in pairs for _ in range(2)]
+        responses *= 1 + num_negatives
     return pack_sequences(prompts, responses, device=device)

@@ -82,8 +82,8 @@ class LearnerWorker:
             "transformers": transformers.__version__,
         }
 
-    def update(self, batch: PairBatch | LabelledBatch, total_pairs: int) -> StepReport:
-        return self._engine.update(batch, total_pairs=total_pairs)
+    def update(self, batch: PairBatch | LabelledBatch, total_prompts: float) -> StepReport:
+        return self._engine.update(batch, total_prompts=total_prompts)
 
     def token_logprobs(
         self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], reference: bool
@@ -208,8 +208,8 @@ class LearnerGroup:
         return self.update_async(batch).result()
 
     def update_async(self, batch: PairBatch | LabelledBatch) -> PendingUpdate:
-        """Deal the pairs to the ranks round-robin and start one optimizer step on the mean loss over all of them."""
-        ranks, total = self.config.ranks, len(batch.pairs)
+        """Deal the pairs to the ranks round-robin and start one optimizer step on the mean loss over all prompts."""
+        ranks, total = self.config.ranks, sum(pair.prompt_share for pair in batch.pairs)
         shares = [_share(batch, rank, ranks) for rank in range(ranks)]
         references = self._ranks.start("update", [(share, total) for share in shares])
         return PendingUpdate(self._ranks, references, step=batch.step, timeout_s=self.config.step_timeout_s)

@@ -20,8 +20,6 @@ from rewards.preferences import quantize, sample_preference_pairs
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
-RESPONSES_PER_PROMPT = 2
-
 
 class Renders(Protocol):
     """What writes w into a prompt: `rewards.preferences.PromptRenderer`."""
@@ -33,24 +31,24 @@ class Renders(Protocol):
 class RequestBatch:
     """What one optimizer step asks the rollout actors for.
 
-    Example: RequestBatch(step=0, requests=(GenerationRequest(...),), preference_neg=array([[0.2, 0.8]]))
+    Example: RequestBatch(step=0, requests=(GenerationRequest(...),), preference_neg=array([[[0.2, 0.8]]]))
     """
 
     step: int
     requests: tuple[GenerationRequest, ...]  # [B], each carries w+
-    preference_neg: np.ndarray  # [B, K], w-
+    preference_neg: np.ndarray  # [B, M, K], w-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredBatch:
     """Rollouts of one request batch with all K scores of every response.
 
-    Example: ScoredBatch(batch=..., rollouts=(Rollout(...),), scores=zeros([B, 2, K]), seconds={"generate": 0.4})
+    Example: ScoredBatch(batch=..., rollouts=(Rollout(...),), scores=zeros([B, N, K]), seconds={"generate": 0.4})
     """
 
     batch: RequestBatch
     rollouts: tuple[Rollout, ...]  # [B], in request order
-    scores: np.ndarray  # [B, 2, K] raw scores, NaN where a judge gave none
+    scores: np.ndarray  # [B, N, K] raw scores, NaN where a judge gave none
     seconds: dict[str, float]
 
     @property
@@ -66,9 +64,9 @@ class ScoredBatch:
 class PairStatistics:
     """Example: PairStatistics(dropped=0, conflict_rate=0.8, tie_rate=0.1)"""
 
-    dropped: int  # prompts without all 2 x K finite scores
-    conflict_rate: float  # pairs on which two objectives prefer different responses
-    tie_rate: float  # pairs on which every objective ties: they have no gradient in the alignment loss
+    dropped: int  # prompts without all N x K finite scores
+    conflict_rate: float  # prompts on which two objectives prefer different responses
+    tie_rate: float  # prompts on which every objective ties: they have no gradient in the alignment loss
 
 
 def derive_seed(*parts: object) -> int:
@@ -96,6 +94,7 @@ class Batcher:
             recipe.num_objectives,
             alpha=recipe.preferences.alpha,
             decimals=recipe.preferences.decimals,
+            negatives=recipe.preferences.negatives,
             min_distance=recipe.preferences.min_distance,
         )
         if recipe.preferences.fixed is not None:
@@ -107,14 +106,14 @@ class Batcher:
     def request_batch(
         self, step: int, renderer: Renders, preference_pos: np.ndarray, preference_neg: np.ndarray
     ) -> RequestBatch:
-        """The step's prompts under these numbers [B, K], written by this renderer."""
+        """The step's prompts under these numbers [B, K] and [B, M, K], written by this renderer."""
         recipe = self.recipe
         requests = tuple(
             make_request(
                 renderer,
                 prompt=self.prompts[index],
                 preference=preference_pos[row],
-                num_responses=RESPONSES_PER_PROMPT,
+                num_responses=recipe.loop.responses_per_prompt,
                 seed_parts=(recipe.seed, "train", step, row),
             )
             for row, index in enumerate(self.stream.batch(step))
@@ -130,39 +129,49 @@ class Batcher:
         preference = torch.tensor([scored.rollouts[i].request.preference for i in kept], dtype=torch.float64)
         preference = preference.reshape(len(kept), self.recipe.num_objectives)
         normalized = torch.from_numpy(self.normalizer.apply(scored.scores[kept]))
-        weight_y1, weight_y2 = self.method.pair_weights(
+        chosen = self.method.choose_pairs(
             normalized,
             preference,
             self.recipe.learner,
             seed=derive_seed(self.recipe.seed, "route", scored.batch.step),
         )
+        counts = chosen.prompt.bincount(minlength=len(kept)).tolist()
         pairs = tuple(
             PreferencePair(
-                prompt_ids_pos=scored.rollouts[i].request.prompt_ids,
-                prompt_ids_neg=tuple(
-                    self.renderer.token_ids(scored.rollouts[i].request.prompt, scored.batch.preference_neg[i])
-                ),
-                response_ids=(scored.rollouts[i].responses[0].token_ids, scored.rollouts[i].responses[1].token_ids),
-                weight_y1=float(weight_y1[row]),
-                weight_y2=float(weight_y2[row]),
+                prompt_ids_pos=scored.rollouts[kept[row]].request.prompt_ids,
+                prompt_ids_neg=self._negative_prompts(scored, kept[row]),
+                response_ids=tuple(scored.rollouts[kept[row]].responses[j].token_ids for j in responses),
+                weight_y1=weight_y1,
+                weight_y2=weight_y2,
+                prompt_share=1 / counts[row],
             )
-            for row, i in enumerate(kept)
+            for row, responses, weight_y1, weight_y2 in zip(
+                chosen.prompt.tolist(),
+                chosen.responses.tolist(),
+                chosen.weight_y1.tolist(),
+                chosen.weight_y2.tolist(),
+                strict=True,
+            )
         )
         return PairBatch(step=scored.batch.step, pairs=pairs), pair_statistics(scored.scores)
 
+    def _negative_prompts(self, scored: ScoredBatch, index: int) -> tuple[tuple[int, ...], ...]:
+        prompt = scored.rollouts[index].request.prompt
+        return tuple(tuple(self.renderer.token_ids(prompt, w)) for w in scored.batch.preference_neg[index])
+
 
 def pair_statistics(scores: np.ndarray) -> PairStatistics:
-    """Of a batch's raw scores [B, 2, K], NaN where a judge gave none."""
+    """Of a batch's raw scores [B, N, K], NaN where a judge gave none."""
     import torch
 
-    from learner.pairs import pair_conflict, pair_tie
+    from learner.pairs import all_tie, objectives_conflict
 
     complete = np.isfinite(scores).all(axis=(1, 2))
     kept = torch.from_numpy(scores[complete])
     return PairStatistics(
         dropped=int((~complete).sum()),
-        conflict_rate=float(pair_conflict(kept).double().mean()) if len(kept) else float("nan"),
-        tie_rate=float(pair_tie(kept).double().mean()) if len(kept) else float("nan"),
+        conflict_rate=float(objectives_conflict(kept).double().mean()) if len(kept) else float("nan"),
+        tie_rate=float(all_tie(kept).double().mean()) if len(kept) else float("nan"),
     )
 
 

@@ -61,6 +61,8 @@ class LoopConfig(Section):
     steps: int = Field(ge=1)
     """Optimizer steps."""
     prompts_per_step: int = Field(ge=1)
+    responses_per_prompt: int = Field(default=2, ge=2, le=64)
+    """Sampled under one w+. Of more than two, each objective's best is paired with its worst."""
     max_staleness: int = Field(default=1, ge=0)
     """Most versions between the policy that samples a batch and the one updated with it (0: strictly on-policy)."""
     max_empty_batches: int = Field(default=5, ge=1)
@@ -179,6 +181,12 @@ class Recipe(Section):
     @property
     def objective_names(self) -> tuple[str, ...]:
         return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Most pairs of one optimizer step."""
+        per_prompt = METHODS[self.method].pairs_per_prompt(self.loop.responses_per_prompt, self.num_objectives)
+        return self.loop.prompts_per_step * per_prompt
 
     @property
     def has_audit(self) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learner.methods import METHODS
-from orchestrator.batching import RESPONSES_PER_PROMPT
 from orchestrator.cluster import check_fits, demands, joins_existing, local_resources
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
@@ -185,9 +184,9 @@ def _row(name: str, text: str) -> str:
 
 def _batch_rows(recipe: "Recipe") -> list[str]:
     loop, learner = recipe.loop, recipe.learner
-    responses = RESPONSES_PER_PROMPT * loop.prompts_per_step
-    sequences = 4 if METHODS[recipe.method].beta_w(learner) else 2
-    micro_batches = loop.prompts_per_step // (learner.ranks * learner.micro_batch_pairs)
+    responses = loop.responses_per_prompt * loop.prompts_per_step
+    sequences = 2 + 2 * recipe.preferences.negatives * bool(METHODS[recipe.method].beta_w(learner))
+    micro_batches = recipe.pairs_per_step // (learner.ranks * learner.micro_batch_pairs)
     grid, prompts, samples = (
         len(evaluation_grid(recipe.num_objectives)),
         recipe.evaluate.prompts,
@@ -195,7 +194,10 @@ def _batch_rows(recipe: "Recipe") -> list[str]:
     )
     tokens = loop.steps * responses * recipe.rollout.max_new_tokens
     return [
-        _row("one optimizer step", f"{loop.prompts_per_step} prompts x {RESPONSES_PER_PROMPT} = {responses} responses"),
+        _row(
+            "one optimizer step",
+            f"{loop.prompts_per_step} prompts x {loop.responses_per_prompt} = {responses} responses",
+        ),
         _row(
             "learner", f"{learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {learner.micro_batch_pairs} pairs"
         ),

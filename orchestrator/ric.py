@@ -77,7 +77,7 @@ def target_requests(run: "Run", writer: LevelRenderer, step: int) -> RequestBatc
     levels = sample_target_levels(
         np.random.default_rng([recipe.seed, step, 2]), recipe.loop.prompts_per_step, recipe.num_objectives
     )
-    return run.batcher.request_batch(step, writer, levels, levels)
+    return run.batcher.request_batch(step, writer, levels, levels[:, None])
 
 
 def annotate(scored: Sequence[ScoredBatch], scale: LevelScale, writer: LevelRenderer) -> list[Row]:

@@ -268,7 +268,7 @@ def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], d
                 recipe.learner,
                 model=recipe.policy.model,
                 total_steps=recipe.loop.steps,
-                pairs_per_step=recipe.loop.prompts_per_step,
+                pairs_per_step=recipe.pairs_per_step,
                 seed=recipe.seed,
                 method=recipe.method,
                 run_name=run_name,

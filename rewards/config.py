@@ -156,8 +156,10 @@ class PreferencesConfig(Section):
     """Concentration of the symmetric Dirichlet: below 1 favours the corners, 1 is uniform."""
     fixed: tuple[float, ...] | None = None
     """Train under this one vector (in the objectives' order) instead of drawing w+; w- is drawn all the same."""
+    negatives: int = Field(default=1, ge=1, le=32)
+    """Vectors w- that each response is told apart from (1 in the paper; more make L_YW an InfoNCE bound)."""
     min_distance: float = Field(default=0.0, ge=0, le=1)
-    """Least L1 distance of w- from w+ (0, the paper's: any); some corner is at least 1 away from any w+."""
+    """Least L1 distance of every w- from w+ (0, the paper's: any); some corner is at least 1 away from any w+."""
     decimals: int = Field(default=1, ge=1, le=3)
     """Digits after the point in a printed weight. Weights are rounded to them, so text and loss say the same."""
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)

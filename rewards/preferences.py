@@ -52,24 +52,34 @@ def quantize(weights: Any, decimals: int) -> np.ndarray:
 
 
 def sample_preference_pairs(
-    rng: np.random.Generator, n: int, k: int, *, alpha: float, decimals: int, min_distance: float = 0.0
+    rng: np.random.Generator,
+    n: int,
+    k: int,
+    *,
+    alpha: float,
+    decimals: int,
+    negatives: int = 1,
+    min_distance: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw n independent pairs (w+, w-) from Dirichlet(alpha, ..., alpha), quantised: two float64 arrays [N, K].
+    """Draw n times a w+ and M = ``negatives`` w- from Dirichlet(alpha, ..., alpha), independent and quantised.
+
+    Returns float64 arrays [N, K] and [N, M, K].
 
     With ``min_distance`` > 0, a w- nearer to its w+ in L1 is drawn again, ``MAX_REDRAWS`` times at most; what is near
     even then becomes the corner farthest from w+. Without it, row i depends only on the generator's state and i.
     """
-    draws_N2K = rng.dirichlet(np.full(k, float(alpha)), size=(n, 2))
-    positive_NK, negative_NK = quantize(draws_N2K, decimals).swapaxes(0, 1)
+    draws = quantize(rng.dirichlet(np.full(k, float(alpha)), size=(n, 1 + negatives)), decimals)
+    positive_NK, negative_NMK = draws[:, 0], draws[:, 1:]
     for attempt in range(MAX_REDRAWS + 1):
-        near_N = np.abs(positive_NK - negative_NK).sum(axis=1) < min_distance - 1e-9
-        if not near_N.any():
+        near_NM = np.abs(positive_NK[:, None] - negative_NMK).sum(axis=-1) < min_distance - 1e-9
+        if not near_NM.any():
             break
         if attempt == MAX_REDRAWS:
-            negative_NK[near_N] = np.eye(k)[positive_NK[near_N].argmin(axis=1)]
+            farthest_NK = np.eye(k)[positive_NK.argmin(axis=1)]
+            negative_NMK[near_NM] = np.broadcast_to(farthest_NK[:, None], negative_NMK.shape)[near_NM]
             break
-        negative_NK[near_N] = quantize(rng.dirichlet(np.full(k, float(alpha)), size=int(near_N.sum())), decimals)
-    return positive_NK, negative_NK
+        negative_NMK[near_NM] = quantize(rng.dirichlet(np.full(k, float(alpha)), size=int(near_NM.sum())), decimals)
+    return positive_NK, negative_NMK
 
 
 def simplex_grid(k: int, steps: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from learner.types import PairBatch, PreferencePair
 SPAWN_TIMEOUT_S = 240.0
 
 
-def make_batch(step: int, num_pairs: int, *, vocab: int = 100, seed: int = 0) -> PairBatch:
+def make_batch(step: int, num_pairs: int, *, vocab: int = 100, seed: int = 0, negatives: int = 1) -> PairBatch:
     """Random pairs of uneven lengths, some with ties (a1 + a2 < 1)."""
     rng = random.Random(f"{seed}/{step}")
 
@@ -24,7 +24,7 @@ def make_batch(step: int, num_pairs: int, *, vocab: int = 100, seed: int = 0) ->
         pairs=tuple(
             PreferencePair(
                 prompt_ids_pos=tokens(2, 6),
-                prompt_ids_neg=tokens(2, 6),
+                prompt_ids_neg=tuple(tokens(2, 6) for _ in range(negatives)),
                 response_ids=(tokens(1, 9), tokens(1, 9)),
                 weight_y1=rng.choice([0.0, 0.3, 0.7]),
                 weight_y2=rng.choice([0.0, 0.3]),

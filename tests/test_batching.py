@@ -27,7 +27,8 @@ def score(batch, scores):
         Rollout(
             request=request,
             responses=tuple(
-                Response(token_ids=(7 + j, 1), text=f"answer {j}", finish_reason="stop", logprob=-1.0) for j in range(2)
+                Response(token_ids=(7 + j, 1), text=f"answer {j}", finish_reason="stop", logprob=-1.0)
+                for j in range(request.num_responses)
             ),
             min_policy_version=3,
             max_policy_version=3,
@@ -89,14 +90,31 @@ def test_a_scalarized_method_gives_all_weight_to_the_higher_weighted_normalised_
     assert [(p.weight_y1, p.weight_y2) for p in pairs.pairs[1:]] == [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0)]
 
 
+def test_of_more_responses_each_objective_pairs_its_best_with_its_worst():
+    batcher = make_batcher("loop.responses_per_prompt=3", "preferences.negatives=2", "preferences.fixed=[0.3, 0.7]")
+    batch = batcher.requests(0)
+    assert {request.num_responses for request in batch.requests} == {3}
+    same, split = [[2, 2], [1, 1], [0, 0]], [[2, 1], [0, 2], [1, 0]]
+    pairs, statistics = batcher.pairs(score(batch, [same, split, same, np.full((3, 2), np.nan)]))
+    first, *two, last = pairs.pairs
+    assert (first.response_ids, first.weight_y1, first.prompt_share) == (((7, 1), (9, 1)), 1.0, 1.0)
+    assert [pair.response_ids for pair in two] == [((7, 1), (8, 1)), ((8, 1), (9, 1))]
+    assert [(pair.weight_y1, pair.weight_y2, pair.prompt_share) for pair in two] == [(0.3, 0.0, 0.5), (0.7, 0.0, 0.5)]
+    assert last.prompt_ids_pos == batch.requests[2].prompt_ids
+    assert (statistics.dropped, statistics.conflict_rate, statistics.tie_rate) == (1, pytest.approx(1 / 3), 0.0)
+    for m in range(2):
+        expected = batcher.renderer.token_ids(batch.requests[1].prompt, batch.preference_neg[1, m])
+        assert [pair.prompt_ids_neg[m] for pair in two] == [tuple(expected)] * 2
+
+
 def test_the_negative_prompt_is_the_same_prompt_under_the_other_vector():
     batcher = make_batcher()
     batch = batcher.requests(0)
     pairs, _ = batcher.pairs(score(batch, np.ones((4, 2, 2))))
     for row, pair in enumerate(pairs.pairs):
-        expected = batcher.renderer.token_ids(batch.requests[row].prompt, batch.preference_neg[row])
+        expected = batcher.renderer.token_ids(batch.requests[row].prompt, batch.preference_neg[row, 0])
         assert pair.prompt_ids_pos == batch.requests[row].prompt_ids
-        assert pair.prompt_ids_neg == tuple(expected)
+        assert pair.prompt_ids_neg == (tuple(expected),)
 
 
 @pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])

@@ -176,7 +176,14 @@ def test_each_method_gets_its_own_best_value():
     assert (best_value(tuning, "mi-epo"), best_value(tuning, "mo-odpo")) == (0.3, 0.1)
     _, *rows = tuning_table(results(tuning=tuning))
     assert [(row[0], row[1], row[-1]) for row in rows] == [("mi-epo", "beta_c", "0.3"), ("mo-odpo", "beta_c", "0.1")]
-    assert rows[0][2].startswith("0.1: ") and f", 0.3: {tuning[1].after['mip']:.3f}" in rows[0][2]
+    assert rows[0][2].startswith("0.1: ") and f"; 0.3: {tuning[1].after['mip']:.3f} (-, 4.0)" in rows[0][2]
+
+
+def test_a_judge_the_policy_was_not_trained_on_decides_where_there_is_one():
+    careful, exploiting = cell("mi-epo", 9, gain=1.0, value=0.3), cell("mi-epo", 9, gain=2.0, value=0.03)
+    assert best_value((careful, exploiting), "mi-epo") == 0.03
+    careful.after["audit"], exploiting.after["audit"] = {"mip": 0.5}, {"mip": -0.2}
+    assert best_value((careful, exploiting), "mi-epo") == 0.3
 
 
 def test_a_sweep_shows_each_value_and_shares_the_recipe_s_own_with_the_comparison():

@@ -68,7 +68,7 @@ def test_the_ablation_method_turns_the_identifiability_term_off() -> None:
 
 def test_a_pair_with_an_empty_response_is_refused() -> None:
     with pytest.raises(ValueError, match="two non-empty responses"):
-        PreferencePair(prompt_ids_pos=(1,), prompt_ids_neg=(1,), response_ids=((2,), ()), weight_y1=1, weight_y2=0)
+        PreferencePair(prompt_ids_pos=(1,), prompt_ids_neg=((1,),), response_ids=((2,), ()), weight_y1=1, weight_y2=0)
 
 
 def test_manifest_checksum_depends_on_names_values_and_order() -> None:

@@ -1,5 +1,6 @@
 """The DeepSpeed engine without Ray: against a plain torch loop, across ZeRO stages and ranks, and across a restart."""
 
+import dataclasses
 import math
 import os
 import shutil
@@ -72,7 +73,7 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
 
 
 def train(engine: LearnerEngine, steps: range, num_pairs: int = 5) -> list[StepReport]:
-    return [engine.update(make_batch(step, num_pairs), total_pairs=num_pairs) for step in steps]
+    return [engine.update(make_batch(step, num_pairs), total_prompts=num_pairs) for step in steps]
 
 
 def plain_torch(model: str, batches: list[PairBatch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
@@ -96,15 +97,18 @@ def plain_torch(model: str, batches: list[PairBatch]) -> tuple[list[dict[str, fl
         rate = 1e-3 * (0.5 if step == 0 else 1 - (step - 2) / 8 if step > 2 else 1.0)
         for parameters in optimizer.param_groups:
             parameters["lr"] = rate
-        positive, negative = (
+        num_negatives = len(batch.pairs[0].prompt_ids_neg)
+        positive, *negative = (
             torch.stack([torch.stack([logratio(p, y) for y in pair.response_ids]) for p, pair in prompts])
             for prompts in (
                 [(pair.prompt_ids_pos, pair) for pair in batch.pairs],
-                [(pair.prompt_ids_neg, pair) for pair in batch.pairs],
+                *([(pair.prompt_ids_neg[m], pair) for pair in batch.pairs] for m in range(num_negatives)),
             )
         )
-        weights = torch.tensor([(pair.weight_y1, pair.weight_y2) for pair in batch.pairs])
-        output = mi_epo_loss(positive, negative, weights[:, 0], weights[:, 1], beta_c=0.3, beta_w=0.1)
+        weights = torch.tensor([(pair.weight_y1, pair.weight_y2, pair.prompt_share) for pair in batch.pairs])
+        output = mi_epo_loss(
+            positive, torch.stack(negative), *weights.T[:2], beta_c=0.3, beta_w=0.1, prompt_share=weights[:, 2]
+        )
         optimizer.zero_grad()
         output.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
@@ -124,7 +128,7 @@ def test_steps_equal_a_plain_torch_loop_when_the_last_micro_batch_is_short(make_
     assert largest_difference(weights_of(engine), expected_weights) < 1e-5
     assert reports[0].metrics["loss_identifiability"] == pytest.approx(math.log(2), abs=1e-6)
     assert reports[0].learner_tokens == sum(
-        2 * sum(map(len, pair.response_ids)) + 2 * len(pair.prompt_ids_pos) + 2 * len(pair.prompt_ids_neg)
+        2 * sum(map(len, pair.response_ids)) + 2 * len(pair.prompt_ids_pos) + 2 * len(pair.prompt_ids_neg[0])
         for pair in make_batch(0, 5).pairs
     )
 
@@ -144,9 +148,30 @@ def test_length_normalised_log_ratios_are_means_over_response_tokens(make_engine
             strict=True,
         )
     ]
-    reports = [engine.update(batch, total_pairs=5).metrics["logratio_mean"] for engine in (whole, per_token)]
+    reports = [engine.update(batch, total_prompts=5).metrics["logratio_mean"] for engine in (whole, per_token)]
     assert reports[0] == pytest.approx(sum(map(sum, ratios)) / len(ratios), abs=1e-5)
     assert reports[1] == pytest.approx(sum(sum(r) / len(r) for r in ratios) / len(ratios), abs=1e-5)
+
+
+def test_steps_with_several_w_minus_and_prompts_of_several_pairs_equal_a_plain_torch_loop(
+    make_engine: MakeEngine, model: str
+) -> None:
+    """Three prompts with 2, 2 and 1 pairs, dealt to micro-batches of 2: the mean must be over 3."""
+    batches = [
+        PairBatch(
+            step=step,
+            pairs=tuple(
+                dataclasses.replace(pair, prompt_share=share)
+                for pair, share in zip(make_batch(step, 5, negatives=3).pairs, (0.5, 0.5, 0.5, 0.5, 1.0), strict=True)
+            ),
+        )
+        for step in range(STEPS)
+    ]
+    expected, expected_weights = plain_torch(model, batches)
+    engine = make_engine()
+    for batch, metrics in zip(batches, expected, strict=True):
+        assert engine.update(batch, total_prompts=3).metrics == pytest.approx(metrics, abs=2e-5, rel=1e-4)
+    assert largest_difference(weights_of(engine), expected_weights) < 1e-5
 
 
 def test_a_supervised_method_lowers_the_loss_of_a_repeated_batch_and_starts_at_its_value(
@@ -154,7 +179,7 @@ def test_a_supervised_method_lowers_the_loss_of_a_repeated_batch_and_starts_at_i
 ) -> None:
     engine = make_engine(method="ric", learning_rate=3e-3)
     pairs = tuple(
-        LabelledPair(prompt_ids=(pair.prompt_ids_pos, pair.prompt_ids_neg), response_ids=pair.response_ids)
+        LabelledPair(prompt_ids=(pair.prompt_ids_pos, pair.prompt_ids_neg[0]), response_ids=pair.response_ids)
         for pair in make_batch(0, 5).pairs
     )
     logprobs = engine.token_logprobs(
@@ -162,7 +187,7 @@ def test_a_supervised_method_lowers_the_loss_of_a_repeated_batch_and_starts_at_i
         [response for pair in pairs for response in pair.response_ids],
     )
     expected = -sum(sum(tokens) / len(tokens) for tokens in logprobs) / len(logprobs)
-    reports = [engine.update(LabelledBatch(step=step, pairs=pairs), total_pairs=5) for step in range(3)]
+    reports = [engine.update(LabelledBatch(step=step, pairs=pairs), total_prompts=5) for step in range(3)]
     assert reports[0].metrics["loss"] == pytest.approx(expected, abs=1e-4)
     assert reports[2].metrics["loss"] < reports[0].metrics["loss"]
 
@@ -263,13 +288,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(make_engine: 
         for pair in batch.pairs
     ]
     with pytest.raises(LearnerError, match="step 7: the loss is inf; the optimizer step was not taken"):
-        engine.update(PairBatch(step=7, pairs=tuple(broken)), total_pairs=5)
+        engine.update(PairBatch(step=7, pairs=tuple(broken)), total_prompts=5)
     assert largest_difference(weights_of(engine), before) == 0
 
 
 def test_more_pairs_than_planned_are_refused(make_engine: MakeEngine) -> None:
-    with pytest.raises(LearnerError, match=r"step 0: total_pairs must be between 1 and pairs_per_step = 5, got 6"):
-        make_engine().update(make_batch(0, 6), total_pairs=6)
+    with pytest.raises(
+        LearnerError, match=r"step 0: the prompts of a step must number between 1 and pairs_per_step = 5, got 6"
+    ):
+        make_engine().update(make_batch(0, 6), total_prompts=6)
 
 
 def test_buckets_hold_every_checkpoint_name_once_and_keep_their_bound(make_engine: MakeEngine, model: str) -> None:
@@ -305,17 +332,17 @@ def train_in_rank(rank: int, ranks: int, model: str, sections: list[dict[str, An
         for step in range(STEPS):
             # 5 of 7 planned pairs on two ranks: 3 and 2, so the second rank's second micro-batch is a stand-in.
             batch = make_batch(step, 5)
-            reports.append(engine.update(share(batch, rank, ranks), total_pairs=5))
+            reports.append(engine.update(share(batch, rank, ranks), total_prompts=5))
         engine.save_policy(Path(folder) / f"policy-{index}")
         prompts, responses = [(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)]
         results.append((reports, engine.token_logprobs(prompts, responses, reference=True)))
         if section["zero_stage"] == 3:
             weights = weights_of(engine)
             engine.save_checkpoint(Path(folder) / f"checkpoint-{index}")
-            expected = engine.update(share(make_batch(STEPS, 5), rank, ranks), total_pairs=5)
+            expected = engine.update(share(make_batch(STEPS, 5), rank, ranks), total_prompts=5)
             engine.load_checkpoint(Path(folder) / f"checkpoint-{index}")
             assert largest_difference(weights_of(engine), weights) == 0
-            assert engine.update(share(make_batch(STEPS, 5), rank, ranks), total_pairs=5) == expected
+            assert engine.update(share(make_batch(STEPS, 5), rank, ranks), total_prompts=5) == expected
     return results
 
 
@@ -358,7 +385,7 @@ def train_on_gpu(rank: int, model: str, folder: str) -> list[tuple[float, float]
             seed=0,
         )
         assert engine.dtype == torch.bfloat16 and engine.device.type == "cuda"
-        reports = [engine.update(make_batch(0, 5), total_pairs=5) for _ in range(6)]
+        reports = [engine.update(make_batch(0, 5), total_prompts=5) for _ in range(6)]
         engine.save_policy(Path(folder) / "policy")
         results.append((reports[0].metrics["loss"], reports[-1].metrics["loss"]))
     return results

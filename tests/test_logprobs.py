@@ -57,12 +57,16 @@ def test_packing_lays_out_prompt_and_response_and_points_at_the_predicting_token
 def test_pairs_are_packed_by_preference_then_pair_then_response() -> None:
     pairs = [
         PreferencePair(
-            prompt_ids_pos=(10 + i,), prompt_ids_neg=(20 + i,), response_ids=((5,), (6, 7)), weight_y1=1, weight_y2=0
+            prompt_ids_pos=(10 + i,),
+            prompt_ids_neg=((20 + i,), (30 + i,)),
+            response_ids=((5,), (6, 7)),
+            weight_y1=1,
+            weight_y2=0,
         )
         for i in range(2)
     ]
     block = pack_pairs(pairs, with_negative=True)
-    assert block.input_ids[:, 0].tolist() == [10, 10, 11, 11, 20, 20, 21, 21]
+    assert block.input_ids[:, 0].tolist() == [10, 10, 11, 11, 20, 20, 21, 21, 30, 30, 31, 31]
     assert len(pack_pairs(pairs, with_negative=False).input_ids) == 4
 
 

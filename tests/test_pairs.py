@@ -5,7 +5,14 @@ import torch
 
 from learner.config import LearnerConfig
 from learner.methods import METHODS
-from learner.pairs import pair_conflict, pair_tie, pair_weights, sample_routes, scalarized_pair_weights
+from learner.pairs import (
+    all_tie,
+    extreme_pairs,
+    objectives_conflict,
+    pair_weights,
+    sample_routes,
+    scalarized_pair_weights,
+)
 
 SCORES = torch.tensor(
     [
@@ -52,11 +59,63 @@ def test_at_a_one_hot_preference_both_rules_agree() -> None:
 
 
 def test_conflict_needs_two_objectives_with_different_winners() -> None:
-    assert pair_conflict(SCORES).tolist() == [True, False, False, False]
+    assert objectives_conflict(SCORES).tolist() == [True, False, False, False]
 
 
 def test_tie_means_every_objective_ties() -> None:
-    assert pair_tie(SCORES).tolist() == [False, False, True, False]
+    assert all_tie(SCORES).tolist() == [False, False, True, False]
+
+
+def test_each_objective_pairs_its_best_response_with_its_worst() -> None:
+    scores = torch.tensor(
+        [
+            [[3.0, 0.0, 1.0], [1.0, 5.0, 1.0], [2.0, 2.0, 1.0]],  # 0 over 1, 1 over 0, tie
+            [[0.0, 0.0, 9.0], [1.0, 1.0, 5.0], [2.0, 2.0, 0.0]],  # 2 over 0, 2 over 0, 0 over 2
+            [[0.0, 2.0, 4.0], [1.0, 1.0, 5.0], [2.0, 0.0, 6.0]],  # weight 0, 0 over 2, 2 over 0
+            [[7.0, 7.0, 7.0]] * 3,
+        ]
+    )
+    preference = torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5], [0.0, 0.4, 0.6], [0.2, 0.3, 0.5]])
+    config = LearnerConfig()
+    pairs = METHODS["mi-epo"].choose_pairs(scores, preference, config, seed=0)
+    assert pairs.prompt.tolist() == [0, 1, 2, 3]
+    assert pairs.responses.tolist() == [[0, 1], [0, 2], [0, 2], [0, 1]]
+    torch.testing.assert_close(pairs.weight_y1, torch.tensor([0.2, 0.5, 0.4, 0.0]))
+    torch.testing.assert_close(pairs.weight_y2, torch.tensor([0.3, 0.5, 0.6, 0.0]))
+
+
+def test_objectives_with_different_extremes_make_a_pair_each() -> None:
+    scores = torch.tensor([[[3.0, 1.0], [1.0, 2.0], [2.0, 0.0]]])
+    preference = torch.tensor([[0.3, 0.7]])
+    pairs = METHODS["mi-epo"].choose_pairs(scores, preference, LearnerConfig(), seed=0)
+    assert (pairs.prompt.tolist(), pairs.responses.tolist()) == ([0, 0], [[0, 1], [1, 2]])
+    torch.testing.assert_close(pairs.weight_y1, torch.tensor([0.3, 0.7]))
+    assert pairs.weight_y2.tolist() == [0.0, 0.0]
+    assert METHODS["mi-epo"].pairs_per_prompt(3, 2) == 2
+    assert METHODS["mi-epo"].pairs_per_prompt(2, 5) == METHODS["mo-odpo"].pairs_per_prompt(8, 5) == 1
+    scalarized = METHODS["mo-odpo"].choose_pairs(scores, preference, LearnerConfig(), seed=0)
+    assert scalarized.responses.tolist() == [[1, 2]] and scalarized.weight_y1.tolist() == [1.0]  # 1.6, 1.7, 0.6
+
+
+def test_two_responses_are_one_pair_whatever_the_scores() -> None:
+    scores = torch.randn(200, 2, 3, generator=torch.Generator().manual_seed(0)).round(decimals=0)
+    preference = torch.tensor([[0.2, 0.3, 0.5]]).expand(200, 3)
+    prompt, responses, own = extreme_pairs(scores, preference)
+    assert prompt.tolist() == list(range(200)) and responses.tolist() == [[0, 1]] * 200
+    for chosen, direct in zip(pair_weights(scores, own), pair_weights(scores, preference), strict=True):
+        assert torch.equal(chosen, direct)
+
+
+def test_of_many_responses_two_objectives_conflict_when_their_best_differ() -> None:
+    scores = torch.tensor(
+        [
+            [[3.0, 1.0], [2.0, 2.0], [1.0, 0.0]],
+            [[3.0, 2.0], [2.0, 1.0], [1.0, 0.0]],
+            [[3.0, 1.0], [2.0, 1.0], [1.0, 1.0]],
+        ]
+    )
+    assert objectives_conflict(scores).tolist() == [True, False, False]
+    assert all_tie(scores).tolist() == [False, False, False]
 
 
 def test_an_empty_batch_gives_empty_weights() -> None:
@@ -67,7 +126,8 @@ def test_an_empty_batch_gives_empty_weights() -> None:
 @pytest.mark.parametrize(
     ("scores", "preference", "message"),
     [
-        (torch.zeros(4, 3), torch.zeros(4, 3), r"scores must be \[B, 2, K\], got \[4, 3\]"),
+        (torch.zeros(4, 3), torch.zeros(4, 3), r"scores must be \[B, N, K\] with N >= 2, got \[4, 3\]"),
+        (torch.zeros(4, 3, 3), torch.zeros(4, 3), r"scores must be \[B, 2, K\], got \[4, 3, 3\]"),
         (torch.zeros(4, 2, 3), torch.zeros(4, 2), r"preference must be \[B, K\] = \[4, 3\], got \[4, 2\]"),
         (torch.tensor([[[0.0], [float("nan")]]]), torch.ones(1, 1), r"scores\[0, 1, 0\] must be finite, got nan"),
     ],
@@ -99,7 +159,7 @@ def test_the_method_applies_margin_and_routing_as_the_recipe_says() -> None:
 
     def weights(method: str, **settings: object) -> list[float]:
         config = LearnerConfig.model_validate(settings)
-        return METHODS[method].pair_weights(scores, preference, config, seed=1)[0].tolist()
+        return METHODS[method].choose_pairs(scores, preference, config, seed=1).weight_y1.tolist()
 
     assert set(weights("mi-epo")) == {0.3}
     routed = weights("mi-epo", routing="sampled")

@@ -1,5 +1,6 @@
 """Weights on the simplex, and how they get into a prompt and out of it again."""
 
+import functools
 import itertools
 import math
 
@@ -59,11 +60,11 @@ def test_weights_off_the_simplex_are_refused(weights):
 def test_sampled_pairs_are_reproducible_quantised_and_do_not_depend_on_how_many_are_drawn():
     pos, neg = sample_preference_pairs(np.random.default_rng(3), 50, 3, alpha=0.5, decimals=1)
     again_pos, again_neg = sample_preference_pairs(np.random.default_rng(3), 20, 3, alpha=0.5, decimals=1)
-    assert pos.shape == neg.shape == (50, 3)
+    assert pos.shape == (50, 3) and neg.shape == (50, 1, 3)
     assert pos.dtype == np.float64
     assert (pos[:20] == again_pos).all() and (neg[:20] == again_neg).all()
     assert (quantize(pos, 1) == pos).all() and (quantize(neg, 1) == neg).all()
-    assert not (pos == neg).all()
+    assert not (pos == neg[:, 0]).all()
 
 
 def test_a_small_alpha_favours_corners_and_every_objective_alike():
@@ -244,7 +245,16 @@ def test_a_least_distance_keeps_w_minus_away_and_leaves_w_plus_as_it_was(k):
     pos, neg = sample_preference_pairs(np.random.default_rng(3), 400, k, alpha=0.5, decimals=1)
     kept, far = sample_preference_pairs(np.random.default_rng(3), 400, k, alpha=0.5, decimals=1, min_distance=1.0)
     assert np.array_equal(kept, pos)
-    distance = np.abs(pos - neg).sum(axis=1)
-    assert (distance < 0.9).any() and np.abs(kept - far).sum(axis=1).min() > 1 - 1e-9
+    distance = np.abs(pos[:, None] - neg).sum(axis=-1)
+    assert (distance < 0.9).any() and np.abs(kept[:, None] - far).sum(axis=-1).min() > 1 - 1e-9
     assert np.array_equal(far[distance >= 1], neg[distance >= 1])
-    assert np.allclose(far.sum(axis=1), 1)
+    assert np.allclose(far.sum(axis=-1), 1)
+
+
+def test_several_w_minus_are_independent_and_all_keep_their_distance():
+    draw = functools.partial(sample_preference_pairs, n=400, k=2, alpha=0.5, decimals=1, negatives=3)
+    pos, neg = draw(np.random.default_rng(3))
+    assert neg.shape == (400, 3, 2)
+    assert abs(np.corrcoef(neg[:, 0, 0], neg[:, 1, 0])[0, 1]) < 0.15
+    _, far = draw(np.random.default_rng(3), min_distance=0.6)
+    assert np.abs(pos[:, None] - far).sum(axis=-1).min() > 0.6 - 1e-9 > np.abs(pos[:, None] - neg).sum(axis=-1).min()

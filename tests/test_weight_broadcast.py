@@ -160,7 +160,7 @@ def pairs(count: int) -> tuple[PreferencePair, ...]:
     return tuple(
         PreferencePair(
             prompt_ids_pos=(5 + i, 9, 40),
-            prompt_ids_neg=(5 + i, 9, 41),
+            prompt_ids_neg=((5 + i, 9, 41),),
             response_ids=((20 + i, 21, 1), (30, 31 + i, 32, 33)),
             weight_y1=0.7,
             weight_y2=0.3,

@@ -71,8 +71,9 @@ def _seeds(results: Results) -> str:
 
 def _work_paragraph(results: Results) -> str:
     tuned = (
-        "Each method stands at its own best value of the setting that decides how far it drifts, chosen by MIP under "
-        f"seed {results.tune_seed}, which is in no other table."
+        "Each method stands at its own best value of the setting that decides how far it drifts, chosen under seed "
+        f"{results.tune_seed}, which is in no other table, by the MIP of the audit judge (of the reward models where "
+        "there is none)."
         if results.tuning
         else "Every setting is the recipe's."
     )

@@ -128,5 +128,13 @@ def read_results(path: Path) -> Results:
 
 
 def best_value(tuning: Iterable[CellResult], method: str) -> float:
-    """The value with the highest MIP by the reward models after training; the first of equal ones."""
-    return max((cell for cell in tuning if cell.method == method), key=lambda cell: float(cell.after["mip"])).value
+    """The value with the highest `tuning_score` after training; the first of equal ones."""
+    return max((cell for cell in tuning if cell.method == method), key=tuning_score).value
+
+
+def tuning_score(cell: CellResult) -> float:
+    """MIP after training by the audit judge, or by the reward models where there is none.
+
+    The policy is trained on the reward models, so their MIP alone would choose whatever exploits them most.
+    """
+    return float((cell.after.get("audit") or cell.after)["mip"])
