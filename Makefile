@@ -3,9 +3,11 @@ SHELL := /bin/bash
 BIN := $(or $(MI_EPO_VENV),.venv)/bin
 RECIPE ?= deploy/recipes/miniature.yaml
 SET ?=
+JOBS ?= 2
+COMPARE = --seeds 0,1,2,3,4 --beta-c 0.1,0.3,1 --learning-rate 0.001,0.003,0.01 --jobs $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo test lint lock clean
+.PHONY: help setup setup-gpu demo test lint results lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +17,11 @@ demo: setup ## train the miniature (RECIPE=... another recipe, SET="section.key=
 
 test: setup lint ## lint, type check, all tests
 	$(BIN)/python -m pytest -q
+
+results: setup ## docs/results.md from nothing: every method, five seeds, two and three objectives (hours; finished runs are kept)
+	$(BIN)/mi-epo compare deploy/recipes/miniature.yaml $(COMPARE) --sweep learner.beta_w=0,0.003,0.01,0.03,0.1
+	$(BIN)/mi-epo compare deploy/recipes/miniature-3.yaml $(COMPARE)
+	$(BIN)/mi-epo results comparisons/miniature/results.json comparisons/miniature-3/results.json --output docs/results.md
 
 lint: setup
 	$(BIN)/ruff check .

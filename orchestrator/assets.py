@@ -4,18 +4,16 @@ A folder is described by its manifest.json: the settings it was built from, the 
 reported. It appears by one rename, and a lock keeps two builds of one folder apart.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BadInput
+from orchestrator.locks import locked
 
 MANIFEST = "manifest.json"
 LOCK_TIMEOUT_S = 3600.0
@@ -40,7 +38,8 @@ def build_once(
     """
     directory = directory.expanduser()
     digest = settings_digest(settings)
-    with _locked(directory):
+    late = f"{directory}: another process has been building it for {LOCK_TIMEOUT_S:g} s"
+    with locked(directory.parent / f".{directory.name}.lock", timeout_s=LOCK_TIMEOUT_S, late=late):
         reason = why_not_usable(directory, digest)
         if reason is None:
             return read_manifest(directory)
@@ -113,25 +112,3 @@ def file_digests(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = (directory.parent / f".{directory.name}.lock").open("w")
-    except OSError as error:
-        raise BadInput(f"{directory}: cannot be written: {error.strerror}") from None
-    with lock:
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BadInput(
-                        f"{directory}: another process has been building it for {LOCK_TIMEOUT_S:g} s"
-                    ) from None
-                time.sleep(0.5)
-        yield

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--learning-rate", help="the same for a method without beta_c (ric)")
     compare.add_argument("--tune-seed", type=int, help="seed of the runs that choose these (default: the next one)")
     compare.add_argument("--sweep", metavar="section.key=V,V,...", help="also the first method with each of the values")
-    compare.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    compare.add_argument("--jobs", type=int, help="runs at a time (default: 1; on a Ray cluster, as many as have room)")
     compare.add_argument("--output", type=Path, help="folder (default: comparisons/NAME); finished runs in it are kept")
     compare.add_argument("--quick", action="store_true", help="two methods, one seed, 20 updates: does it work at all")
 

@@ -60,6 +60,24 @@ def check_fits(recipe: "Recipe", *, cpus: float, gpus: float, where: str) -> Non
             raise BadInput(f"{where}: has {have:g} {resource}, the recipe's actors need {need:g} ({parts})")
 
 
+def runs_that_fit(recipe: "Recipe") -> int:
+    """Runs of the recipe that the cluster they join has room for now, at least 1; 1 where each starts its own."""
+    if joins_existing(recipe) is None:
+        return 1
+    import ray
+
+    with connect(recipe):
+        free = ray.available_resources()
+    return max(1, room(recipe, cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0)))
+
+
+def room(recipe: "Recipe", *, cpus: float, gpus: float) -> int:
+    """How many times the recipe's actors fit into so many CPUs and GPUs."""
+    need_cpus = sum(demand.count * demand.num_cpus for demand in demands(recipe))
+    need_gpus = sum(demand.count * demand.num_gpus for demand in demands(recipe))
+    return int(min(have / need + 1e-6 for have, need in ((cpus, need_cpus), (gpus, need_gpus)) if need))
+
+
 def local_resources(recipe: "Recipe") -> tuple[float, float]:
     """(CPUs, GPUs) of the local cluster that `connect` would start."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

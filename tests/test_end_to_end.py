@@ -122,7 +122,8 @@ def test_the_run_directory_is_not_used_twice(finished_run):
 
 def test_a_terminated_run_saves_a_checkpoint_and_resumes_from_it(tmp_path):
     recipe, run = tiny_recipe(tmp_path), tmp_path / "run"
-    arguments = ("train", recipe, "loop.steps=400", "--run-dir", run)
+    knobs = ("preferences.negatives=2", "loop.responses_per_prompt=3")
+    arguments = ("train", recipe, "loop.steps=400", *knobs, "--run-dir", run)
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -139,7 +140,7 @@ def test_a_terminated_run_saves_a_checkpoint_and_resumes_from_it(tmp_path):
     done = len(lines(run / "metrics.jsonl"))
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
     assert (run / "checkpoints" / f"step-{done:06d}" / "STABLE").exists()
-    mi_epo("train", recipe, f"loop.steps={done + 2}", "--run-dir", run, "--resume")
+    mi_epo("train", recipe, f"loop.steps={done + 2}", *knobs, "--run-dir", run, "--resume")
     assert [record["step"] for record in lines(run / "metrics.jsonl")] == list(range(done + 2))
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
@@ -158,11 +159,24 @@ def test_a_rewarded_soup_is_trained_and_at_its_corners_it_is_its_experts(tmp_pat
     assert corner["points"][0] == pytest.approx(soup["points"][0], abs=1e-6)
 
 
-def test_a_comparison_runs_every_cell_once(tmp_path):
+def test_a_killed_comparison_goes_on_where_it_was_and_runs_every_cell_once(tmp_path):
     recipe, folder = tiny_recipe(tmp_path), tmp_path / "comparison"
-    asked = ("compare", recipe, "--methods", "mi-epo,mo-odpo", "--seeds", "0", "--jobs", "2", "--output", folder)
+    asked = ("compare", recipe, "--methods", "mi-epo,mo-odpo", "--seeds", "0", "--jobs", "1", "--output", folder)
+    process = subprocess.Popen(command(*asked), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:  # ends at the latest with the command itself
+            if line.startswith("run 2/2  mo-odpo"):
+                break
+    finally:
+        process.kill()  # its run of mo-odpo is left behind and goes on
+        process.wait()
+    first = next(folder.glob("cells/mi-epo-*/run.json")).stat().st_mtime_ns
     said = mi_epo(*asked)
-    assert said.count("finished") == 2 and "one seed" in said
+    assert "1 of 2 runs are finished already" in said and "run 1/1  mo-odpo-beta_c0.3-seed0 finished" in said
+    assert "one seed" in said
+    assert next(folder.glob("cells/mi-epo-*/run.json")).stat().st_mtime_ns == first
+    assert (folder / "cells" / "mo-odpo-beta_c0.3-seed0.log").read_text().count("starting Ray") == 1
     results = json.loads((folder / "results.json").read_text())
     mi_epo_cell, mo_odpo_cell = results["cells"]
     assert mi_epo_cell["prompts"] == mo_odpo_cell["prompts"] == 32

@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from orchestrator.cli import explain, main, parse_arguments
+from orchestrator.cluster import room
+from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.plan import count_parameters, is_local
 from tests.tiny_models import make_tiny_policy
@@ -189,3 +191,10 @@ def test_what_a_person_can_act_on_is_one_line_also_when_it_comes_out_of_an_actor
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         explain(ZeroDivisionError())
+
+
+def test_as_many_runs_fit_as_the_scarcest_resource_allows():
+    recipe = load_recipe(MINIATURE, ["rollout.num_cpus=1", "learner.num_cpus=0.8"])  # and 2 reward models x 0.1
+    assert [room(recipe, cpus=cpus, gpus=0) for cpus in (1.9, 2, 7.9, 8)] == [0, 1, 3, 4]
+    with_gpus = load_recipe(MINIATURE, ["rollout.num_gpus=1", "learner.num_gpus=0.5"])
+    assert room(with_gpus, cpus=100, gpus=4) == 2

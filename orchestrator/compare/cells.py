@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from learner.methods import METHODS, Method
 from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput, RunFailed
+from orchestrator.locks import locked
 from orchestrator.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 STOP_TIMEOUT_S = 180.0
 """How long a stopped run may take to save its checkpoint and leave."""
+ORPHAN_TIMEOUT_S = 3600.0
+"""Longest wait for a run that an earlier, killed comparison left behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -91,12 +94,20 @@ class CellRunner:
     def __call__(self, cell: Cell) -> None:
         """Train the cell from the start; an unfinished attempt is thrown away first.
 
+        A run that outlived its killed comparison is waited for, and kept when it finishes.
+
         Raises:
             RunFailed: the run ended with an error; the message ends with its last line.
+            BadInput: another process has been at this run for `ORPHAN_TIMEOUT_S`.
         """
         path = self.work.run_path(cell)
+        late = f"{path}: another process has been running it for {ORPHAN_TIMEOUT_S:g} s; stop it first"
+        with locked(path.with_name(f".{path.name}.lock"), timeout_s=ORPHAN_TIMEOUT_S, late=late) as lock:
+            if not is_finished(self.work, cell):
+                self._train(cell, path, lock.fileno())
+
+    def _train(self, cell: Cell, path: Path, lock: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
         log_path = path.with_name(path.name + ".log")
         command = [sys.executable, "-m", "orchestrator", "train", self.work.recipe_path, *self.work.overrides]
         with log_path.open("wb") as log, self._lock:
@@ -109,6 +120,7 @@ class CellRunner:
                 stdin=subprocess.DEVNULL,
                 # A group of its own: Ctrl-C reaches it once, through `stop`.
                 start_new_session=True,
+                pass_fds=(lock,),  # held by the run itself, so also when this process is killed
                 env={**os.environ, "PYTHONPATH": _python_path()},
             )
             self._processes.add(process)

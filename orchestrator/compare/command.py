@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from orchestrator.cluster import runs_that_fit
 from orchestrator.compare.cells import Cell, CellRunner, Work, is_finished, make_cells, method_of
 from orchestrator.compare.results import (
     RESULTS,
@@ -46,8 +47,8 @@ class Question:
     """Seed of the runs that choose; None: the first after the compared ones."""
     sweep: tuple[str, tuple[float, ...]] | None = None
     """(dotted key, values): the first method again with each of them."""
-    jobs: int = 1
-    """Runs at a time."""
+    jobs: int | None = None
+    """Runs at a time; None: as many as a Ray cluster to be joined has room for, 1 where each run starts its own."""
     quick: bool = False
 
     def check(self) -> None:
@@ -66,7 +67,7 @@ class Question:
             method_of(method)
         if self.tuning_seed in self.seeds:
             raise BadInput(f"--tune-seed: must not be among the compared seeds, got {self.tuning_seed}")
-        if self.jobs < 1:
+        if self.jobs is not None and self.jobs < 1:
             raise BadInput(f"--jobs: must be >= 1, got {self.jobs}")
 
     @property
@@ -100,13 +101,14 @@ def compare(question: Question, recipe_path: str, overrides: Sequence[str], fold
     _check_recipes(work, [*candidates, *make_cells(first, question.seeds), *sweep_cells(question, work, first)])
     if len(question.seeds) < 2:
         say("one seed: the tables will hold no intervals")
-    _run_missing(work, candidates, question.jobs, say)
+    jobs = question.jobs or runs_that_fit(recipe)
+    _run_missing(work, candidates, jobs, say)
     tuning = [gather(work, cell) for cell in candidates]
     tuned = {cell.method for cell in candidates}
     chosen = {method: best_value(tuning, method) if method in tuned else first[method] for method in values}
     cells = make_cells(chosen, question.seeds)
     swept = sweep_cells(question, work, chosen)
-    _run_missing(work, [*cells, *swept], question.jobs, say)
+    _run_missing(work, [*cells, *swept], jobs, say)
     results = Results(
         recipe=recipe.name,
         objectives=recipe.objective_names,
