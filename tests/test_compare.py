@@ -75,13 +75,13 @@ def cell(method, seed, *, gain, value=0.3, kl=4.0):
     )
 
 
-def results(*, seeds=(0, 1, 2), tuning=(), sweep=None):
+def results(*, seeds=(0, 1, 2), tuning=(), sweep=None, other="mo-odpo"):
     return Results(
         recipe="miniature",
         objectives=("helpfulness", "harmlessness"),
         steps=10,
         seeds=seeds,
-        methods=("mi-epo", "mo-odpo"),
+        methods=("mi-epo", other),
         tune_seed=9 if tuning else None,
         tuning=tuning,
         sweep=sweep,
@@ -90,7 +90,7 @@ def results(*, seeds=(0, 1, 2), tuning=(), sweep=None):
             for seed in seeds
             for method, gain, kl, value in (
                 ("mi-epo", 2.0, 4.0, 0.3),
-                ("mo-odpo", 3.0, 8.0, 0.1),
+                (other, 3.0, 8.0, 0.1),
                 *((name, 4.0, 9.0, 0.3) for name in (sweep.methods if sweep else ()) if "@" in name),
             )
         ],
@@ -207,12 +207,22 @@ def test_the_page_holds_every_table_and_its_figures(tmp_path):
 
 def test_the_reading_counts_a_difference_only_when_its_interval_excludes_zero():
     (sentence,) = reading(results())
-    assert sentence.startswith("`mo-odpo`: better than `mi-epo` in MIP")
+    assert sentence.startswith("`mo-odpo` against `mi-epo` is better in MIP and hypervolume, ")
     same = results()
     for one, other in zip(same.of("mo-odpo"), same.of("mi-epo"), strict=True):
         one.evaluations[-1] = dict(other.after)
-    assert reading(same) == ["`mo-odpo`: not told apart in MIP and hypervolume and CRD."]
+    nothing = "not told apart in MIP, hypervolume, CRD and information (nats)."
+    assert reading(same) == [f"`mo-odpo` against `mi-epo` is {nothing}"]
     assert reading(results(seeds=(0,))) == ["One seed proves nothing: the spread between seeds is not known."]
+
+
+def test_the_reading_says_what_the_information_term_and_another_value_of_it_change():
+    variant = "mi-epo@learner.beta_w=0.1"
+    sweep = Sweep(key="learner.beta_w", values=(0.01, 0.1), methods=("mi-epo", variant))
+    term, swept = reading(results(sweep=sweep, other="mo-odpo-per-objective"))
+    assert term.startswith("The information term: `mi-epo` against `mo-odpo-per-objective` is worse in MIP and hyperv")
+    assert term.endswith("for 2.0 times the learner tokens.")
+    assert swept.startswith("`mi-epo` with learner.beta_w = 0.1 against its own value is better in MIP and hypervolume")
 
 
 def test_a_page_is_made_again_from_results_files_alone(tmp_path, capsys):

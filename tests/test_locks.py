@@ -15,7 +15,8 @@ SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 def test_a_held_lock_is_waited_for_until_the_deadline_and_then_named(tmp_path):
     path = tmp_path / "folder" / ".lock"
     with (
-        locked(path, timeout_s=0, late="unused"), pytest.raises(BadInput, match="somebody else has it"),
+        locked(path, timeout_s=0, late="unused"),
+        pytest.raises(BadInput, match="somebody else has it"),
         locked(path, timeout_s=0, late="somebody else has it"),
     ):
         pass

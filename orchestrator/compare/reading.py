@@ -2,42 +2,67 @@
 
 import math
 
+import numpy as np
+
 from orchestrator.compare.results import Results
 from orchestrator.compare.statistics import paired_difference
-from orchestrator.compare.tables import BASELINE, QUALITY, Metric
+from orchestrator.compare.tables import BASELINE, CONTROL, QUALITY, TRUTH
 
-READ = tuple(metric for metric in QUALITY if metric.label in ("MIP", "hypervolume", "CRD"))
+READ = (*QUALITY[:3], CONTROL[3], TRUTH[0])
+INFORMATION_TERM = (("mi-epo", "mo-odpo-per-objective"), ("mi-epo-scalarized", "mo-odpo"))
+"""(with the term, the same method without it)"""
 
 
 def reading(results: Results) -> list[str]:
-    """One sentence for each method but MI-EPO; what was measured once is told to prove nothing."""
-    if BASELINE not in results.methods:
-        return []
+    """What the information term changes, then one sentence for each other method and each value of the sweep.
+
+    What was measured once is told to prove nothing.
+    """
     if len(results.seeds) < 2:
         return ["One seed proves nothing: the spread between seeds is not known."]
-    return [_sentence(results, method) for method in results.methods if method != BASELINE]
+    sentences = [
+        f"The information term: `{method}` against `{without}` is {_verdict(results, method, without)}, "
+        f"for {_token_ratio(results, method, without):.1f} times the learner tokens."
+        for method, without in INFORMATION_TERM
+        if {method, without} <= set(results.methods)
+    ]
+    if BASELINE in results.methods:
+        sentences += [
+            f"`{method}` against `{BASELINE}` is {_verdict(results, method, BASELINE)}."
+            for method in results.methods
+            if method != BASELINE and (BASELINE, method) not in INFORMATION_TERM
+        ]
+    if results.sweep is not None:
+        own = results.methods[0]
+        sentences += [
+            f"`{own}` with {results.sweep.key} = {value:g} against its own value is {_verdict(results, method, own)}."
+            for value, method in zip(results.sweep.values, results.sweep.methods, strict=True)
+            if method != own
+        ]
+    return sentences
 
 
-def _sentence(results: Results, method: str) -> str:
+def _verdict(results: Results, method: str, baseline: str) -> str:
     better, worse, open_ = [], [], []
     for metric in READ:
-        difference = _difference(results, method, metric)
-        if difference is None:
+        of, against = ([metric.of(cell.after) for cell in results.of(name)] for name in (method, baseline))
+        found = paired_difference(of, against)
+        if not found.count:
+            continue
+        if not math.isfinite(found.half_width) or abs(found.mean) <= found.half_width:
             open_.append(metric.label)
-        elif (difference > 0) == (metric.better == "higher"):
+        elif (found.mean > 0) == (metric.better == "higher"):
             better.append(metric.label)
         else:
             worse.append(metric.label)
-    parts = [
-        f"{verb} {' and '.join(labels)}"
-        for verb, labels in (("better than `mi-epo` in", better), ("worse in", worse), ("not told apart in", open_))
-        if labels
-    ]
-    return f"`{method}`: {', '.join(parts)}."
+    kinds = (("better in", better), ("worse in", worse), ("not told apart in", open_))
+    return ", ".join(f"{verb} {_enumerate(labels)}" for verb, labels in kinds if labels)
 
 
-def _difference(results: Results, method: str, metric: Metric) -> float | None:
-    """Mean paired difference, or None when its interval holds 0."""
-    of, baseline = ([metric.of(cell.after) for cell in results.of(name)] for name in (method, BASELINE))
-    found = paired_difference(of, baseline)
-    return found.mean if math.isfinite(found.half_width) and abs(found.mean) > found.half_width else None
+def _enumerate(labels: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
+
+
+def _token_ratio(results: Results, method: str, baseline: str) -> float:
+    tokens, without = (np.mean([cell.learner_tokens for cell in results.of(name)]) for name in (method, baseline))
+    return float(tokens / without)
