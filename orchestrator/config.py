@@ -163,6 +163,10 @@ class Recipe(Section):
                 parse_preference(dict(zip(self.objective_names, fixed, strict=True)), self.objective_names)
             except ValueError as error:  # also of zip: as many weights as objectives
                 raise ValueError(f"preferences.fixed: {error}, got {list(fixed)}") from None
+        if METHODS[self.method].supervised and self.loop.steps < 2:
+            raise ValueError(f"loop.steps must be at least 2 under {self.method}, which imitates twice, got 1")
+        if METHODS[self.method].experts and fixed is not None:
+            raise ValueError(f"preferences.fixed: {self.method} fixes each expert's vector itself, got {list(fixed)}")
         if METHODS[self.method].experts and self.loop.steps % self.num_objectives:
             raise ValueError(
                 f"loop.steps must be a multiple of the {self.num_objectives} objectives under {self.method}, which "

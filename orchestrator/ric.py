@@ -35,13 +35,11 @@ class Row:
 
 
 def train(run: "Run", config: LoopConfig, *, first_step: int, policy_version: int, evaluate_every: int) -> int:
-    """Returns the number of the step after the last one done.
+    """Returns the number of the step after the last one done. Never resumed: `first_step` is 0.
 
     Raises:
-        RunFailed: no response has all scores, or it is asked to go on from a checkpoint.
+        RunFailed: no response has all scores.
     """
-    if first_step:
-        raise RunFailed("method ric: a stopped run starts over, it cannot be resumed")
     recipe = run.recipe
     preferences, tokenizer = recipe.preferences, load_tokenizer(recipe.policy.model)
     parts = (preferences.conditioning, recipe.objective_names, preferences.decimals, tokenizer)

@@ -107,6 +107,8 @@ class Run:
 def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callable[[str], None] = print) -> int:
     """Run the recipe; returns the exit code (0, or 128 + signal after a stop with a checkpoint)."""
     if resume:
+        if METHODS[recipe.method].supervised:
+            raise BadInput(f"--resume: a stopped run of {recipe.method} starts over; choose a new --run-dir")
         run_dir = RunDir.open(run_path)
         checkpoint = run_dir.latest_checkpoint(recipe)
         if checkpoint is None:

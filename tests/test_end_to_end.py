@@ -198,3 +198,27 @@ def test_rewards_in_context_is_trained_and_its_policy_asked_again_gives_the_same
     assert np.array(again["points"]) == pytest.approx(
         np.array(lines(run / "evaluations.jsonl")[-1]["points"]), abs=1e-6
     )
+
+
+def test_on_a_cluster_as_many_runs_go_at_once_as_it_has_room_for(tmp_path, ray_cluster):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    asked = ("compare", tiny_recipe(tmp_path), f"cluster.address={address}", "--methods", "mi-epo,ric", "--seeds", "0")
+    said = mi_epo(*asked, "--output", tmp_path / "comparison")
+    events = [line.split(maxsplit=2)[2] for line in said.splitlines() if line.startswith("run ")]
+    assert [event.endswith("...") for event in events] == [True, True, False, False]
+    assert len(json.loads((tmp_path / "comparison" / "results.json").read_text())["cells"]) == 2
+
+
+def test_the_shipped_recipe_is_compared_quickly(tmp_path):
+    recipe, folder = REPOSITORY / "deploy" / "recipes" / "miniature.yaml", tmp_path / "quick"
+    said = mi_epo("compare", recipe, "--quick", f"assets.directory={tmp_path}/k2-seed{{seed}}", "--output", folder)
+    assert "one seed: the tables will hold no intervals" in said
+    results = json.loads((folder / "results.json").read_text())
+    assert results["methods"] == ["mi-epo", "mi-epo-scalarized"] and results["steps"] == 20
+    for cell in results["cells"]:
+        start, after = cell["evaluations"][0], cell["evaluations"][-1]
+        assert after["mip"] > start["mip"] + 0.1
+        assert after["kl_to_start"] > 0.5
+    assert "One seed proves nothing" in (folder / "results.md").read_text()

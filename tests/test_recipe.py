@@ -88,3 +88,32 @@ def test_a_fixed_preference_must_be_one(fixed):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_learner_may_be_named(method):
     assert load_recipe(MINIATURE, [f"method={method}"]).method == method
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method=ric", "loop.steps=1"], "loop.steps must be at least 2 under ric"),
+        (["method=rewarded-soups", "loop.steps=3"], "loop.steps must be a multiple of the 2 objectives"),
+        (
+            ["method=rewarded-soups", "preferences.fixed=[0, 1]"],
+            "preferences.fixed: rewarded-soups fixes each expert's",
+        ),
+        (
+            ["loop.responses_per_prompt=1"],
+            "loop.responses_per_prompt: Input should be greater than or equal to 2, got 1",
+        ),
+        (["preferences.negatives=0"], "preferences.negatives: Input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_what_a_method_cannot_be_trained_with_is_refused(overrides, said):
+    with pytest.raises(BadInput) as error:
+        load_recipe(MINIATURE, overrides)
+    assert said in str(error.value)
+
+
+def test_a_stopped_ric_run_is_not_resumed(tmp_path):
+    from orchestrator.run import train
+
+    with pytest.raises(BadInput, match="--resume: a stopped run of ric starts over"):
+        train(load_recipe(MINIATURE, ["method=ric"]), tmp_path, resume=True)
