@@ -50,9 +50,9 @@ def command(*arguments):
     return [sys.executable, "-m", "orchestrator", *map(str, arguments)]
 
 
-def mi_epo(*arguments, code=0):
+def mi_epo(*arguments, code=0, timeout_s=TIMEOUT_S):
     done = subprocess.run(
-        command(*arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ
+        command(*arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s, env=os.environ
     )
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -200,20 +200,29 @@ def test_rewards_in_context_is_trained_and_its_policy_asked_again_gives_the_same
     )
 
 
-def test_on_a_cluster_as_many_runs_go_at_once_as_it_has_room_for(tmp_path, ray_cluster):
+def test_on_a_cluster_as_many_runs_go_at_once_as_it_has_room_for_and_equal_ones_end_equal(tmp_path, ray_cluster):
+    """Two runs of one seed and one recipe (its beta_w is 0.03), side by side: every number but the times agrees."""
     import ray
 
-    address = ray.get_runtime_context().gcs_address
-    asked = ("compare", tiny_recipe(tmp_path), f"cluster.address={address}", "--methods", "mi-epo,ric", "--seeds", "0")
-    said = mi_epo(*asked, "--output", tmp_path / "comparison")
-    events = [line.split(maxsplit=2)[2] for line in said.splitlines() if line.startswith("run ")]
+    methods = "mi-epo,mi-epo@learner.beta_w=0.03"
+    overrides = (f"cluster.address={ray.get_runtime_context().gcs_address}", "loop.max_staleness=0")
+    folder = tmp_path / "comparison"
+    asked = ("compare", tiny_recipe(tmp_path), *overrides, "--methods", methods, "--seeds", "0", "--output", folder)
+    events = [line.split(maxsplit=2)[2] for line in mi_epo(*asked).splitlines() if line.startswith("run ")]
     assert [event.endswith("...") for event in events] == [True, True, False, False]
-    assert len(json.loads((tmp_path / "comparison" / "results.json").read_text())["cells"]) == 2
+    one, other = (
+        [{key: value for key, value in step.items() if not key.startswith("seconds/")} for step in lines(path)]
+        for path in folder.glob("cells/*/metrics.jsonl")
+    )
+    assert len(one) == 4 and one == other
+    one, other = (cell["evaluations"] for cell in json.loads((folder / "results.json").read_text())["cells"])
+    assert one == other
 
 
 def test_the_shipped_recipe_is_compared_quickly(tmp_path):
     recipe, folder = REPOSITORY / "deploy" / "recipes" / "miniature.yaml", tmp_path / "quick"
-    said = mi_epo("compare", recipe, "--quick", f"assets.directory={tmp_path}/k2-seed{{seed}}", "--output", folder)
+    assets = f"assets.directory={tmp_path}/k2-seed{{seed}}"
+    said = mi_epo("compare", recipe, "--quick", assets, "--output", folder, timeout_s=1200)
     assert "one seed: the tables will hold no intervals" in said
     results = json.loads((folder / "results.json").read_text())
     assert results["methods"] == ["mi-epo", "mi-epo-scalarized"] and results["steps"] == 20
