@@ -68,13 +68,15 @@ def deepspeed_config(
         micro_batches: forward-backward passes of one rank per optimizer step.
         max_grad_norm: 0 leaves clipping to the caller.
     """
+    # DeepSpeed's plain bfloat16 wrapper hides its float32 copy; under stage 1 the same numbers can be checkpointed.
+    stage = max(config.zero_stage, 1) if dtype == torch.bfloat16 else config.zero_stage
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_pairs,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": {
-            "stage": config.zero_stage,
+            "stage": stage,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
         },
         "zero_allow_untested_optimizer": True,  # torch's AdamW

@@ -8,7 +8,6 @@ and the gradient is exactly the mean over the real pairs.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.backend import choose_device, choose_dtype, deepspeed_config, start_deepspeed
+from learner.checkpoint import TrainedState, load_state, save_state
 from learner.config import LearnerConfig
 from learner.losses import LossOutput, mi_epo_loss, supervised_loss
 from learner.methods import METHODS
@@ -28,8 +28,6 @@ from learner.sequences import SequenceBlock, pack_labelled, pack_pairs, pack_seq
 from learner.types import LabelledBatch, LabelledPair, LearnerError, PairBatch, PreferencePair, StepReport
 from learner.weights import WeightSource
 
-CHECKPOINT_TAG = "learner"
-CHECKPOINT_META = "learner.json"
 STAND_IN = PreferencePair(
     prompt_ids_pos=(0,), prompt_ids_neg=((0,),), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
 )
@@ -101,6 +99,7 @@ class LearnerEngine:
         self.policy = policy
         self._reference = self._start_reference(deepspeed, settings)
         self._weights = WeightSource(policy, bucket_bytes=config.bucket_bytes)
+        self._state = TrainedState(self._engine, policy)
 
     def update(self, batch: PairBatch | LabelledBatch, *, total_prompts: float) -> StepReport:
         """One optimizer step on the mean loss over all ranks' prompts.
@@ -177,37 +176,16 @@ class LearnerEngine:
         dist.barrier()
 
     def save_checkpoint(self, path: str | Path) -> None:
-        """Write weights, optimizer state and what they belong to into the directory `path`."""
-        state = self._identity()
-        self._engine.save_checkpoint(
-            str(path), tag=CHECKPOINT_TAG, client_state=state, exclude_frozen_parameters=self.config.lora is not None
-        )
-        if self.rank == 0:
-            (Path(path) / CHECKPOINT_META).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        dist.barrier()
+        """Write weights, optimizer state and what they belong to into the folder `path`; see `learner.checkpoint`."""
+        save_state(Path(path), self._state, self._identity())
 
     def load_checkpoint(self, path: str | Path) -> None:
-        """Continue from `save_checkpoint`, bit for bit, with the same ranks, ZeRO stage and model.
-
-        The files are Python pickles (DeepSpeed's format): load only checkpoints of your own.
+        """Continue from `save_checkpoint`: bit for bit with as many ranks, under any ZeRO stage; else up to rounding.
 
         Raises:
-            LearnerError: no checkpoint there, or one of another model or another layout; names what differs.
+            LearnerError: no checkpoint there, a damaged one, or one of another model; names what differs.
         """
-        try:
-            saved = json.loads((Path(path) / CHECKPOINT_META).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LearnerError(f"checkpoint {path}: no readable {CHECKPOINT_META}: {error}") from error
-        for name, expected in self._identity().items():
-            if saved.get(name) != expected:
-                raise LearnerError(
-                    f"checkpoint {path}: {name} must be {expected!r}, it was saved with {saved.get(name)!r}"
-                )
-        loaded, _ = self._engine.load_checkpoint(
-            str(path), tag=CHECKPOINT_TAG, load_module_strict=self.config.lora is None
-        )
-        if loaded is None:
-            raise LearnerError(f"checkpoint {path}: DeepSpeed found no complete checkpoint {CHECKPOINT_TAG!r}")
+        load_state(Path(path), self._state, self._identity())
 
     def close(self) -> None:
         """Leave the process group; the engine is unusable afterwards."""
@@ -308,9 +286,6 @@ class LearnerEngine:
             digest.update(f"{spec.name}|{spec.shape}\n".encode())
         return {
             "architecture": digest.hexdigest(),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "ranks": self.world_size,
-            "zero_stage": self.config.zero_stage,
             "lora": None if self.config.lora is None else self.config.lora.model_dump(mode="json"),
         }
 

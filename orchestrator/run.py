@@ -97,8 +97,6 @@ class Run:
             objectives=recipe.objective_names,
             policy_model=recipe.policy.model,
             method=recipe.method,
-            ranks=recipe.learner.ranks,
-            zero_stage=recipe.learner.zero_stage,
         )
         self.run_dir.complete_checkpoint(path, meta, keep=recipe.loop.keep_checkpoints)
         self.recorder.say(f"checkpoint {path}")

@@ -33,8 +33,6 @@ class CheckpointMeta(Section):
     objectives: tuple[str, ...]
     policy_model: str
     method: str
-    ranks: int
-    zero_stage: int
 
 
 class RunDir:
@@ -149,8 +147,6 @@ class RunDir:
             "objectives": recipe.objective_names,
             "policy_model": recipe.policy.model,
             "method": recipe.method,
-            "ranks": recipe.learner.ranks,
-            "zero_stage": recipe.learner.zero_stage,
         }
         for key, value in expected.items():
             if getattr(meta, key) != value:

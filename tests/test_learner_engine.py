@@ -1,6 +1,7 @@
 """The DeepSpeed engine without Ray: against a plain torch loop, across ZeRO stages and ranks, and across a restart."""
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -211,28 +212,79 @@ def test_without_beta_w_both_spellings_agree_bit_for_bit_and_run_half_the_tokens
     )
 
 
-@pytest.mark.parametrize("section", [{}, {"zero_stage": 2, "lora": LORA}], ids=["full", "zero2-lora"])
+LAYOUTS: list[dict[str, Any]] = [
+    {},
+    {"zero_stage": 1},
+    {"zero_stage": 2, "lora": LORA},
+    {"zero_stage": 3},
+    {"zero_stage": 3, "lora": LORA},
+    {"dtype": "bfloat16"},
+    {"dtype": "bfloat16", "zero_stage": 3},
+]
+
+
+@pytest.mark.parametrize("section", LAYOUTS, ids=str)
+@pytest.mark.parametrize("steps", [0, 2])
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
-    make_engine: MakeEngine, tmp_path: Path, section: dict[str, Any]
+    make_engine: MakeEngine, tmp_path: Path, section: dict[str, Any], steps: int
 ) -> None:
     first = make_engine(**section)
-    train(first, range(2))
+    train(first, range(steps))
     first.save_checkpoint(tmp_path / "checkpoint")
-    expected = train(first, range(2, 4))
+    expected = train(first, range(steps, steps + 2))
     second = make_engine(**section)
+    train(second, range(1))  # what it held before does not matter
     second.load_checkpoint(tmp_path / "checkpoint")
-    assert train(second, range(2, 4)) == expected
+    assert train(second, range(steps, steps + 2)) == expected
     assert largest_difference(weights_of(first), weights_of(second)) == 0
 
 
-def test_a_checkpoint_of_another_layout_is_refused_by_name(make_engine: MakeEngine, tmp_path: Path) -> None:
+def test_a_checkpoint_goes_on_under_another_zero_stage(make_engine: MakeEngine, tmp_path: Path) -> None:
+    first = make_engine(zero_stage=3)
+    train(first, range(2))
+    first.save_checkpoint(tmp_path)
+    expected = train(first, range(2, 4))
+    for stage in (0, 2):
+        second = make_engine(zero_stage=stage)
+        second.load_checkpoint(tmp_path)
+        for actual, wanted in zip(train(second, range(2, 4)), expected, strict=True):
+            assert actual.metrics == pytest.approx(wanted.metrics, abs=1e-5, rel=1e-4)
+        assert largest_difference(weights_of(first), weights_of(second)) < 1e-5
+
+
+def test_a_checkpoint_holds_no_pickle_and_no_frozen_weights(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine(lora=LORA)
+    train(engine, range(1))
+    engine.save_checkpoint(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["learner.json", "state-00000.safetensors"]
+    with safe_open(tmp_path / "state-00000.safetensors", "pt") as tensors:
+        names = set(tensors.keys())
+    assert {name.partition("/")[0] for name in names} == {"weight", "exp_avg", "exp_avg_sq"}
+    assert all(".lora_" in name for name in names)
+
+
+def test_a_checkpoint_that_does_not_fit_or_was_damaged_is_refused_by_name(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
     engine = make_engine()
     with pytest.raises(LearnerError, match=r"no readable learner\.json"):
         engine.load_checkpoint(tmp_path)
     engine.save_checkpoint(tmp_path)
-    other = make_engine(zero_stage=1)
-    with pytest.raises(LearnerError, match="zero_stage must be 1, it was saved with 0"):
-        other.load_checkpoint(tmp_path)
+    with pytest.raises(LearnerError, match=r"lora must be .*, it was saved with None"):
+        make_engine(lora=LORA).load_checkpoint(tmp_path)
+    state, meta = tmp_path / "state-00000.safetensors", tmp_path / "learner.json"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(LearnerError, match=r"file 'state-00000\.safetensors' is missing or damaged"):
+        engine.load_checkpoint(tmp_path)
+    state.write_bytes(whole)
+    described = json.loads(meta.read_text())
+    meta.write_text(json.dumps(described | {"files": {"../learner.json": "0"}}))
+    with pytest.raises(LearnerError, match=r"file '\.\./learner\.json' is missing or damaged"):
+        engine.load_checkpoint(tmp_path)
+    meta.write_text(json.dumps(described | {"adam_steps": -1}))
+    with pytest.raises(LearnerError, match=r"learner\.json: adam_steps: Input should be greater"):
+        engine.load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("section", [{}, {"lora": LORA}], ids=["full", "lora"])
@@ -319,7 +371,7 @@ def test_an_adapter_on_the_tied_head_is_refused(make_engine: MakeEngine) -> None
 
 def train_in_rank(rank: int, ranks: int, model: str, sections: list[dict[str, Any]], folder: str) -> list[Any]:
     """In each spawned process: train and export every section; (reports, reference log-probabilities) of each."""
-    results = []
+    results: list[Any] = []
     for index, section in enumerate(sections):
         engine = LearnerEngine(
             LearnerConfig.model_validate({**SETTINGS, **section, "ranks": ranks}),
@@ -343,6 +395,7 @@ def train_in_rank(rank: int, ranks: int, model: str, sections: list[dict[str, An
             engine.load_checkpoint(Path(folder) / f"checkpoint-{index}")
             assert largest_difference(weights_of(engine), weights) == 0
             assert engine.update(share(make_batch(STEPS, 5), rank, ranks), total_prompts=5) == expected
+            results[-1] += (expected,)
     return results
 
 
@@ -362,7 +415,12 @@ def test_two_ranks_at_every_zero_stage_equal_one_rank(make_engine: MakeEngine, m
     for index, section in enumerate(sections):
         reports, weights, logprobs = expected["lora" in section]
         for rank in range(2):
-            actual_reports, actual_logprobs = replies[rank][index]
+            actual_reports, actual_logprobs, *after_checkpoint = replies[rank][index]
+            for report in after_checkpoint:  # what the two ranks saved goes on alone
+                engine = make_engine(pairs_per_step=7, **({"lora": no_dropout} if "lora" in section else {}))
+                engine.load_checkpoint(tmp_path / f"checkpoint-{index}")
+                alone = engine.update(make_batch(STEPS, 5), total_prompts=5)
+                assert alone.metrics == pytest.approx(report.metrics, abs=1e-5, rel=1e-4)
             for actual, wanted in zip(actual_reports, reports, strict=True):
                 assert actual.metrics == pytest.approx(wanted.metrics, abs=1e-5, rel=1e-4), section
                 assert actual.learner_tokens == wanted.learner_tokens

@@ -15,7 +15,7 @@ RECIPE = load_recipe(Path(__file__).parent.parent / "deploy" / "recipes" / "mini
 def meta(**changes):
     values = {
         "next_step": 5, "policy_version": 5, "objectives": RECIPE.objective_names, "policy_model": RECIPE.policy.model,
-        "method": RECIPE.method, "ranks": 1, "zero_stage": 0,
+        "method": RECIPE.method,
     }  # fmt: skip
     return CheckpointMeta(**{**values, **changes})
 
@@ -88,7 +88,6 @@ def test_old_checkpoints_go_when_new_ones_are_complete(tmp_path):
         ({"objectives": ("a", "b")}, "objectives"),
         ({"policy_model": "other"}, "policy_model"),
         ({"method": "x"}, "method"),
-        ({"ranks": 4}, "ranks"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, changes, said):
