@@ -67,8 +67,8 @@ class LoopConfig(Section):
     """Most versions between the policy that samples a batch and the one updated with it (0: strictly on-policy)."""
     max_empty_batches: int = Field(default=5, ge=1)
     """Steps in a row without one usable pair after which the run stops."""
-    checkpoint_every: int = Field(default=0, ge=0)
-    """Optimizer steps between checkpoints (0: only when stopped)."""
+    checkpoint_every: int = Field(default=50, ge=0)
+    """Optimizer steps between checkpoints (0: only when stopped); what a kill can cost at most."""
     keep_checkpoints: int = Field(default=2, ge=1)
 
 

@@ -6,6 +6,7 @@ batch is never more than `max_staleness` versions older than the policy it updat
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from orchestrator.config import LoopConfig
@@ -23,12 +24,23 @@ class Stages(Protocol):
 
     def evaluate(self, step: int, policy_version: int) -> Any: ...
 
-    def checkpoint(self, next_step: int, policy_version: int) -> Any: ...
+    def checkpoint(self, next_step: int, policy_version: int, in_flight: list[Any]) -> Any: ...
 
 
-def train(stages: Stages, config: LoopConfig, *, first_step: int, policy_version: int, evaluate_every: int) -> int:
-    """Run optimizer steps `first_step .. config.steps - 1`; returns the number of the step after the last one done."""
-    in_flight: deque[Any] = deque()
+def train(
+    stages: Stages,
+    config: LoopConfig,
+    *,
+    first_step: int,
+    policy_version: int,
+    evaluate_every: int,
+    restored: Sequence[Any] = (),
+) -> int:
+    """Run optimizer steps `first_step .. config.steps - 1`; returns the number of the step after the last one done.
+
+    `restored`: batches in flight from `first_step` on, when a checkpoint is continued.
+    """
+    in_flight: deque[Any] = deque(restored)
     empty_batches = 0
     for step in range(first_step, config.steps):
         while len(in_flight) <= config.max_staleness and step + len(in_flight) < config.steps:
@@ -60,7 +72,7 @@ def train(stages: Stages, config: LoopConfig, *, first_step: int, policy_version
             stages.evaluate(step + 1, policy_version)
         stopping = stages.stop_requested()
         if stopping or (config.checkpoint_every and (step + 1) % config.checkpoint_every == 0):
-            stages.checkpoint(step + 1, policy_version)
+            stages.checkpoint(step + 1, policy_version, [pending.result() for pending in in_flight])
         if stopping:
             return step + 1
     return config.steps

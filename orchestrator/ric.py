@@ -34,8 +34,16 @@ class Row:
     levels: tuple[float, ...]  # [K]
 
 
-def train(run: "Run", config: LoopConfig, *, first_step: int, policy_version: int, evaluate_every: int) -> int:
-    """Returns the number of the step after the last one done. Never resumed: `first_step` is 0.
+def train(
+    run: "Run",
+    config: LoopConfig,
+    *,
+    first_step: int,
+    policy_version: int,
+    evaluate_every: int,
+    restored: Sequence[Any] = (),
+) -> int:
+    """As `loop.train`, but it makes no checkpoints: `first_step` is 0 and nothing was restored.
 
     Raises:
         RunFailed: no response has all scores.

@@ -5,9 +5,10 @@ Components never know each other; `Run` wires them and `loop.train` drives them.
 
 import contextlib
 import json
+import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,17 @@ import numpy as np
 
 from learner.methods import METHODS
 from orchestrator import cluster, loop, ric
-from orchestrator.batching import Batcher
+from orchestrator.batching import Batcher, ScoredBatch
 from orchestrator.conditioning import save_conditioning
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.evaluate import Evaluator, measure_normalizers
+from orchestrator.in_flight import load_in_flight, save_in_flight
 from orchestrator.plan import Inputs, check_inputs
-from orchestrator.report import write_report
+from orchestrator.report import read_lines, write_report
 from orchestrator.rundir import CheckpointMeta, RunDir
 from orchestrator.sampling import Sampler
 from orchestrator.summary import as_text, summary_table
-from orchestrator.telemetry import Recorder
+from orchestrator.telemetry import Recorder, training_totals
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -88,9 +90,11 @@ class Run:
         )
         return record
 
-    def checkpoint(self, next_step: int, policy_version: int) -> None:
-        recipe, path = self.recipe, self.run_dir.checkpoint_path(next_step)
-        self.learner.save_checkpoint(path)
+    def checkpoint(self, next_step: int, policy_version: int, in_flight: Sequence[ScoredBatch]) -> None:
+        recipe, partial = self.recipe, self.run_dir.path / "checkpoints" / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        self.learner.save_checkpoint(partial)
+        save_in_flight(partial, in_flight)
         meta = CheckpointMeta(
             next_step=next_step,
             policy_version=policy_version,
@@ -98,58 +102,65 @@ class Run:
             policy_model=recipe.policy.model,
             method=recipe.method,
         )
-        self.run_dir.complete_checkpoint(path, meta, keep=recipe.loop.keep_checkpoints)
+        path = self.run_dir.publish_checkpoint(partial, meta, keep=recipe.loop.keep_checkpoints)
         self.recorder.say(f"checkpoint {path}")
 
 
 def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callable[[str], None] = print) -> int:
-    """Run the recipe; returns the exit code (0, or 128 + signal after a stop with a checkpoint)."""
-    if resume:
-        if METHODS[recipe.method].supervised:
-            raise BadInput(f"--resume: a stopped run of {recipe.method} starts over; choose a new --run-dir")
-        run_dir = RunDir.open(run_path)
+    """Run the recipe; returns the exit code (0, or 128 + signal after a stop with a checkpoint).
+
+    A run that the folder holds already goes on from its last checkpoint (`RunDir.claim`).
+    """
+
+    def work(run_dir: RunDir, inputs: Inputs) -> int:
         checkpoint = run_dir.latest_checkpoint(recipe)
-        if checkpoint is None:
-            raise BadInput(f"{run_path}: holds no complete checkpoint to resume from")
-        build_assets(recipe, say)
-        inputs = check_inputs(recipe)
-    else:
-        checkpoint = None
-        build_assets(recipe, say)
-        inputs = check_inputs(recipe)
-        run_dir = RunDir.create(run_path, recipe)
-    return record_run(
-        recipe,
-        run_dir,
-        lambda: _train(recipe, run_dir, inputs, checkpoint, say),
-        resumed=resume,
-        product=run_dir.policy,
-        say=say,
-    )
+        if checkpoint is not None:
+            say(f"going on from {checkpoint[0]}")
+        elif (run_dir.path / "metrics.jsonl").exists():
+            say("no complete checkpoint: starting over")
+        run_dir.rewind(checkpoint[1].next_step if checkpoint else -1)
+        return _train(recipe, run_dir, inputs, checkpoint, say)
+
+    return record_run(recipe, run_path, work, resume=resume, say=say)
 
 
 def record_run(
     recipe: "Recipe",
-    run_dir: RunDir,
-    work: Callable[[], int],
+    run_path: Path,
+    work: Callable[[RunDir, Inputs], int],
     *,
-    resumed: bool,
-    product: Path,
+    resume: bool,
     say: Callable[[str], None],
 ) -> int:
-    """Do the work between the first and the last word of run.json, then write the report; returns its exit code."""
+    """Check the inputs, do the work between the first and the last word of run.json, write the report.
+
+    Returns its exit code. The work of a finished run is not done again.
+    """
+    with RunDir.claim(run_path, recipe, resume=resume) as run_dir:
+        if run_dir.status == "finished" and not resume:
+            say(f"{run_path}: finished already")
+        else:
+            build_assets(recipe, say)
+            inputs = check_inputs(recipe)
+            run_dir.write_recipe(recipe)
+            code = _record(recipe, run_dir, lambda: work(run_dir, inputs))
+            if code:
+                return code
+        report = write_report(run_dir.path)
+        print_summary(run_dir.path, say)
+        say(f"policy  {run_dir.policy if run_dir.policy.exists() else run_dir.path / 'experts'}\nreport  {report}")
+        return 0
+
+
+def _record(recipe: "Recipe", run_dir: RunDir, work: Callable[[], int]) -> int:
     started = time.monotonic()
-    run_dir.start(recipe, resumed=resumed)
+    run_dir.start(recipe, resumed=run_dir.status is not None)
     try:
         code = work()
     except BaseException as error:
         run_dir.finish("failed", error=f"{type(error).__name__}: {error}"[:2000], seconds=time.monotonic() - started)
         raise
     run_dir.finish("finished" if code == 0 else "stopped", seconds=time.monotonic() - started)
-    if code == 0:
-        report = write_report(run_dir.path)
-        print_summary(run_dir.path, say)
-        say(f"{product.name:<7} {product}\nreport  {report}")
     return code
 
 
@@ -208,7 +219,9 @@ def _train(
             run_dir.save_normalizers(normalizers)
         batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"])
         compare_probe(recipe, batcher, sampler, learner, policy_version)
-        with Recorder(recipe, run_dir.path, normalizers["reward"], first_step=first_step) as recorder:
+        with Recorder(
+            recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version
+        ) as recorder:
             run = Run(
                 recipe=recipe,
                 run_dir=run_dir,
@@ -235,13 +248,15 @@ def _train(
                 first_step=first_step,
                 policy_version=policy_version,
                 evaluate_every=recipe.evaluate.every,
+                restored=load_in_flight(checkpoint[0], batcher.requests) if checkpoint is not None else (),
             )
-            run_dir.describe(training=recorder.summary)
+            run_dir.describe(training=training_totals(read_lines(run_dir.path / "metrics.jsonl")))
             if stop():
                 saved = run_dir.checkpoint_path(done)
                 say(f"stopped at step {done}, {f'checkpoint {saved}' if saved.exists() else 'nothing to resume from'}")
                 return stop.exit_code
-            run.evaluate(done, recorder.policy_version)
+            if not run_dir.has_evaluation(done):
+                run.evaluate(done, recorder.policy_version)
             learner.save_policy(run_dir.policy)
             save_conditioning(run_dir.policy, recipe)
         sampler.close()

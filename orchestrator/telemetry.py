@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,25 +43,30 @@ class Recorder:
     Use as a context manager. `stage(name)` times a part of the current step; `step(...)` closes it.
     """
 
-    def __init__(self, recipe: "Recipe", run_dir: Path, normalizer: Normalizer, *, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        recipe: "Recipe",
+        run_dir: Path,
+        normalizer: Normalizer,
+        *,
+        first_step: int = 0,
+        policy_version: int = 0,
+    ) -> None:
         self.recipe = recipe
         self.run_dir = run_dir
         self.normalizer = normalizer
-        self.policy_version = 0
+        self.policy_version = policy_version
         self._first_step = first_step
         self._stage_seconds: dict[str, float] = {}
         self._step_started = time.monotonic()
         self._missing = 0
-        self._generated_tokens = 0
-        self._idle_s = 0.0
-        self._started = time.monotonic()
 
     def __enter__(self) -> "Recorder":
         self._metrics_file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._samples_file = (self.run_dir / "samples.jsonl").open("a", encoding="utf-8")
         self._wandb = _start_wandb(self.recipe, self.run_dir)
         self._progress = _start_progress(self.recipe.loop.steps, self._first_step)
-        self._step_started = self._started = time.monotonic()
+        self._step_started = time.monotonic()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -79,16 +84,6 @@ class Recorder:
             yield
         finally:
             self._stage_seconds[name] = self._stage_seconds.get(name, 0.0) + time.monotonic() - started
-
-    @property
-    def summary(self) -> dict[str, float]:
-        """Totals since the start: seconds, generated tokens, share of time the learner waited for samples."""
-        seconds = time.monotonic() - self._started
-        return {
-            "seconds": seconds,
-            "generated_tokens": self._generated_tokens,
-            "idle_learner_share": self._idle_s / seconds if seconds else 0.0,
-        }
 
     def step(
         self,
@@ -109,8 +104,6 @@ class Recorder:
         metrics |= {f"seconds/{name}": value for name, value in seconds.items()}
         self._step_started, self._stage_seconds = now, {}
         self._missing += statistics.dropped
-        self._generated_tokens += scored.generated_tokens
-        self._idle_s += seconds.get("idle_learner", 0.0)
         self._write(self._metrics_file, metrics)
         for record in _samples(self.recipe, scored, policy_version):
             self._write(self._samples_file, record)
@@ -161,6 +154,17 @@ class Recorder:
         )
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step)
+
+
+def training_totals(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of all steps of a run: seconds (evaluations on the way included), generated tokens, idle share of the learner."""
+    seconds = sum(step["seconds/step"] for step in metrics)
+    idle = sum(step.get("seconds/idle_learner", 0.0) for step in metrics)
+    return {
+        "seconds": seconds,
+        "generated_tokens": sum(step["generated_tokens"] for step in metrics),
+        "idle_learner_share": idle / seconds if seconds else 0.0,
+    }
 
 
 def step_metrics(

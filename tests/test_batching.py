@@ -8,6 +8,8 @@ import pytest
 from actors.types import Response, Rollout
 from orchestrator.batching import Batcher, ScoredBatch, derive_seed, make_request
 from orchestrator.config import load_recipe
+from orchestrator.errors import BadInput
+from orchestrator.in_flight import load_in_flight, save_in_flight
 from orchestrator.plan import make_renderer
 from rewards.normalize import Normalizer
 from tests.word_tokenizer import WordTokenizer
@@ -88,6 +90,31 @@ def test_a_scalarized_method_gives_all_weight_to_the_higher_weighted_normalised_
     second_wins = w[0] * 1 > w[1] * 3 / 4  # y2 gains one deviation of the first, loses 3/4 of the second objective
     assert (pairs.pairs[0].weight_y1, pairs.pairs[0].weight_y2) == ((0.0, 1.0) if second_wins else (1.0, 0.0))
     assert [(p.weight_y1, p.weight_y2) for p in pairs.pairs[1:]] == [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0)]
+
+
+def test_what_was_in_flight_is_read_back_as_it_was(tmp_path):
+    batcher = make_batcher("preferences.negatives=2")
+    scores = np.random.default_rng(0).normal(size=(2, 4, 2, 2))
+    scores[0, 1, 0, 1] = np.nan
+    batches = [score(batcher.requests(step), one) for step, one in zip((7, 8), scores, strict=True)]
+    save_in_flight(tmp_path, batches)
+    for future, batch in zip(
+        load_in_flight(tmp_path, make_batcher("preferences.negatives=2").requests), batches, strict=True
+    ):
+        found = future.result()
+        assert found.rollouts == batch.rollouts and found.batch.step == batch.batch.step
+        assert np.array_equal(found.scores, batch.scores, equal_nan=True)
+        assert batcher.pairs(found)[0] == batcher.pairs(batch)[0]
+
+
+def test_what_was_in_flight_in_another_run_is_refused(tmp_path):
+    batcher = make_batcher()
+    save_in_flight(tmp_path, [score(batcher.requests(7), np.zeros((4, 2, 2)))])
+    with pytest.raises(BadInput, match="step 7 must have 8 prompts, got 4"):
+        load_in_flight(tmp_path, make_batcher("loop.prompts_per_step=8").requests)
+    (tmp_path / "in_flight.json").write_text('{"batches": [], "x": 1}')
+    with pytest.raises(BadInput, match=r"in_flight\.json: x: unknown key"):
+        load_in_flight(tmp_path, batcher.requests)
 
 
 def test_of_more_responses_each_objective_pairs_its_best_with_its_worst():

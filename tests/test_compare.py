@@ -266,7 +266,7 @@ def test_a_finished_cell_is_kept_and_read(tmp_path):
     finished_cell(work, one)
     assert is_finished(work, one)
     found = gather(work, one)
-    assert (found.prompts, found.generated_tokens, found.learner_tokens, found.seconds) == (96, 1500, 2700, 10.5)
+    assert (found.prompts, found.generated_tokens, found.learner_tokens, found.seconds) == (96, 1500, 2700, 8.5)
     assert [side["generated_tokens"] for side in found.evaluations] == [0, 1000, 1500]
 
 

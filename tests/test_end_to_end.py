@@ -112,11 +112,10 @@ def test_the_saved_policy_answers_in_plain_transformers(finished_run):
     assert len(said.splitlines()) == 3
 
 
-def test_the_run_directory_is_not_used_twice(finished_run):
+def test_the_run_directory_is_not_used_for_another_recipe(finished_run):
     run, _ = finished_run
-    done = subprocess.run(
-        command("train", run.parent / "tiny.yaml", "--run-dir", run), cwd=REPOSITORY, capture_output=True, timeout=60
-    )
+    asked = command("train", run.parent / "tiny.yaml", "loop.steps=5", "--run-dir", run)
+    done = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, timeout=60)
     assert done.returncode == 2
 
 
@@ -143,6 +142,38 @@ def test_a_terminated_run_saves_a_checkpoint_and_resumes_from_it(tmp_path):
     mi_epo("train", recipe, f"loop.steps={done + 2}", *knobs, "--run-dir", run, "--resume")
     assert [record["step"] for record in lines(run / "metrics.jsonl")] == list(range(done + 2))
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_killed_run_given_again_ends_exactly_as_the_undisturbed_one(finished_run, tmp_path):
+    """SIGKILL between two checkpoints, with a batch in flight (staleness 1); the same command, nothing else."""
+    undisturbed, _ = finished_run
+    run = tmp_path / "run"
+    asked = ("train", undisturbed.parent / "tiny.yaml", "loop.checkpoint_every=2", "--run-dir", run)
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(command(*asked), cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (run / "checkpoints" / "step-000002" / "STABLE").exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+    assert json.loads((run / "run.json").read_text())["status"] == "running"
+    assert "going on from" in mi_epo(*asked)
+
+    def timeless(path):
+        return [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in lines(path)]
+
+    for name in ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl"):
+        assert timeless(run / name) == timeless(undisturbed / name)
+    weights = [(path / "policy" / "model.safetensors").read_bytes() for path in (run, undisturbed)]
+    assert weights[0] == weights[1]
+    before = (run / "metrics.jsonl").read_bytes()
+    assert "finished already" in mi_epo(*asked)
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_rewarded_soup_is_trained_and_at_its_corners_it_is_its_experts(tmp_path):

@@ -21,6 +21,7 @@ class FakeStages:
     sampled_version: int | None = None
     calls: list = field(default_factory=list)
     staleness: list = field(default_factory=list)
+    sampled: dict = field(default_factory=dict)  # step -> version
     done: int = 0
 
     def __post_init__(self):
@@ -33,6 +34,7 @@ class FakeStages:
 
     def _submit(self, step, version):
         self.calls.append(("sample", step, version))
+        self.sampled[step] = version
         future: Future = Future()
         made_by = version if self.sampled_version is None else self.sampled_version
         future.set_result(SimpleNamespace(step=step, min_policy_version=made_by))
@@ -58,16 +60,23 @@ class FakeStages:
     def evaluate(self, step, version):
         self.calls.append(("evaluate", step, version))
 
-    def checkpoint(self, step, version):
-        self.calls.append(("checkpoint", step, version))
+    def checkpoint(self, step, version, in_flight):
+        self.calls.append(("checkpoint", step, version, [batch.step for batch in in_flight]))
 
     def stop_requested(self):
         return self.stop_after is not None and self.done >= self.stop_after
 
 
-def run(stages, *, steps=4, first_step=0, evaluate_every=0, **config):
+def run(stages, *, steps=4, first_step=0, evaluate_every=0, restored=(), **config):
     settings = LoopConfig(steps=steps, prompts_per_step=1, **config)
-    return train(stages, settings, first_step=first_step, policy_version=first_step, evaluate_every=evaluate_every)
+    return train(
+        stages,
+        settings,
+        first_step=first_step,
+        policy_version=first_step,
+        evaluate_every=evaluate_every,
+        restored=restored,
+    )
 
 
 def test_with_no_staleness_each_batch_is_sampled_by_the_policy_it_updates():
@@ -121,16 +130,31 @@ def test_evaluations_and_checkpoints_come_at_their_intervals_and_not_after_the_l
     stages = FakeStages()
     run(stages, steps=4, evaluate_every=2, checkpoint_every=3)
     assert [call for call in stages.calls if call[0] == "evaluate"] == [("evaluate", 2, 2)]
-    assert [call for call in stages.calls if call[0] == "checkpoint"] == [("checkpoint", 3, 3)]
+    assert [call for call in stages.calls if call[0] == "checkpoint"] == [("checkpoint", 3, 3, [3])]
 
 
 def test_a_stop_saves_a_checkpoint_and_leaves_after_the_step():
     stages = FakeStages(stop_after=2)
     assert run(stages, steps=9) == 2
-    assert stages.calls[-1] == ("checkpoint", 2, 2)
+    assert stages.calls[-1] == ("checkpoint", 2, 2, [2])
 
 
 def test_a_resumed_run_starts_where_it_was_told():
     stages = FakeStages()
     assert run(stages, steps=5, first_step=3) == 5
     assert [call[1] for call in stages.calls if call[0] == "update"] == [3, 4]
+
+
+@pytest.mark.parametrize("bound", [0, 1, 2])
+def test_a_run_continued_with_what_was_in_flight_does_what_the_undisturbed_one_does(bound):
+    whole, first, second = FakeStages(), FakeStages(stop_after=3), FakeStages()
+    run(whole, steps=6, max_staleness=bound)
+    run(first, steps=6, max_staleness=bound)
+    in_flight = first.calls[-1][3]
+    restored = [first.sampler.submit(step, first.sampled[step]) for step in in_flight]
+    run(second, steps=6, first_step=3, max_staleness=bound, restored=restored)
+    kinds = ("update", "push", "record")
+    expected = [call for call in whole.calls if call[0] in kinds]
+    assert [call for call in [*first.calls, *second.calls] if call[0] in kinds] == expected
+    assert {**first.sampled, **second.sampled} == whole.sampled
+    assert first.staleness + second.staleness == whole.staleness

@@ -110,7 +110,7 @@ def test_a_broken_prompt_line_is_named_by_file_and_number(capsys, workplace):
 def test_training_into_a_used_run_directory_is_refused_before_anything_starts(capsys, workplace, tmp_path):
     (tmp_path / "config.yaml").write_text("x: 1\n")
     code, captured = run(capsys, workplace, "--run-dir", str(tmp_path), command="train")
-    assert (code, "already holds a run" in captured.err) == (2, True)
+    assert (code, "holds a run of another recipe" in captured.err) == (2, True)
 
 
 def test_resume_needs_a_run_with_a_checkpoint(capsys, workplace, tmp_path):

@@ -110,10 +110,3 @@ def test_what_a_method_cannot_be_trained_with_is_refused(overrides, said):
     with pytest.raises(BadInput) as error:
         load_recipe(MINIATURE, overrides)
     assert said in str(error.value)
-
-
-def test_a_stopped_ric_run_is_not_resumed(tmp_path):
-    from orchestrator.run import train
-
-    with pytest.raises(BadInput, match="--resume: a stopped run of ric starts over"):
-        train(load_recipe(MINIATURE, ["method=ric"]), tmp_path, resume=True)

@@ -9,7 +9,8 @@ from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput
 from orchestrator.rundir import CheckpointMeta, RunDir
 
-RECIPE = load_recipe(Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml")
+MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
+RECIPE = load_recipe(MINIATURE)
 
 
 def meta(**changes):
@@ -21,9 +22,9 @@ def meta(**changes):
 
 
 def save(run, step, **changes):
-    path = run.checkpoint_path(step)
-    path.mkdir(parents=True)
-    run.complete_checkpoint(path, meta(next_step=step, **changes), keep=2)
+    partial = run.path / "checkpoints" / "partial"
+    partial.mkdir(parents=True)
+    assert run.publish_checkpoint(partial, meta(next_step=step, **changes), keep=2) == run.checkpoint_path(step)
 
 
 def test_a_run_directory_that_holds_a_run_is_refused(tmp_path):
@@ -56,6 +57,54 @@ def test_a_resumed_run_keeps_its_first_start_and_forgets_its_error(tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["start"] == "2026-01-01T00:00:00+00:00" < record["resumed"]
     assert (record["status"], record["error"], record["end"]) == ("running", None, None)
+
+
+def test_the_same_recipe_goes_on_in_its_folder_and_another_is_refused(tmp_path):
+    path, longer = tmp_path / "run", load_recipe(MINIATURE, ["loop.steps=200"])
+    with RunDir.claim(path, RECIPE, resume=False) as run:
+        assert not run.holds_run
+        run.write_recipe(RECIPE)
+    with RunDir.claim(path, RECIPE, resume=False) as run:
+        assert run.recipe() == RECIPE
+    with pytest.raises(BadInput, match="holds a run of another recipe"), RunDir.claim(path, longer, resume=False):
+        pass
+    with RunDir.claim(path, longer, resume=True):  # asked for: more steps
+        pass
+    with pytest.raises(BadInput, match="not a run directory"), RunDir.claim(tmp_path / "x", RECIPE, resume=True):
+        pass
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_processes_are_never_at_one_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.rundir.CLAIM_TIMEOUT_S", 0)
+    with (
+        RunDir.claim(tmp_path, RECIPE, resume=False),
+        pytest.raises(BadInput, match="another process is at this run"),
+        RunDir.claim(tmp_path, RECIPE, resume=False),
+    ):
+        pass
+
+
+def test_rewinding_drops_what_will_be_done_again_and_a_line_that_a_kill_cut_short(tmp_path):
+    run = RunDir(tmp_path)
+    written = {"metrics.jsonl": [0, 1, 2, 3, 4, 5], "samples.jsonl": [0, 0, 1, 4, 5], "evaluations.jsonl": [0, 4, 6]}
+    for name, numbers in written.items():
+        (tmp_path / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in numbers))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "los')
+
+    def steps(name):
+        return [json.loads(line)["step"] for line in (tmp_path / name).read_text().splitlines()]
+
+    run.rewind(7)
+    assert steps("metrics.jsonl") == [0, 1, 2, 3, 4, 5]
+    run.rewind(4)
+    assert steps("metrics.jsonl") == [0, 1, 2, 3]
+    assert steps("samples.jsonl") == [0, 0, 1]
+    assert steps("evaluations.jsonl") == [0, 4]  # the one at 4 came before the checkpoint at 4
+    assert run.has_evaluation(4) and not run.has_evaluation(6)
+    run.rewind(-1)
+    assert steps("metrics.jsonl") == steps("samples.jsonl") == steps("evaluations.jsonl") == []
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -1,7 +1,6 @@
 """One cell of a comparison: one training run of one method under one seed, in a folder of its own."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -72,14 +71,12 @@ def is_finished(work: Work, cell: Cell) -> bool:
     """Whether the cell's run is complete.
 
     Raises:
-        BadInput: it is complete, but was run with another recipe.
+        BadInput: it was begun with another recipe.
     """
-    path = work.run_path(cell)
-    if RunDir(path).status != "finished":
-        return False
-    if RunDir.open(path).recipe() != work.recipe(cell):
-        raise BadInput(f"{path}: was run with another recipe; choose another --output, or move that folder away")
-    return True
+    run_dir = RunDir(work.run_path(cell))
+    if run_dir.holds_run and run_dir.recipe() != work.recipe(cell):
+        raise BadInput(f"{run_dir.path}: was run with another recipe; choose another --output, or move it away")
+    return run_dir.status == "finished"
 
 
 class CellRunner:
@@ -92,7 +89,7 @@ class CellRunner:
         self._stopped = False
 
     def __call__(self, cell: Cell) -> None:
-        """Train the cell from the start; an unfinished attempt is thrown away first.
+        """Train the cell, from its last checkpoint when it was begun before.
 
         A run that outlived its killed comparison is waited for, and kept when it finishes.
 
@@ -107,10 +104,9 @@ class CellRunner:
                 self._train(cell, path, lock.fileno())
 
     def _train(self, cell: Cell, path: Path, lock: int) -> None:
-        shutil.rmtree(path, ignore_errors=True)
         log_path = path.with_name(path.name + ".log")
         command = [sys.executable, "-m", "orchestrator", "train", self.work.recipe_path, *self.work.overrides]
-        with log_path.open("wb") as log, self._lock:
+        with log_path.open("ab") as log, self._lock:
             if self._stopped:
                 return
             process = subprocess.Popen(

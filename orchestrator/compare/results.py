@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from orchestrator.compare.cells import Cell, Work
+from orchestrator.compare.cells import Cell, Work, method_of
 from orchestrator.config import describe_errors
 from orchestrator.errors import BadInput
 from orchestrator.report import read_lines
@@ -79,6 +79,7 @@ def gather(work: Work, cell: Cell) -> CellResult:
     metrics = list(read_lines(path / "metrics.jsonl"))
     run = json.loads((path / "run.json").read_text(encoding="utf-8"))
     records = read_lines(path / "evaluations.jsonl")
+    within = [] if method_of(cell.method).experts else records[:-1]  # a soup is evaluated outside its experts' steps
     evaluations = []
     for record in records:
         tokens = sum(step["generated_tokens"] for step in metrics if step["step"] < record["step"])
@@ -91,7 +92,7 @@ def gather(work: Work, cell: Cell) -> CellResult:
         prompts=sum(step["prompts"] for step in metrics),
         generated_tokens=sum(step["generated_tokens"] for step in metrics),
         learner_tokens=sum(step["learner_tokens"] for step in metrics),
-        seconds=float(run["training"]["seconds"]) - sum(record["seconds"] for record in records[1:-1]),
+        seconds=float(run["training"]["seconds"]) - sum(record["seconds"] for record in within),
         evaluations=evaluations,
     )
 
