@@ -5,35 +5,22 @@ Full tensors by parameter name, so any number of ranks and any ZeRO stage contin
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from learner.checkpoint_meta import META, LearnerMeta, read_meta, sha256_of
 from learner.types import LearnerError
-from rewards.config import Section
 
-META = "learner.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SHARD_BYTES = 1 << 30
 """Bound of one file; a larger tensor is a file of its own."""
-
-
-class LearnerMeta(Section):
-    """learner.json, written last: without it there is no checkpoint."""
-
-    identity: dict[str, Any]
-    """What the learner that goes on must agree on."""
-    adam_steps: int = Field(ge=0)
-    files: dict[str, str]
-    """File name -> sha256."""
 
 
 class TrainedState:
@@ -55,13 +42,18 @@ class TrainedState:
     def adam_steps(self) -> int:
         return max((int(state["step"]) for state in self._adam.state.values() if "step" in state), default=0)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the full tensors."""
+        parameter = self.parameters[name]
+        return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
     def get(self, name: str, kind: str | None) -> Tensor:
         """Full float32 tensor; zeros for a moment before the first step."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         parameter = self.parameters[name]
         if kind is not None and not self.adam_steps:
-            return torch.zeros(tuple(getattr(parameter, "ds_shape", parameter.shape)))
+            return torch.zeros(self.shape(name))
         if not _is_wrapped(parameter):
             return parameter.detach() if kind is None else self._adam.state[parameter][kind]
         return safe_get_full_fp32_param(parameter) if kind is None else safe_get_full_optimizer_state(parameter, kind)
@@ -128,7 +120,7 @@ def save_state(path: Path, state: TrainedState, identity: dict[str, Any]) -> Non
     def flush() -> None:
         file = path / f"state-{len(digests):05d}.safetensors"
         save_file(shard, file)
-        digests[file.name] = _sha256(file)
+        digests[file.name] = sha256_of(file)
         shard.clear()
 
     if is_writer:
@@ -157,34 +149,20 @@ def load_state(path: Path, state: TrainedState, identity: dict[str, Any]) -> Non
     Raises:
         LearnerError: no checkpoint there, a damaged one, or one of another learner; names what differs.
     """
-    meta = _read_meta(path)
+    meta = read_meta(path)
     for key, expected in identity.items():
         if meta.identity.get(key) != expected:
             raise LearnerError(
                 f"checkpoint {path}: {key} must be {expected!r}, it was saved with {meta.identity.get(key)!r}"
             )
-    for name, digest in meta.files.items():
-        if Path(name).name != name or not (path / name).is_file() or _sha256(path / name) != digest:
-            raise LearnerError(f"checkpoint {path}: file {name!r} is missing or damaged")
     state.prepare(meta.adam_steps)
     wanted = {_key(name, kind): (name, kind) for name in state.parameters for kind in (None, *MOMENTS)}
     for key, tensor in _tensors(path, meta):
-        if key not in wanted:
-            raise LearnerError(f"checkpoint {path}: holds {key!r}, which the learner has not")
+        if key not in wanted or tuple(tensor.shape) != state.shape(wanted[key][0]):
+            raise LearnerError(f"checkpoint {path}: holds {key!r} of shape {list(tensor.shape)}, the learner does not")
         state.set(*wanted.pop(key), tensor)
     if wanted:
         raise LearnerError(f"checkpoint {path}: lacks {min(wanted)!r}")
-
-
-def _read_meta(path: Path) -> LearnerMeta:
-    try:
-        return LearnerMeta.model_validate_json((path / META).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LearnerError(f"checkpoint {path}: no readable {META}: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise LearnerError(f"checkpoint {path}: {META}: {where}: {first['msg']}") from None
 
 
 def _tensors(path: Path, meta: LearnerMeta) -> Iterator[tuple[str, Tensor]]:
@@ -204,8 +182,3 @@ def _is_wrapped(parameter: Tensor) -> bool:
 
 def _key(name: str, kind: str | None) -> str:
     return f"{kind or 'weight'}/{name}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

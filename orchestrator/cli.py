@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a policy; evaluates before and after")
     _add_recipe(train)
     train.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME-TIME)")
-    train.add_argument("--resume", action="store_true", help="continue the run in --run-dir from its last checkpoint")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir under a changed recipe")
 
     plan = commands.add_parser(
         "plan", help="check everything, print placement, batch arithmetic and memory; start nothing"

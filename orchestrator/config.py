@@ -18,6 +18,8 @@ from orchestrator.errors import BadInput
 from rewards.config import ObjectiveConfig, PreferencesConfig, Section
 from rewards.preferences import parse_preference
 
+MAX_NODES = 10_000
+"""Values of a recipe, far above any that a person writes: a small file of aliases can unfold to billions."""
 EVALUATION_LATTICE_LIMIT = 5
 """Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""
 
@@ -237,11 +239,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())[:500]}") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{path}: must hold a mapping of sections, got {type(tree).__name__}")
+    if _is_larger_than(tree, MAX_NODES):
+        raise BadInput(f"{path}: must hold at most {MAX_NODES} values, aliases unfolded")
     return tree
+
+
+def _is_larger_than(tree: Any, limit: int) -> bool:
+    """Whether a tree has more nodes than `limit`; an alias counts each time, and counting ends at the limit."""
+    pending, count = [tree], 0
+    while pending and count <= limit:
+        node = pending.pop()
+        count += 1
+        pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return count > limit
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -255,7 +269,7 @@ def _apply_override(tree: dict[str, Any], item: str) -> None:
         raise BadInput(f"override {item!r}: must read section.key=value")
     try:
         value = _parse_value(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise BadInput(f"override {item!r}: the value is not valid YAML, got {text!r}") from None
     *parents, last = key.split(".")
     node: Any = tree

@@ -56,6 +56,8 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
         raise BadInput(
             f"{place}: not valid JSON: {error.msg} at column {error.colno}, got {line.strip()!r:.100}"
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+        raise BadInput(f"{place}: not valid JSON: {error}, got {line.strip()!r:.100}") from None
     if not isinstance(row, dict):
         raise BadInput(f"{place}: must be a JSON object, got {type(row).__name__}")
     return row

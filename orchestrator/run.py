@@ -191,6 +191,11 @@ def _train(
     checkpoint: tuple[Path, CheckpointMeta] | None,
     say: Callable[[str], None],
 ) -> int:
+    restored: Sequence[Any] = ()
+    if checkpoint is not None:  # read before anything starts, so that what is damaged is told at once
+        normalizers = run_dir.load_normalizers()
+        batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"])
+        restored = load_in_flight(checkpoint[0], batcher.requests)
     say("starting Ray, the vLLM engines, the reward models and the learner ...")
     with (
         cluster.connect(recipe) as context,
@@ -212,12 +217,11 @@ def _train(
             first_step, policy_version = checkpoint[1].next_step, checkpoint[1].policy_version
             learner.load_checkpoint(checkpoint[0])
             learner.push_weights(policy_version)
-            normalizers = run_dir.load_normalizers()
         else:
             learner.push_weights(policy_version)
             normalizers = measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, policy_version)
             run_dir.save_normalizers(normalizers)
-        batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"])
+            batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"])
         compare_probe(recipe, batcher, sampler, learner, policy_version)
         with Recorder(
             recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version
@@ -248,7 +252,7 @@ def _train(
                 first_step=first_step,
                 policy_version=policy_version,
                 evaluate_every=recipe.evaluate.every,
-                restored=load_in_flight(checkpoint[0], batcher.requests) if checkpoint is not None else (),
+                restored=restored,
             )
             run_dir.describe(training=training_totals(read_lines(run_dir.path / "metrics.jsonl")))
             if stop():

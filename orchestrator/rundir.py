@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
+from learner.checkpoint_meta import read_meta
+from learner.types import LearnerError
 from orchestrator.config import Recipe, describe_errors, dump_recipe, parse_recipe, read_yaml
 from orchestrator.errors import BadInput
 from orchestrator.locks import locked
@@ -185,8 +187,9 @@ class RunDir:
         file = self.path / "normalizer.json"
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-            return {judge: Normalizer.from_dict(value) for judge, value in record.items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            normalizers: dict[Any, Normalizer] = {judge: Normalizer.from_dict(item) for judge, item in record.items()}
+            return {"reward": normalizers["reward"], **normalizers}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{file}: must hold the run's normalisers: {error}") from None
 
     def checkpoint_path(self, next_step: int) -> Path:
@@ -204,7 +207,11 @@ class RunDir:
         return path
 
     def latest_checkpoint(self, recipe: Recipe) -> tuple[Path, CheckpointMeta] | None:
-        """Newest complete checkpoint; raises BadInput when it belongs to another policy, method or objective list."""
+        """Newest complete checkpoint.
+
+        Raises:
+            BadInput: it is damaged, or belongs to another policy, method or objective list.
+        """
         stable = self._stable_checkpoints()
         if not stable:
             return None
@@ -215,6 +222,10 @@ class RunDir:
             raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
         except ValidationError as error:
             raise BadInput("\n".join(describe_errors(error, str(file)))) from None
+        try:
+            read_meta(stable[-1])
+        except LearnerError as error:
+            raise BadInput(str(error)) from None
         expected = {
             "objectives": recipe.objective_names,
             "policy_model": recipe.policy.model,

@@ -5,6 +5,7 @@ Importing this module needs pydantic only.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -70,8 +71,15 @@ class HTTPScorerConfig(Section):
     retries: int = Field(default=3, ge=0)
     """Further tries after a refused connection, a timeout, or status 429, 500, 502, 503 or 504."""
     batch_size: int = Field(default=64, ge=1)
-    token_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    token_env: str | None = None
     """Environment variable that holds a bearer token. The token itself never stands in a recipe."""
+
+    @field_validator("token_env")
+    @classmethod
+    def _token_env_is_a_variable(cls, token_env: str | None) -> str | None:
+        if token_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", token_env):
+            raise ValueError("must be the name of an environment variable")  # unsaid what it is: perhaps the token
+        return token_env
 
     @field_validator("url")
     @classmethod

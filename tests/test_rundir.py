@@ -24,6 +24,7 @@ def meta(**changes):
 def save(run, step, **changes):
     partial = run.path / "checkpoints" / "partial"
     partial.mkdir(parents=True)
+    (partial / "learner.json").write_text('{"identity": {}, "adam_steps": 1, "files": {}}')
     assert run.publish_checkpoint(partial, meta(next_step=step, **changes), keep=2) == run.checkpoint_path(step)
 
 
