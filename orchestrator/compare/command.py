@@ -1,6 +1,7 @@
 """`mi-epo compare`: choose each method's setting, run every (method, seed) that is missing, gather, tell."""
 
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -176,12 +177,14 @@ def _run_missing(work: Work, cells: Sequence[Cell], jobs: int, say: Say) -> None
         say(f"{len(cells) - len(missing)} of {len(cells)} runs are finished already")
     if not missing:
         return
-    runner = CellRunner(work)
+    runner, started, finished = CellRunner(work), time.monotonic(), []
 
     def run(index: int, cell: Cell) -> None:
         say(f"run {index}/{len(missing)}  {cell.name} ...")
         runner(cell)
-        say(f"run {index}/{len(missing)}  {cell.name} finished")
+        finished.append(cell)
+        left = (time.monotonic() - started) / len(finished) * (len(missing) - len(finished))
+        say(f"run {index}/{len(missing)}  {cell.name} finished; about {left / 60:.0f} min left")
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
