@@ -180,6 +180,15 @@ class Recipe(Section):
             )
         return self
 
+    def same_work(self, other: "Recipe") -> bool:
+        """Whether both give the same results: where a run runs, what it tells and how often it saves make none."""
+        return self._work() == other._work()
+
+    def _work(self) -> dict[str, Any]:
+        return self.model_dump(
+            exclude={"cluster": True, "telemetry": True, "loop": {"checkpoint_every", "keep_checkpoints"}}
+        )
+
     @property
     def num_objectives(self) -> int:
         return len(self.objectives)

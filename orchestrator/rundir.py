@@ -70,7 +70,8 @@ class RunDir:
     def claim(cls, path: Path, recipe: Recipe, *, resume: bool) -> "Iterator[RunDir]":
         """The folder of a training run, new or begun, for as long as the block lasts; no other process gets it.
 
-        The same recipe goes on in its own folder without being asked to, so a command that was killed is given again.
+        The same work (`Recipe.same_work`) goes on in its own folder without being asked to, so a command that was
+        killed is given again, on another cluster if need be.
 
         Args:
             resume: there must be a run, and the recipe may differ from its own (more steps, say).
@@ -91,7 +92,7 @@ class RunDir:
 
     def _is_of(self, recipe: Recipe) -> bool:
         try:
-            return self.recipe() == recipe
+            return self.recipe().same_work(recipe)
         except BadInput:
             return False
 

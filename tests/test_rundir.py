@@ -65,8 +65,12 @@ def test_the_same_recipe_goes_on_in_its_folder_and_another_is_refused(tmp_path):
     with RunDir.claim(path, RECIPE, resume=False) as run:
         assert not run.holds_run
         run.write_recipe(RECIPE)
-    with RunDir.claim(path, RECIPE, resume=False) as run:
-        assert run.recipe() == RECIPE
+    elsewhere = load_recipe(
+        MINIATURE, ["cluster.address=10.0.0.1:6379", "telemetry.wandb=disabled", "loop.checkpoint_every=7"]
+    )
+    for same in (RECIPE, elsewhere):
+        with RunDir.claim(path, same, resume=False) as run:
+            assert run.recipe() == RECIPE
     with pytest.raises(BadInput, match="holds a run of another recipe"), RunDir.claim(path, longer, resume=False):
         pass
     with RunDir.claim(path, longer, resume=True):  # asked for: more steps

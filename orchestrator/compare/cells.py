@@ -74,7 +74,7 @@ def is_finished(work: Work, cell: Cell) -> bool:
         BadInput: it was begun with another recipe.
     """
     run_dir = RunDir(work.run_path(cell))
-    if run_dir.holds_run and run_dir.recipe() != work.recipe(cell):
+    if run_dir.holds_run and not run_dir.recipe().same_work(work.recipe(cell)):
         raise BadInput(f"{run_dir.path}: was run with another recipe; choose another --output, or move it away")
     return run_dir.status == "finished"
 
