@@ -198,11 +198,11 @@ def test_a_sweep_shows_each_value_and_shares_the_recipe_s_own_with_the_compariso
 def test_the_page_holds_every_table_and_its_figures(tmp_path):
     found = results()
     page = write_document([found], tmp_path / "results.md").read_text()
-    for part in ("3 seeds", "Difference to `mi-epo`", "At equal KL", "Cost of a run", "results-fronts.png"):
+    for part in ("3 seeds", "Difference to `mi-epo`", "At equal KL", "Cost of a run", "results-miniature-fronts.png"):
         assert part in page
     assert as_markdown(cost_table(found)) in page
-    for name in ("results-fronts.png", "results-control.png", "results-distributions.png", "results-curves.png"):
-        assert (tmp_path / name).stat().st_size > 10_000
+    for name in ("fronts", "control", "distributions", "curves"):
+        assert (tmp_path / f"results-miniature-{name}.png").stat().st_size > 10_000
 
 
 def test_the_reading_counts_a_difference_only_when_its_interval_excludes_zero():

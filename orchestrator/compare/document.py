@@ -12,8 +12,10 @@ from orchestrator.compare.tables import Table, as_markdown
 def write_document(comparisons: Sequence[Results], path: Path) -> Path:
     """Write `path` (markdown), a section for each comparison, and beside it the figures it shows. Returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    several = len(comparisons) > 1
-    stems = [f"{path.stem}-{number}" if several else path.stem for number in range(1, len(comparisons) + 1)]
+    stems: list[str] = []
+    for results in comparisons:
+        stem = f"{path.stem}-{results.recipe}"
+        stems.append(stem if stem not in stems else f"{stem}-{len(stems) + 1}")
     parts = [part for results, stem in zip(comparisons, stems, strict=True) for part in _parts(results, path, stem)]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -42,7 +44,9 @@ def _parts(results: Results, path: Path, stem: str) -> list[str]:
         *_section("Difference to `mi-epo`, paired by seed", tables.difference_table(results, tables.QUALITY)),
         *_section("How far w is followed", tables.quality_table(results, tables.CONTROL)),
         *_section("By the audit judge, and the price", tables.quality_table(results, tables.TRUTH)),
-        *_section("At equal KL to the start", tables.matched_kl_table(results, tables.QUALITY[:3])),
+        *_section(
+            "At equal KL to the start, along each training curve", tables.matched_kl_table(results, tables.QUALITY[:3])
+        ),
         *_section("Cost of a run", tables.cost_table(results)),
         *_sweep_section(results),
         *_section("How each method's setting was chosen", tables.tuning_table(results)),
