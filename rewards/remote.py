@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import numpy as np
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from rewards.config import HTTPScorerConfig
@@ -18,6 +21,8 @@ RETRY_STATUSES = (429, 500, 502, 503, 504)
 BACKOFF_S = 0.25
 """Wait before the second retry; it doubles with every further one, up to ``BACKOFF_MAX_S``."""
 BACKOFF_MAX_S = 30
+MAX_REPLY_BYTES = 16 << 20
+"""A longer answer is refused; a score takes some twenty bytes."""
 
 
 class HTTPScorer:
@@ -65,19 +70,38 @@ class HTTPScorer:
                 timeout=self._config.timeout_s,
                 auth=self._auth,
                 allow_redirects=False,  # a redirect would turn the POST into a GET
+                stream=True,  # the body comes in `_read`, which bounds it
             )
         except requests.RequestException as error:
             raise ScorerError(f"{self._where} is unreachable after {tries} ({type(error).__name__})") from None
-        if reply.status_code != 200:
-            after = f" after {tries}" if reply.status_code in RETRY_STATUSES else ""
-            raise ScorerError(f"{self._where} answered with status {reply.status_code}{after}, expected 200")
+        with reply:
+            if reply.status_code != 200:
+                after = f" after {tries}" if reply.status_code in RETRY_STATUSES else ""
+                raise ScorerError(f"{self._where} answered with status {reply.status_code}{after}, expected 200")
+            text = self._read(reply)
         try:
-            body = reply.json()
-        except requests.JSONDecodeError as error:
+            body = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ScorerError(f"{self._where} did not answer with JSON: {describe(error)}") from None
         if not isinstance(body, dict) or "scores" not in body:
             raise ScorerError(f'{self._where} must answer with {{"scores": [...]}}')
         return as_scores(body["scores"], len(responses), where=self._where)
+
+    def _read(self, reply: requests.Response) -> bytes:
+        """The whole body. `timeout_s` alone bounds only the wait for each next piece of it."""
+        deadline = time.monotonic() + self._config.timeout_s
+        text = b""
+        try:
+            # Not iter_content, which waits until a piece is full.
+            while piece := reply.raw.read1(1 << 16, decode_content=True):
+                text += piece
+                if len(text) > MAX_REPLY_BYTES:
+                    raise ScorerError(f"{self._where} answered with more than {MAX_REPLY_BYTES} bytes")
+                if time.monotonic() > deadline:
+                    raise ScorerError(f"{self._where}: its answer took longer than {self._config.timeout_s:g} s")
+        except HTTPError as error:
+            raise ScorerError(f"{self._where} broke off its answer ({type(error).__name__})") from None
+        return text
 
 
 class _BearerToken(requests.auth.AuthBase):

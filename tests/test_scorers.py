@@ -1,9 +1,11 @@
 """Scorers: a real (tiny) classifier, Python functions, and a real HTTP server on the loopback address."""
 
+import contextlib
 import json
 import logging
 import math
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -102,6 +104,7 @@ class FakeServer:
     def __init__(self):
         self.answers: list[tuple[int, object]] = []
         self.requests: list[tuple[str, str | None, dict]] = []
+        self.trickle_s: float | None = None  # pause after each byte of an answer
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -115,7 +118,13 @@ class FakeServer:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                if fake.trickle_s is None:
+                    self.wfile.write(data)
+                    return
+                with contextlib.suppress(OSError):  # the client has left
+                    for byte in data:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(fake.trickle_s)
 
             def log_message(self, *args):
                 pass
@@ -172,6 +181,8 @@ def test_a_passing_failure_is_tried_again(server):
         ([(401, {})], "status 401, expected 200"),
         ([(302, {})], "status 302"),
         ([(200, b"<html>")], "did not answer with JSON"),
+        ([(200, b"[" * 100_000)], "did not answer with JSON"),
+        ([(200, b" " * (17 << 20))], "answered with more than 16777216 bytes"),
         ([(200, {"score": [1]})], "must answer with"),
         ([(200, {"scores": [1.0, 2.0]})], "must return 1 scores, got 2"),
         ([(200, {"scores": ["0.5"]})], "must be a number or null"),
@@ -182,6 +193,14 @@ def test_a_bad_answer_is_a_scorer_error_naming_the_server(server, answers, probl
     with pytest.raises(ScorerError, match=problem) as caught:
         server.scorer().score(["p"], ["r"])
     assert server.url in str(caught.value)
+
+
+def test_an_answer_that_trickles_is_given_up_at_the_deadline(server):
+    server.trickle_s = 0.2  # each piece well within timeout_s
+    started = time.monotonic()
+    with pytest.raises(ScorerError, match="took longer than 1 s"):
+        server.scorer(timeout_s=1, retries=0).score(["p"] * 100, ["r"] * 100)
+    assert time.monotonic() - started < 10
 
 
 def test_a_server_that_is_down_is_named_without_its_query():
