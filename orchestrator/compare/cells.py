@@ -88,8 +88,8 @@ class CellRunner:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def __call__(self, cell: Cell) -> None:
-        """Train the cell, from its last checkpoint when it was begun before.
+    def __call__(self, cell: Cell) -> bool:
+        """Train the cell, from its last checkpoint when it was begun before; whether it finished (False: stopped).
 
         A run that outlived its killed comparison is waited for, and kept when it finishes.
 
@@ -102,6 +102,7 @@ class CellRunner:
         with locked(path.with_name(f".{path.name}.lock"), timeout_s=ORPHAN_TIMEOUT_S, late=late) as lock:
             if not is_finished(self.work, cell):
                 self._train(cell, path, lock.fileno())
+            return is_finished(self.work, cell)
 
     def _train(self, cell: Cell, path: Path, lock: int) -> None:
         log_path = path.with_name(path.name + ".log")

@@ -181,7 +181,8 @@ def _run_missing(work: Work, cells: Sequence[Cell], jobs: int, say: Say) -> None
 
     def run(index: int, cell: Cell) -> None:
         say(f"run {index}/{len(missing)}  {cell.name} ...")
-        runner(cell)
+        if not runner(cell):
+            return
         finished.append(cell)
         left = (time.monotonic() - started) / len(finished) * (len(missing) - len(finished))
         say(f"run {index}/{len(missing)}  {cell.name} finished; about {left / 60:.0f} min left")
