@@ -169,13 +169,17 @@ def test_each_method_gets_its_own_best_value():
         for method, value, gain in (
             ("mi-epo", 0.1, 1.0),
             ("mi-epo", 0.3, 2.0),
+            ("mo-odpo", 0.03, 0.5),
             ("mo-odpo", 0.1, 2.0),
             ("mo-odpo", 0.3, 1.0),
         )
     )
     assert (best_value(tuning, "mi-epo"), best_value(tuning, "mo-odpo")) == (0.3, 0.1)
     _, *rows = tuning_table(results(tuning=tuning))
-    assert [(row[0], row[1], row[-1]) for row in rows] == [("mi-epo", "beta_c", "0.3"), ("mo-odpo", "beta_c", "0.1")]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("mi-epo", "beta_c", "0.3 (edge of the grid)"),
+        ("mo-odpo", "beta_c", "0.1"),
+    ]
     assert rows[0][2].startswith("0.1: ") and f"; 0.3: {tuning[1].after['mip']:.3f} (-, 4.0)" in rows[0][2]
 
 

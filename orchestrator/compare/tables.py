@@ -152,7 +152,9 @@ def tuning_table(results: Results) -> Table:
         tried = [cell for cell in results.tuning if cell.method == method]
         if tried:
             found = "; ".join(f"{cell.value:g}: {cell.after['mip']:.3f} ({_aside(cell)})" for cell in tried)
-            rows.append([method, tried[0].knob, found, f"{results.of(method)[0].value:g}"])
+            chosen, values = results.of(method)[0].value, [cell.value for cell in tried]
+            at_edge = " (edge of the grid)" if chosen in (min(values), max(values)) else ""
+            rows.append([method, tried[0].knob, found, f"{chosen:g}{at_edge}"])
     return rows if len(rows) > 1 else []
 
 
