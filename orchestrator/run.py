@@ -113,7 +113,7 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
     """
 
     def work(run_dir: RunDir, inputs: Inputs) -> int:
-        checkpoint = run_dir.latest_checkpoint(recipe)
+        checkpoint = run_dir.latest_checkpoint(recipe, say)
         if checkpoint is not None:
             say(f"going on from {checkpoint[0]}")
         elif (run_dir.path / "metrics.jsonl").exists():

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,38 +207,59 @@ class RunDir:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
-    def latest_checkpoint(self, recipe: Recipe) -> tuple[Path, CheckpointMeta] | None:
-        """Newest complete checkpoint.
+    def latest_checkpoint(
+        self, recipe: Recipe, say: Callable[[str], None] = print
+    ) -> tuple[Path, CheckpointMeta] | None:
+        """Newest complete checkpoint that is whole; a damaged one is told and passed over.
 
         Raises:
-            BadInput: it is damaged, or belongs to another policy, method or objective list.
+            BadInput: all are damaged, or the newest whole one belongs to another policy, method or objective list.
         """
-        stable = self._stable_checkpoints()
-        if not stable:
-            return None
-        file = stable[-1] / "meta.json"
-        try:
-            meta = CheckpointMeta.model_validate_json(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
-        except ValidationError as error:
-            raise BadInput("\n".join(describe_errors(error, str(file)))) from None
-        try:
-            read_meta(stable[-1])
-        except LearnerError as error:
-            raise BadInput(str(error)) from None
-        expected = {
-            "objectives": recipe.objective_names,
-            "policy_model": recipe.policy.model,
-            "method": recipe.method,
-        }
-        for key, value in expected.items():
-            if getattr(meta, key) != value:
-                raise BadInput(f"{file}: {key}: must equal the recipe's {value!r}, got {getattr(meta, key)!r}")
-        return stable[-1], meta
+        problems = []
+        for path in reversed(self._stable_checkpoints()):
+            try:
+                meta = _read_checkpoint(path)
+            except BadInput as error:
+                problems.append(str(error))
+                continue
+            _check_belongs(path, meta, recipe)
+            for problem in problems:
+                say(f"passed over: {problem}")
+            return path, meta
+        if problems:
+            raise BadInput("\n".join(problems))
+        return None
 
     def _stable_checkpoints(self) -> list[Path]:
         return sorted(marker.parent for marker in (self.path / "checkpoints").glob(f"step-*/{STABLE}"))
+
+
+def _read_checkpoint(path: Path) -> CheckpointMeta:
+    """Raises BadInput when it is damaged."""
+    file = path / "meta.json"
+    try:
+        meta = CheckpointMeta.model_validate_json(file.read_text(encoding="utf-8"))
+        read_meta(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file}: cannot be read: {error}") from None
+    except ValidationError as error:
+        raise BadInput("\n".join(describe_errors(error, str(file)))) from None
+    except LearnerError as error:
+        raise BadInput(str(error)) from None
+    return meta
+
+
+def _check_belongs(path: Path, meta: CheckpointMeta, recipe: Recipe) -> None:
+    expected = {
+        "objectives": recipe.objective_names,
+        "policy_model": recipe.policy.model,
+        "method": recipe.method,
+    }
+    for key, value in expected.items():
+        if getattr(meta, key) != value:
+            raise BadInput(
+                f"{path / 'meta.json'}: {key}: must equal the recipe's {value!r}, got {getattr(meta, key)!r}"
+            )
 
 
 def _replace(file: Path, text: str) -> None:

@@ -151,6 +151,18 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, changes, said):
         run.latest_checkpoint(RECIPE)
 
 
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(tmp_path):
+    run = RunDir.create(tmp_path / "run", RECIPE)
+    save(run, 5)
+    save(run, 9)
+    described = {"identity": {}, "adam_steps": 1, "files": {"state-00000.safetensors": "0"}}
+    (run.checkpoint_path(9) / "learner.json").write_text(json.dumps(described))
+    said: list[str] = []
+    latest = run.latest_checkpoint(RECIPE, said.append)
+    assert latest is not None and latest[1].next_step == 5
+    assert len(said) == 1 and "step-000009: file 'state-00000.safetensors' is missing or damaged" in said[0]
+
+
 def test_a_damaged_checkpoint_description_is_named(tmp_path):
     run = RunDir.create(tmp_path / "run", RECIPE)
     save(run, 5)
