@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from learner.checkpoint_meta import META, LearnerMeta, read_meta, sha256_of
 from learner.types import LearnerError
+from learner.weights import full_shape
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SHARD_BYTES = 1 << 30
@@ -44,15 +45,14 @@ class TrainedState:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the full tensors."""
-        parameter = self.parameters[name]
-        return tuple(getattr(parameter, "ds_shape", parameter.shape))
+        return full_shape(self.parameters[name])
 
     def get(self, name: str, kind: str | None) -> Tensor:
         """Full float32 tensor; zeros for a moment before the first step."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         parameter = self.parameters[name]
-        if kind is not None and not self.adam_steps:
+        if kind is not None and not self._adam.state:
             return torch.zeros(self.shape(name))
         if not _is_wrapped(parameter):
             return parameter.detach() if kind is None else self._adam.state[parameter][kind]

@@ -63,8 +63,7 @@ class WeightSource:
         for name, tensor in [*causal_lm.named_parameters(), *_persistent_buffers(causal_lm)]:
             if ".lora_" in name:
                 continue
-            shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
-            spec = WeightSpec(name=name.replace(".base_layer.", "."), dtype=tensor.dtype, shape=shape)
+            spec = WeightSpec(name=name.replace(".base_layer.", "."), dtype=tensor.dtype, shape=full_shape(tensor))
             self._items.append((spec, tensor, adapted.get(name)))
 
     @property
@@ -92,6 +91,11 @@ class WeightSource:
         ]
         with _gather(needed), torch.no_grad():
             yield [(spec, _merged(tensor, layer).contiguous()) for spec, tensor, layer in bucket]
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Also of a parameter that ZeRO-3 has partitioned."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def checksum(tensor: Tensor) -> int:
