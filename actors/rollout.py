@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.config import RolloutConfig
 from actors.engine import Backend, engine_environment
 from actors.startup import ActorSpec, one_line, start_actors, stop_actors
 from actors.types import (
+    EngineRestartedError,
     GenerationRequest,
     Response,
     Rollout,
@@ -19,11 +20,15 @@ from actors.types import (
     response_seed,
 )
 
+if TYPE_CHECKING:
+    from actors.weights import WeightReceiver
+
 
 class RolloutActor:
     """One engine. It starts with the model folder's own weights, which are policy version 0.
 
-    One call runs at a time; Ray queues the rest in order, so a weight update never meets a generation in flight.
+    One call runs at a time; Ray queues the rest in order, so a weight update never meets a generation in flight. A dead
+    one is started again by Ray, without a model: every call raises EngineRestartedError until ``ready`` was called.
 
     Args:
         config: the recipe's ``rollout`` section.
@@ -184,12 +189,13 @@ class RolloutActor:
         Raises:
             WeightTransferError: another backend than this engine's, or part of the model is not announced.
         """
-        self._weights.init(info)
+        self._receiver.init(info)
 
     def weights_start(self) -> None:
         """Open an update: the engine serves nobody until it is finished. Clears what an aborted one left behind."""
+        receiver = self._receiver
         self._version = None
-        self._weights.start()
+        receiver.start()
 
     def weights_update(self, info: dict[str, Any], data: list[Any] | None = None) -> None:
         """Receive one bucket: ``names, dtype_names, shapes`` [M each] and, from host memory, ``data``: M uint8 arrays.
@@ -198,7 +204,7 @@ class RolloutActor:
             WeightTransferError: no open update, sizes that do not match, or a tensor the model cannot take. The update
                 is over then; ``weights_start`` opens the next one.
         """
-        self._weights.update(info, data)
+        self._receiver.update(info, data)
 
     def weights_finish(self, policy_version: int) -> dict[str, int]:
         """Put the update into service as ``policy_version``.
@@ -210,7 +216,7 @@ class RolloutActor:
             WeightTransferError: an announced tensor did not arrive, the workers of one engine disagree, or cached
                 prefixes of the old weights could not be dropped. The engine then refuses to generate.
         """
-        checksums = self._weights.finish(policy_version)
+        checksums = self._receiver.finish(policy_version)
         self._version = policy_version
         self._version_gauge.set(policy_version, tags=self._tags)
         return checksums
@@ -242,7 +248,17 @@ class RolloutActor:
         )
         self._version_gauge.set(0, tags=self._tags)
 
+    @property
+    def _receiver(self) -> WeightReceiver:
+        self._check_loaded()
+        return self._weights
+
+    def _check_loaded(self) -> None:
+        if self._llm is None:
+            raise EngineRestartedError(f"engine {self.engine}: its process was started again, no model is loaded")
+
     def _loaded_version(self) -> int:
+        self._check_loaded()
         if self._version is None:
             raise StaleWeightsError(f"engine {self.engine}: holds no policy version, a weight update is open or failed")
         return self._version

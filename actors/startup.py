@@ -14,6 +14,8 @@ QUIET_ENV = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 MAX_MESSAGE_CHARS = 400
+READY_RETRIES = 2
+"""Times an actor whose process dies while it loads is started again at once."""
 NO_RESOURCES = {"CPU": 0.001}  # Ray refuses a bundle that asks for nothing
 _PLACEMENT_OF: dict[Any, Any] = {}
 """Actor handle -> the placement group it sits in, so that ``stop_actors`` gives the resources back."""
@@ -41,8 +43,8 @@ def start_actors(
 ) -> list[Any]:
     """Start one actor per spec and return their handles once every ``ready()`` has answered.
 
-    Resources are granted to all of them together or to none, so no run holds half of its actors for ever. Actors are
-    not restarted when they die: a fresh one would lack whatever was loaded into it since.
+    Resources are granted to all of them together or to none, so no run holds half of its actors for ever. An actor
+    whose process dies is started again by Ray, on another node if need be, with nothing loaded: see `call_ready`.
 
     Args:
         actor_class: a plain class with a ``ready()`` method; loading belongs there, so that its error is the answer.
@@ -63,7 +65,7 @@ def start_actors(
                 name=spec.name,
                 num_cpus=spec.num_cpus,
                 num_gpus=spec.num_gpus,
-                max_restarts=0,
+                max_restarts=-1,
                 runtime_env={"env_vars": dict(spec.env)},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=index),
             )
@@ -78,6 +80,11 @@ def start_actors(
         remove_placement_group(placement)
         raise
     return handles
+
+
+def call_ready(handle: Any) -> Any:
+    """Reference to the answer of `ready()`, which loads what the actor holds; also while Ray starts it again."""
+    return handle.ready.options(max_task_retries=READY_RETRIES).remote()
 
 
 def stop_actors(handles: Sequence[Any]) -> None:
@@ -122,7 +129,7 @@ def _wait_ready(
     from ray.exceptions import RayActorError, RayTaskError
 
     deadline = time.monotonic() + timeout_s
-    name_of = {handle.ready.remote(): spec.name for handle, spec in zip(handles, specs, strict=True)}
+    name_of = {call_ready(handle): spec.name for handle, spec in zip(handles, specs, strict=True)}
     pending = list(name_of)
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))

@@ -79,6 +79,13 @@ class StaleWeightsError(RolloutError):
     """The engine holds other weights than the caller expects (or none, in the middle of an update)."""
 
 
+class EngineRestartedError(RolloutError):
+    """The engine's process was started again since the caller last spoke to it, and holds no model yet."""
+
+    restarted = True
+    """Tells a caller that does not know this class (`learner.senders`)."""
+
+
 class WeightTransferError(RolloutError):
     """A weight update does not match what was announced; the engine needs a full push before it serves again."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from learner.config import LearnerConfig
-from learner.types import LearnerError, WeightSyncError
+from learner.types import LearnerError, RankLostError, WeightSyncError
 
 DEATH_GRACE_S = 5.0
 """A rank's death breaks the collectives of the others first; wait this long for the cause before naming a symptom."""
@@ -41,7 +41,8 @@ class Ranks:
         """Results in rank order, from references in rank order.
 
         Raises:
-            LearnerError: a rank died, failed or was late; in this order of precedence, naming it.
+            LearnerError: a rank died, failed or was late; in this order of precedence, naming it. A RankLostError for
+                the first and the last.
         """
         import ray
 
@@ -66,7 +67,7 @@ class Ranks:
         if pending:
             late = ", ".join(str(ranks[reference]) for reference in pending)
             self._broken = f"{what}: rank {late} did not answer within {timeout_s:g} s"
-            raise LearnerError(self._broken)
+            raise RankLostError(self._broken)
         return [results[rank] for rank in range(len(references))]
 
     def close(self) -> None:
@@ -85,7 +86,7 @@ class Ranks:
         for rank, error in failures.items():
             if isinstance(error, ray.exceptions.RayActorError):
                 self._broken = f"{what}: the process of rank {rank} died ({_one_line(error)})"
-                return LearnerError(self._broken)
+                return RankLostError(self._broken)
         causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
         for error in causes.values():
             if isinstance(error, WeightSyncError):

@@ -4,7 +4,8 @@
     learner.nccl.NcclSender  vLLM's own packed NCCL broadcast; GPU engines
 
 An engine is any Ray actor handle with `weights_init(info)`, `weights_start()`, `weights_update(info, data)` and
-`weights_finish(policy_version) -> {name: checksum}`. Every rank calls `connect` and `send`: rank 0 does the talking,
+`weights_finish(policy_version) -> {name: checksum}`. One whose process was started again in the meantime says so by an
+error with a true attribute `restarted`. Every rank calls `connect` and `send`: rank 0 does the talking,
 the others take part in gathering what ZeRO-3 has partitioned. When rank 0 fails it still gathers to the end, so that
 no rank waits for it, and raises then.
 """
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from learner.types import WeightEntry, WeightManifest, WeightSyncError
+from learner.types import EngineLostError, WeightEntry, WeightManifest, WeightSyncError
 from learner.weights import WeightSpec, entry
 
 BUCKETS_IN_FLIGHT = 2
@@ -75,7 +76,8 @@ class Engines:
         """Results in engine order.
 
         Raises:
-            WeightSyncError: an engine failed, died, or the round's deadline is over.
+            EngineLostError: an engine died or was late.
+            WeightSyncError: an engine refused.
         """
         import ray
 
@@ -84,20 +86,21 @@ class Engines:
             try:
                 results.append(ray.get(reference, timeout=max(0.0, self._deadline - time.monotonic())))
             except ray.exceptions.GetTimeoutError:
-                raise WeightSyncError(
-                    f"rollout engine {index}: {method} not done within {self.timeout_s:g} s of the broadcast's start"
-                ) from None
-            except ray.exceptions.RayTaskError as error:
-                raise WeightSyncError(f"rollout engine {index}: {method} failed: {error.cause or error}") from error
+                late = f"rollout engine {index}: {method} not done within {self.timeout_s:g} s of the broadcast's start"
+                raise EngineLostError(late, index, died=False) from None
             except ray.exceptions.RayError as error:
-                raise WeightSyncError(f"rollout engine {index}: {method} failed: {error}") from error
+                cause = getattr(error, "cause", None) or error
+                failed = f"rollout engine {index}: {method} failed: {cause}"
+                if isinstance(error, ray.exceptions.RayActorError) or getattr(cause, "restarted", False):
+                    raise EngineLostError(failed, index, died=True) from error
+                raise WeightSyncError(failed) from error
         return results
 
     def finish(self, policy_version: int, entries: Sequence[WeightEntry]) -> WeightManifest:
         """Put the update into service and compare what every engine received with what was sent.
 
         Raises:
-            WeightSyncError: as `wait`, or a checksum differs; names engine, tensor and both values.
+            WeightSyncError: as `wait`; an EngineLostError when a checksum differs, with engine, tensor and both values.
         """
         received = self.wait(self.start("weights_finish", policy_version), "weights_finish")
         for index, checksums in enumerate(received):
@@ -107,18 +110,18 @@ class Engines:
 
 
 def compare_checksums(engine: int, entries: Sequence[WeightEntry], received: Mapping[str, int]) -> None:
-    """Raise WeightSyncError unless `received` (name -> checksum) holds exactly the entries, unchanged."""
+    """Raise EngineLostError unless `received` (name -> checksum) holds exactly the entries, unchanged."""
     for sent in entries:
         if sent.name not in received:
-            raise WeightSyncError(f"rollout engine {engine}: {sent.name!r} was sent but not received")
-        if received[sent.name] != sent.checksum:
-            raise WeightSyncError(
-                f"rollout engine {engine}: {sent.name!r} arrived changed: checksum {received[sent.name]:#018x}, "
-                f"sent {sent.checksum:#018x}"
-            )
+            problem = "was sent but not received"
+        elif received[sent.name] != sent.checksum:
+            problem = f"arrived changed: checksum {received[sent.name]:#018x}, sent {sent.checksum:#018x}"
+        else:
+            continue
+        raise EngineLostError(f"rollout engine {engine}: {sent.name!r} {problem}", engine, died=False)
     extra = sorted(set(received) - {sent.name for sent in entries})
     if extra:
-        raise WeightSyncError(f"rollout engine {engine}: {extra[0]!r} was received but not sent")
+        raise EngineLostError(f"rollout engine {engine}: {extra[0]!r} was received but not sent", engine, died=False)
 
 
 class HostSender:

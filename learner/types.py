@@ -153,5 +153,26 @@ class LearnerError(RuntimeError):
     """The learner cannot go on: bad input, a loss that is not finite, a dead rank, a missed deadline."""
 
 
+class RankLostError(LearnerError):
+    """A rank's process died or missed its deadline. A new group can go on from the last checkpoint."""
+
+
 class WeightSyncError(LearnerError):
     """Weights did not reach an engine unchanged and in time; what it holds is not the announced version."""
+
+
+class EngineLostError(WeightSyncError):
+    """One engine died, missed the deadline, or received other bytes; the others can be served without it.
+
+    Attributes:
+        engine: its index among the handles that were connected.
+        died: its process ended; otherwise it is there and must be ended before it may come back.
+    """
+
+    def __init__(self, message: str, engine: int, died: bool) -> None:
+        super().__init__(message, engine, died)  # all of them, or it cannot cross processes
+        self.engine = engine
+        self.died = died
+
+    def __str__(self) -> str:
+        return str(self.args[0])

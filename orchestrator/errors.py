@@ -7,3 +7,7 @@ class BadInput(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that started and could not go on; the message names the component and what to look at."""
+
+
+class ComponentLost(RunFailed):
+    """A part of the run died or missed its deadline; everything started again goes on from the last checkpoint."""

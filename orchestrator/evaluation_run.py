@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import cluster
 from orchestrator.conditioning import FILE_NAME, load_conditioning
+from orchestrator.crew import make_fleet, make_sampler
 from orchestrator.errors import BadInput
 from orchestrator.evaluate import Evaluator, measure_normalizers
+from orchestrator.failures import Failures
 from orchestrator.generate import find_policy
 from orchestrator.plan import check_inputs
 from orchestrator.report import write_report
@@ -49,6 +51,7 @@ def evaluate(
     normalizers = RunDir.open(target).load_normalizers() if is_run else None
     run_dir = RunDir.create(output or _free_folder(target), recipe)
     run_dir.start(recipe)
+    failures = Failures(recipe.cluster, run_dir.path, say)
     with cluster.connect(recipe):
         from actors import reward, rollout
 
@@ -57,7 +60,7 @@ def evaluate(
         def with_engine(model: str, work: Callable[[Sampler], Any]) -> Any:
             engines = rollout.start_rollouts(recipe.rollout, model=model, run_name=run_dir.path.name, seed=recipe.seed)
             try:
-                return work(Sampler(engines, rewards, timeout_s=recipe.rollout.generate_timeout_s))
+                return work(make_sampler(recipe, make_fleet(recipe, engines, failures), rewards, failures))
             finally:
                 rollout.stop(engines)
 

@@ -19,6 +19,7 @@ class Stages(Protocol):
     batcher: Any
     sampler: Any
     learner: Any
+    fleet: Any
     recorder: Any
     stop_requested: Any
 
@@ -65,7 +66,7 @@ def train(
                 report = stages.learner.update(batch)
             policy_version += 1
             with stages.recorder.stage("sync"):
-                sync = stages.learner.push_weights(policy_version)
+                sync = stages.fleet.push_weights(policy_version)
 
         stages.recorder.step(step, policy_version, scored, statistics, report, sync, staleness)
         if evaluate_every and (step + 1) % evaluate_every == 0 and step + 1 < config.steps:

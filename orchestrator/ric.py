@@ -63,7 +63,7 @@ def train(
     if done < half:
         return done
     policy_version += 1
-    run.learner.push_weights(policy_version)
+    run.fleet.push_weights(policy_version)
     if evaluate_every:
         run.evaluate(half, policy_version)
 
@@ -72,7 +72,7 @@ def train(
     kept = online_rows(annotate(online, scale, writer), rows, rng)
     done = _imitate(run, kept, stages[1], online, policy_version)
     policy_version += 1
-    run.learner.push_weights(policy_version)
+    run.fleet.push_weights(policy_version)
     run.recorder.policy_version = policy_version
     return done
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.startup import one_line
 from learner.methods import METHODS
 from orchestrator import cluster, loop, ric
 from orchestrator.batching import Batcher, ScoredBatch
 from orchestrator.conditioning import save_conditioning
+from orchestrator.crew import make_fleet, make_sampler, start_actors
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.evaluate import Evaluator, measure_normalizers
+from orchestrator.failures import Failures, is_loss
+from orchestrator.fleet import Fleet
 from orchestrator.in_flight import load_in_flight, save_in_flight
 from orchestrator.plan import Inputs, check_inputs
 from orchestrator.report import read_lines, write_report
@@ -76,6 +81,7 @@ class Run:
     batcher: Batcher
     sampler: Sampler
     learner: Any
+    fleet: Fleet
     evaluator: Evaluator
     recorder: Recorder
     stop_requested: StopFlag = field(default_factory=StopFlag)
@@ -113,13 +119,20 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
     """
 
     def work(run_dir: RunDir, inputs: Inputs) -> int:
-        checkpoint = run_dir.latest_checkpoint(recipe, say)
-        if checkpoint is not None:
-            say(f"going on from {checkpoint[0]}")
-        elif (run_dir.path / "metrics.jsonl").exists():
-            say("no complete checkpoint: starting over")
-        run_dir.rewind(checkpoint[1].next_step if checkpoint else -1)
-        return _train(recipe, run_dir, inputs, checkpoint, say)
+        failures = Failures(recipe.cluster, run_dir.path, say)
+        while True:
+            checkpoint = run_dir.latest_checkpoint(recipe, say)
+            if checkpoint is not None:
+                say(f"going on from {checkpoint[0]}")
+            elif (run_dir.path / "metrics.jsonl").exists():
+                say("no complete checkpoint: starting over")
+            run_dir.rewind(checkpoint[1].next_step if checkpoint else -1)
+            try:
+                return _train(recipe, run_dir, inputs, checkpoint, failures, say)
+            except Exception as error:
+                if not is_loss(error):
+                    raise
+                failures.add("the run", one_line(error), action="all actors started again from the last checkpoint")
 
     return record_run(recipe, run_path, work, resume=resume, say=say)
 
@@ -189,6 +202,7 @@ def _train(
     run_dir: RunDir,
     inputs: Inputs,
     checkpoint: tuple[Path, CheckpointMeta] | None,
+    failures: Failures,
     say: Callable[[str], None],
 ) -> int:
     restored: Sequence[Any] = ()
@@ -200,25 +214,27 @@ def _train(
     with (
         cluster.connect(recipe) as context,
         StopFlag().installed() as stop,
+        ThreadPoolExecutor(recipe.loop.max_staleness + 1, thread_name_prefix="sampler") as threads,
         start_actors(recipe, run_dir.path.name) as actors,
     ):
         if context.dashboard_url:
             say(f"Ray dashboard http://{context.dashboard_url}")
         rollouts, rewards, learner = actors
-        sampler = Sampler(
+        fleet = make_fleet(
+            recipe,
             rollouts,
-            rewards,
-            timeout_s=recipe.rollout.generate_timeout_s,
-            max_in_flight=recipe.loop.max_staleness + 1,
+            failures,
+            connect=partial(learner.connect, workers_per_engine=recipe.rollout.tensor_parallel_size),
+            push=learner.push_weights,
         )
+        sampler = make_sampler(recipe, fleet, rewards, failures, threads)
         first_step, policy_version = 0, 0
-        learner.connect(rollouts, workers_per_engine=recipe.rollout.tensor_parallel_size)
         if checkpoint is not None:
             first_step, policy_version = checkpoint[1].next_step, checkpoint[1].policy_version
             learner.load_checkpoint(checkpoint[0])
-            learner.push_weights(policy_version)
+            fleet.push_weights(policy_version)
         else:
-            learner.push_weights(policy_version)
+            fleet.push_weights(policy_version)
             normalizers = measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, policy_version)
             run_dir.save_normalizers(normalizers)
             batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"])
@@ -232,6 +248,7 @@ def _train(
                 batcher=batcher,
                 sampler=sampler,
                 learner=learner,
+                fleet=fleet,
                 evaluator=Evaluator(
                     recipe,
                     sampler,
@@ -263,50 +280,7 @@ def _train(
                 run.evaluate(done, recorder.policy_version)
             learner.save_policy(run_dir.policy)
             save_conditioning(run_dir.policy, recipe)
-        sampler.close()
     return 0
-
-
-@contextlib.contextmanager
-def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], dict[str, list[Any]], Any]]:
-    """Start all actors side by side and wait until every one is ready; stop exactly these on the way out."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from actors import reward, rollout
-    from learner.worker import LearnerGroup
-
-    started: list[Callable[[], None]] = []
-    try:
-        with ThreadPoolExecutor(max_workers=3) as pool:
-            rollouts = pool.submit(
-                rollout.start_rollouts, recipe.rollout, model=recipe.policy.model, run_name=run_name, seed=recipe.seed
-            )
-            rewards = pool.submit(reward.start_rewards, recipe.objectives, run_name=run_name)
-            learner = pool.submit(
-                LearnerGroup.start,
-                recipe.learner,
-                model=recipe.policy.model,
-                total_steps=recipe.loop.steps,
-                pairs_per_step=recipe.pairs_per_step,
-                seed=recipe.seed,
-                method=recipe.method,
-                run_name=run_name,
-            )
-            failures = [future.exception() for future in (rollouts, rewards, learner)]
-            if not failures[0]:
-                started.append(lambda: rollout.stop(rollouts.result()))
-            if not failures[1]:
-                started.append(lambda: reward.stop(rewards.result()))
-            if not failures[2]:
-                started.append(lambda: learner.result().close())
-            for failure in failures:
-                if failure is not None:
-                    raise failure
-        yield rollouts.result(), rewards.result(), learner.result()
-    finally:
-        for stop in reversed(started):
-            with contextlib.suppress(Exception):
-                stop()
 
 
 def compare_probe(recipe: "Recipe", batcher: Batcher, sampler: Sampler, learner: Any, policy_version: int) -> None:

@@ -12,13 +12,15 @@ from actors.types import GenerationRequest
 from orchestrator import cluster
 from orchestrator.batching import Renders
 from orchestrator.config import Recipe
+from orchestrator.crew import make_fleet, make_sampler
 from orchestrator.errors import BadInput
 from orchestrator.evaluate import Evaluator
+from orchestrator.failures import Failures
 from orchestrator.plan import Inputs, is_local
 from orchestrator.report import read_lines
 from orchestrator.run import record_run, train
 from orchestrator.rundir import RunDir
-from orchestrator.sampling import Sampler, Sampling, Scored
+from orchestrator.sampling import Sampling, Scored
 from orchestrator.telemetry import json_line, training_totals
 
 Say = Callable[[str], None]
@@ -92,6 +94,7 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, say: Say) -> None
     normalizers = RunDir.open(experts[0]).load_normalizers()
     run_dir.save_normalizers(normalizers)
     (run_dir.path / "evaluations.jsonl").unlink(missing_ok=True)
+    failures = Failures(recipe.cluster, run_dir.path, say)
     with cluster.connect(recipe):
         from actors import reward, rollout
 
@@ -100,7 +103,6 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, say: Say) -> None
         engines = []
         try:
             engines = rollout.start_rollouts(recipe.rollout, model=recipe.policy.model, run_name=name, seed=recipe.seed)
-            plain = Sampler(engines, rewards, timeout_s=recipe.rollout.generate_timeout_s)
             folders = [path / "policy" for path in experts]
             # The start is one more part, of weight 0 in every soup: the KL is measured against it.
             has_start = is_local(recipe.policy.model)
@@ -109,9 +111,10 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, say: Say) -> None
                 bucket_bytes=recipe.learner.bucket_bytes,
             )
             sender = HostSender(source, rank=0, timeout_s=recipe.learner.sync_timeout_s)
-            sender.connect(engines)
+            fleet = make_fleet(recipe, engines, failures, connect=sender.connect, push=sender.send)
+            plain = make_sampler(recipe, fleet, rewards, failures)
             renderer = RememberingRenderer(inputs.renderer)
-            soups = SoupSampler(plain, source, sender, renderer, num_experts=len(experts))
+            soups = SoupSampler(plain, source, fleet, renderer, num_experts=len(experts))
             start = Evaluator(
                 recipe, plain, inputs.renderer, inputs.heldout, normalizers, lambda p, r: _one_sum(plain.logprobs(p, r))
             )
@@ -157,17 +160,17 @@ class Mixture(Protocol):
     def __len__(self) -> int: ...
 
 
-class Sender(Protocol):
-    """`learner.senders.HostSender`, as far as asking goes."""
+class Broadcast(Protocol):
+    """`orchestrator.fleet.Fleet`, as far as asking goes."""
 
-    def send(self, policy_version: int) -> Any: ...
+    def push_weights(self, policy_version: int) -> Any: ...
 
 
 class SoupSampler:
     """`Sampling` in which every w is answered by its own average: the engines' weights follow the requests' w.
 
     Args:
-        source, sender: the experts (then, perhaps, the start) and the way into the engines.
+        source, fleet: the experts (then, perhaps, the start) and the way into the engines.
         renderer: the one that makes every prompt asked here.
     """
 
@@ -175,14 +178,14 @@ class SoupSampler:
         self,
         sampler: Sampling,
         source: Mixture,
-        sender: Sender,
+        fleet: Broadcast,
         renderer: RememberingRenderer,
         *,
         num_experts: int,
     ) -> None:
         self.sampler = sampler
         self.source = source
-        self.sender = sender
+        self.fleet = fleet
         self.renderer = renderer
         self.num_experts = num_experts
         self._version = 0
@@ -235,7 +238,7 @@ class SoupSampler:
     def _send(self, weights: Sequence[float]) -> int:
         self.source.mix(weights)
         self._version += 1
-        self.sender.send(self._version)
+        self.fleet.push_weights(self._version)
         return self._version
 
 

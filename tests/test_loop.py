@@ -27,7 +27,8 @@ class FakeStages:
     def __post_init__(self):
         self.batcher = SimpleNamespace(requests=lambda step: step, pairs=self._pairs)
         self.sampler = SimpleNamespace(submit=self._submit)
-        self.learner = SimpleNamespace(update=self._update, push_weights=self._push)
+        self.learner = SimpleNamespace(update=self._update)
+        self.fleet = SimpleNamespace(push_weights=self._push)
         self.recorder = SimpleNamespace(
             stage=lambda name: contextlib.nullcontext(), step=self._step, hint=lambda: "hint"
         )

@@ -110,7 +110,7 @@ class FakeEngines:
     def __len__(self):
         return 3  # two experts and the start
 
-    def send(self, version):
+    def push_weights(self, version):
         self.mixed, self.version = self.next, version
 
     def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):

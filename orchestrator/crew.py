@@ -1,0 +1,79 @@
+"""All actors of a run: started together, stopped together, and joined into the stages that the driver calls."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.failures import Failures
+from orchestrator.fleet import Fleet, Replica
+from orchestrator.judging import Judges
+from orchestrator.sampling import Sampler
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+
+@contextlib.contextmanager
+def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], dict[str, list[Any]], Any]]:
+    """Start all actors side by side and wait until every one is ready; stop exactly these on the way out."""
+    from actors import reward, rollout
+    from learner.worker import LearnerGroup
+
+    started: list[Callable[[], None]] = []
+    try:
+        with ThreadPoolExecutor(max_workers=3) as pool:
+            rollouts = pool.submit(
+                rollout.start_rollouts, recipe.rollout, model=recipe.policy.model, run_name=run_name, seed=recipe.seed
+            )
+            rewards = pool.submit(reward.start_rewards, recipe.objectives, run_name=run_name)
+            learner = pool.submit(
+                LearnerGroup.start,
+                recipe.learner,
+                model=recipe.policy.model,
+                total_steps=recipe.loop.steps,
+                pairs_per_step=recipe.pairs_per_step,
+                seed=recipe.seed,
+                method=recipe.method,
+                run_name=run_name,
+            )
+            failures = [future.exception() for future in (rollouts, rewards, learner)]
+            if not failures[0]:
+                started.append(lambda: rollout.stop(rollouts.result()))
+            if not failures[1]:
+                started.append(lambda: reward.stop(rewards.result()))
+            if not failures[2]:
+                started.append(lambda: learner.result().close())
+            for failure in failures:
+                if failure is not None:
+                    raise failure
+        yield rollouts.result(), rewards.result(), learner.result()
+    finally:
+        for stop in reversed(started):
+            with contextlib.suppress(Exception):
+                stop()
+
+
+def make_fleet(recipe: "Recipe", rollouts: Sequence[Any], failures: Failures, **broadcast: Any) -> Fleet:
+    """`broadcast`: how a learner sends weights, `connect` and `push`; without it engines keep what they load."""
+    return Fleet(
+        [Replica(handle, f"rollout-{engine}", failures) for engine, handle in enumerate(rollouts)],
+        start_timeout_s=recipe.rollout.start_timeout_s,
+        generate_timeout_s=recipe.rollout.generate_timeout_s,
+        **broadcast,
+    )
+
+
+def make_sampler(
+    recipe: "Recipe",
+    fleet: Fleet,
+    rewards: Mapping[str, Sequence[Any]],
+    failures: Failures,
+    threads: ThreadPoolExecutor | None = None,
+) -> Sampler:
+    """`threads`: for batches in flight; without them it only samples while the caller waits."""
+    replicas = {
+        name: [Replica(handle, f"reward-{name}-{replica}", failures) for replica, handle in enumerate(handles)]
+        for name, handles in rewards.items()
+    }
+    return Sampler(fleet, Judges(replicas), timeout_s=recipe.rollout.generate_timeout_s, threads=threads)

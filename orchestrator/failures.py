@@ -1,0 +1,94 @@
+"""What died or hung during a run: told, written down, counted, and too much when there are too many in a while."""
+
+import datetime
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import ComponentLost, RunFailed
+from orchestrator.telemetry import json_line
+
+if TYPE_CHECKING:
+    from orchestrator.config import ClusterConfig
+
+FILE_NAME = "failures.jsonl"
+
+
+class Failures:
+    """Counts them for the recipe's rule; one line each in RUN/failures.jsonl. Any thread may add.
+
+    Args:
+        config: `max_failures` within `failure_window_s` are survived.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        config: "ClusterConfig",
+        run_dir: Path,
+        say: Callable[[str], None] = print,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.say = say
+        self._clock = clock
+        self._recent: deque[float] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, component: str, what: str, *, action: str) -> None:
+        """Note that `component` (rollout-0, learner, ...) was lost, and what is done about it.
+
+        Raises:
+            RunFailed: one too many.
+        """
+        with self._lock:
+            now = self._clock()
+            self._recent.append(now)
+            while now - self._recent[0] > self.config.failure_window_s:
+                self._recent.popleft()
+            self._record(component, what, action)
+            if len(self._recent) > self.config.max_failures:
+                raise RunFailed(
+                    f"{len(self._recent)} failures within {self.config.failure_window_s:g} s "
+                    f"(cluster.max_failures = {self.config.max_failures}), the last: {component}: {what}"
+                )
+        self.say(f"lost {component}: {what}; {action}")
+
+    def _record(self, component: str, what: str, action: str) -> None:
+        time_now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        line = json_line({"time": time_now, "component": component, "what": what, "action": action})
+        with (self.run_dir / FILE_NAME).open("a", encoding="utf-8") as file:
+            file.write(line)
+        _count(component)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether a part of the run was lost, so that a new set of actors can go on; an error of the work itself is not."""
+    import ray
+
+    from learner.types import EngineLostError, RankLostError
+
+    lost = (
+        ComponentLost,
+        EngineLostError,
+        RankLostError,
+        ray.exceptions.RayActorError,
+        ray.exceptions.ObjectLostError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.GetTimeoutError,
+    )
+    return isinstance(error, lost)
+
+
+def _count(component: str) -> None:
+    import ray
+
+    if ray.is_initialized():
+        from ray.util.metrics import Counter
+
+        counter = Counter("mi_epo_failures", description="Actors lost and started again", tag_keys=("component",))
+        counter.inc(tags={"component": component})

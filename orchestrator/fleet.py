@@ -1,0 +1,202 @@
+"""The rollout engines while a run lasts: who is there, who holds which weights, and how the lost ones come back."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.startup import call_ready, one_line
+from actors.types import EngineRestartedError
+from learner.types import EngineLostError, SyncReport
+from orchestrator.errors import ComponentLost
+from orchestrator.failures import Failures
+
+
+class EnginesLost(ComponentLost):
+    """No engine holds the asked version; `Fleet.restore` may still bring it back."""
+
+
+def deaths() -> tuple[type[Exception], ...]:
+    """What a call raises when its actor has died, or was started again since it was last spoken to."""
+    import ray
+
+    return ray.exceptions.RayActorError, EngineRestartedError
+
+
+class Replica:
+    """One actor that Ray starts again when it dies, as the driver sees it. Any thread may ask.
+
+    Attributes:
+        life: counts its deaths: a caller remembers it, so that all calls that one death broke tell one failure.
+    """
+
+    def __init__(self, handle: Any, name: str, failures: Failures) -> None:
+        self.handle = handle
+        self.name = name
+        self.life = 0
+        self._holds: tuple[int, int] | None = None
+        self._failures = failures
+        self._returning: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def holds(self) -> int | None:
+        """Policy version of its weights; None since it died."""
+        holds = self._holds
+        return holds[1] if holds is not None and holds[0] == self.life else None
+
+    def give(self, policy_version: int, life: int) -> None:
+        """It holds these weights, unless it died since `life`."""
+        self._holds = (life, policy_version)
+
+    def died(self, life: int, error: BaseException, *, end: bool = False) -> None:
+        """A call made in `life` failed with `error`; the actor is loaded again from here on.
+
+        Args:
+            end: the process is still there, and ended first.
+
+        Raises:
+            RunFailed: too many failures by the recipe's rule.
+        """
+        import ray
+
+        with self._lock:
+            if life != self.life:
+                return
+            self.life += 1
+            if end:
+                ray.kill(self.handle, no_restart=False)
+            self._returning = call_ready(self.handle)
+        self._failures.add(self.name, one_line(error), action="started again")
+
+    def is_back(self, timeout_s: float = 0.0) -> bool:
+        """Whether it is loaded, at the latest `timeout_s` from now. Raises ComponentLost when it cannot be loaded."""
+        import ray
+
+        with self._lock:
+            returning = self._returning
+        if returning is None:
+            return True
+        done, _ = ray.wait([returning], timeout=timeout_s)
+        if not done:
+            return False
+        try:
+            ray.get(done[0])
+        except ray.exceptions.RayError as error:
+            raise ComponentLost(f"{self.name}: did not come back: {one_line(error)}") from None
+        with self._lock:
+            if self._returning is returning:
+                self._returning = None
+        return True
+
+
+class Fleet:
+    """Sends weights to every engine that is there, and brings the others back with the next weights.
+
+    Args:
+        engines: in engine order; all hold policy version 0, the model folder's own weights.
+        connect: meets a sequence of actor handles; needed again whenever an engine came or went.
+        push: sends a policy version to them, `EngineLostError` where one of them is lost; None: there is no learner.
+        start_timeout_s: longest wait for an engine to load again.
+        generate_timeout_s: longest wait for the sampling in flight.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Replica],
+        *,
+        connect: Callable[[list[Any]], None] | None = None,
+        push: Callable[[int], SyncReport] | None = None,
+        start_timeout_s: float,
+        generate_timeout_s: float,
+    ) -> None:
+        self.engines = list(engines)
+        self.version = 0
+        self._connect = connect
+        self._push = push
+        self._start_timeout_s = start_timeout_s
+        self._generate_timeout_s = generate_timeout_s
+        self._connected: list[tuple[str, int]] = []
+        self._sampling = 0
+        self._changed = threading.Condition()
+        for engine in self.engines:
+            engine.give(0, engine.life)
+
+    def engine_for(self, share: int, policy_version: int) -> Replica:
+        """The engine that samples this share of a batch: its own where that serves, another where not.
+
+        Raises:
+            EnginesLost: none holds this version.
+        """
+        if self.engines[share].holds == policy_version:
+            return self.engines[share]
+        serving = [engine for engine in self.engines if engine.holds == policy_version]
+        if not serving:
+            raise EnginesLost(f"rollout engines: none is left that holds policy version {policy_version}")
+        return serving[share % len(serving)]
+
+    def push_weights(self, policy_version: int) -> SyncReport | None:
+        """Give every engine that is there these weights; waits for one when all are lost.
+
+        Sampling in flight is finished first: what an engine loses on the way can still be made again elsewhere.
+
+        Raises:
+            ComponentLost: no engine came back in time.
+            RunFailed: too many failures.
+            WeightSyncError: the engines refuse the weights.
+        """
+        self._wait_for_sampling()
+        while True:
+            members = [(engine, engine.life) for engine in self._present()]
+            try:
+                report = self._send(members, policy_version)
+            except EngineLostError as error:
+                engine, life = members[error.engine]
+                self._connected = []
+                engine.died(life, error, end=not error.died)
+                continue
+            for engine, life in members:
+                engine.give(policy_version, life)
+            self.version = policy_version
+            return report
+
+    def restore(self, policy_version: int) -> None:
+        """Have an engine serve this version again.
+
+        Raises:
+            ComponentLost: it is not the current one: those weights are gone.
+        """
+        if policy_version != self.version:
+            raise ComponentLost(f"rollout engines: all that held policy version {policy_version} are lost")
+        self.push_weights(policy_version)
+
+    def begin_sampling(self) -> None:
+        """No weights are sent until as many ends as begins were told."""
+        with self._changed:
+            self._sampling += 1
+
+    def end_sampling(self) -> None:
+        with self._changed:
+            self._sampling -= 1
+            self._changed.notify_all()
+
+    def _wait_for_sampling(self) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._sampling == 0, self._generate_timeout_s):
+                raise ComponentLost(f"rollout engines: still sampling after {self._generate_timeout_s:g} s")
+
+    def _present(self) -> list[Replica]:
+        present = [engine for engine in self.engines if engine.is_back()]
+        if present:
+            return present
+        if not self.engines[0].is_back(self._start_timeout_s):
+            raise ComponentLost(f"rollout engines: none came back within {self._start_timeout_s:g} s")
+        return [engine for engine in self.engines if engine.is_back()]
+
+    def _send(self, members: Sequence[tuple[Replica, int]], policy_version: int) -> SyncReport | None:
+        if self._connect is None or self._push is None:
+            return None  # what an engine loads by itself is all there is
+        lives = [(engine.name, life) for engine, life in members]
+        if lives != self._connected:
+            self._connect([engine.handle for engine, _ in members])
+            self._connected = lives
+        return self._push(policy_version)

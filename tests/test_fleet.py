@@ -1,0 +1,257 @@
+"""Engines and judges that die while they work: the batch comes out as if they had not. Real Ray, light actors."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_actors import FakeJudge, FakeRollout
+
+from actors.types import GenerationRequest
+from learner.types import EngineLostError
+from orchestrator.batching import RequestBatch
+from orchestrator.config import ClusterConfig
+from orchestrator.errors import ComponentLost, RunFailed
+from orchestrator.failures import FILE_NAME, Failures, is_loss
+from orchestrator.fleet import Fleet, Replica
+from orchestrator.judging import Judges
+from orchestrator.sampling import Sampler
+
+REQUESTS = tuple(
+    GenerationRequest(
+        request_id=f"r{i}", prompt=f"prompt {i}", prompt_ids=(1, i), preference=(0.5, 0.5), num_responses=2, seed=i + 1
+    )
+    for i in range(9)
+)
+BATCH = RequestBatch(step=0, requests=REQUESTS, preference_neg=np.zeros((9, 1, 2)))
+
+
+class FakePush:
+    """Sends a version as the learner does: to the handles it was last connected to."""
+
+    def __init__(self) -> None:
+        self.handles: list[Any] = []
+        self.connected: list[int] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def connect(self, handles: list[Any]) -> None:
+        self.handles = handles
+        self.connected.append(len(handles))
+
+    def push(self, version: int) -> Any:
+        import ray
+
+        self.before()
+        for index, handle in enumerate(self.handles):
+            try:
+                ray.get(handle.receive.remote(version), timeout=4)
+            except ray.exceptions.GetTimeoutError:
+                raise EngineLostError(f"engine {index} is late", index, died=False) from None
+            except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+                raise EngineLostError(f"engine {index}: {error}", index, died=True) from error
+        return version
+
+
+class Crew:
+    """Fleet, judges and sampler over light actors."""
+
+    def __init__(self, folder: Path, *, engines: int = 2, delay_s: float = 0.0, max_failures: int = 5) -> None:
+        import ray
+
+        self.said: list[str] = []
+        config = ClusterConfig(max_failures=max_failures)
+        self.failures = Failures(config, folder, self.said.append)
+        self.folder = folder
+        self.push = FakePush()
+        self.handles = [self.start(FakeRollout, delay_s) for _ in range(engines)]
+        self.judge_handles = [self.start(FakeJudge, delay_s) for _ in range(2)]
+        self.pids = {}
+        for handle in [*self.handles, *self.judge_handles]:
+            self.pids[handle] = ray.get(handle.ready.remote(), timeout=60)["pid"]
+        self.fleet = Fleet(
+            [Replica(handle, f"rollout-{i}", self.failures) for i, handle in enumerate(self.handles)],
+            connect=self.push.connect,
+            push=self.push.push,
+            start_timeout_s=60,
+            generate_timeout_s=60,
+        )
+        names = ("brevity", "style")
+        judges = Judges({n: [Replica(h, n, self.failures)] for n, h in zip(names, self.judge_handles, strict=True)})
+        self.threads = ThreadPoolExecutor(2)
+        self.sampler = Sampler(self.fleet, judges, timeout_s=60, threads=self.threads)
+
+    @staticmethod
+    def start(actor: type, delay_s: float) -> Any:
+        import ray
+
+        return ray.remote(actor).options(num_cpus=0.1, max_restarts=-1).remote(delay_s)
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        import ray
+
+        for handle in [*self.handles, *self.judge_handles]:
+            ray.kill(handle)
+        self.threads.shutdown()
+
+    def send(self, number: int, handle: Any, after_s: float = 0.0) -> None:
+        """A signal to the actor's first process, now or a little later."""
+        threading.Timer(after_s, os.kill, (self.pids[handle], number)).start()
+        if not after_s:
+            time.sleep(0.3)
+
+    def lost(self) -> list[str]:
+        file = self.folder / FILE_NAME
+        return [json.loads(line)["component"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture
+def crew(ray_cluster: None, tmp_path: Path) -> Any:
+    crews: list[Crew] = []
+
+    def make(**options: Any) -> Crew:
+        crews.append(Crew(tmp_path, **options))
+        return crews[-1]
+
+    yield make
+    for made in crews:
+        made.__exit__()
+
+
+def expected_scores() -> np.ndarray:
+    """[9, 2, 2]: length of the response, and how many responses met in one call: two requests, or the odd one."""
+    together = dict.fromkeys(range(9), 4) | {8: 2}
+    return np.array([[[i + 1 + together[i] / 1000] * 2] * 2 for i in range(9)])
+
+
+@pytest.mark.ray
+def test_the_share_of_an_engine_that_dies_is_sampled_again_elsewhere_and_nothing_is_different(crew):
+    made = crew(delay_s=0.4)
+    made.fleet.push_weights(3)
+    pending = made.sampler.submit(BATCH, 3)
+    made.send(signal.SIGKILL, made.handles[1], after_s=0.6)
+    scored = pending.result()
+    assert [rollout.request.request_id for rollout in scored.rollouts] == [f"r{i}" for i in range(9)]
+    assert {rollout.min_policy_version for rollout in scored.rollouts} == {3}
+    assert scored.scores == pytest.approx(expected_scores(), abs=0)
+    assert made.lost() == ["rollout-1"]
+    assert "lost rollout-1: " in made.said[0] and made.said[0].endswith("; started again")
+
+
+@pytest.mark.ray
+def test_an_engine_that_came_back_serves_again_from_the_next_weights_on(crew):
+    made = crew()
+    made.fleet.push_weights(1)
+    made.send(signal.SIGKILL, made.handles[0])
+    assert made.sampler.submit(BATCH, 1).result().scores == pytest.approx(expected_scores(), abs=0)
+    assert [engine.holds for engine in made.fleet.engines] == [None, 1]
+    assert made.fleet.engines[0].is_back(30)
+    made.fleet.push_weights(2)
+    assert [engine.holds for engine in made.fleet.engines] == [2, 2]
+    assert made.sampler.sample(REQUESTS, 2).scores["reward"] == pytest.approx(expected_scores(), abs=0)
+    assert made.push.connected == [2, 2] and made.lost() == ["rollout-0"]
+
+
+@pytest.mark.ray
+def test_the_only_engine_is_brought_back_with_the_current_weights(crew):
+    made = crew(engines=1, delay_s=0.3)
+    made.fleet.push_weights(5)
+    pending = made.sampler.submit(BATCH, 5)
+    made.send(signal.SIGKILL, made.handles[0], after_s=0.4)
+    assert pending.result().scores == pytest.approx(expected_scores(), abs=0)
+    assert made.lost() == ["rollout-0"]
+
+
+@pytest.mark.ray
+def test_log_probabilities_survive_the_only_engine(crew):
+    made = crew(engines=1)
+    made.fleet.push_weights(5)
+    made.send(signal.SIGKILL, made.handles[0])
+    assert made.sampler.logprobs([(1,), (2,)], [(3, 4), (5,)]).tolist() == [-2.0, -1.0]
+    assert made.lost() == ["rollout-0"]
+
+
+@pytest.mark.ray
+def test_older_weights_cannot_be_brought_back(crew):
+    made = crew(engines=1, delay_s=0.3)
+    made.fleet.push_weights(5)
+    pending = made.sampler.submit(BATCH, 5)
+    made.send(signal.SIGKILL, made.handles[0], after_s=0.4)
+    made.fleet.push_weights(6)
+    with pytest.raises(ComponentLost, match="all that held policy version 5 are lost") as lost:
+        pending.result()
+    assert is_loss(lost.value)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_weights_reach_the_others_when_an_engine_dies_or_hangs_in_the_broadcast(crew, number):
+    made = crew()
+
+    def once() -> None:
+        made.push.before = lambda: None
+        made.send(number, made.handles[1])
+
+    made.push.before = once
+    made.fleet.push_weights(1)
+    assert [engine.holds for engine in made.fleet.engines] == [1, None]
+    assert made.fleet.engines[1].is_back(30)
+    made.fleet.push_weights(2)
+    assert [engine.holds for engine in made.fleet.engines] == [2, 2] and made.lost() == ["rollout-1"]
+
+
+@pytest.mark.ray
+def test_no_weights_are_sent_while_a_batch_is_sampled(crew):
+    made = crew(delay_s=0.2)
+    made.fleet.push_weights(1)
+    pending = made.sampler.submit(BATCH, 1)
+    made.fleet.push_weights(2)
+    assert {rollout.min_policy_version for rollout in pending.result().rollouts} == {1}
+
+
+@pytest.mark.ray
+def test_a_judge_that_dies_scores_again_and_is_told_once(crew):
+    made = crew(delay_s=0.2)
+    pending = made.sampler.submit(BATCH, 0)
+    made.send(signal.SIGKILL, made.judge_handles[0], after_s=0.5)
+    assert pending.result().scores == pytest.approx(expected_scores(), abs=0)
+    assert made.lost() == ["brevity"]
+
+
+@pytest.mark.ray
+def test_one_failure_too_many_ends_the_run_and_says_so(crew):
+    made = crew(max_failures=1)
+    made.fleet.push_weights(1)
+    made.send(signal.SIGKILL, made.handles[0])
+    made.sampler.sample(REQUESTS, 1)
+    made.send(signal.SIGKILL, made.handles[1])
+    with pytest.raises(RunFailed, match=r"2 failures within 3600 s \(cluster.max_failures = 1\), the last: rollout-1"):
+        made.sampler.sample(REQUESTS, 1)
+
+
+def test_failures_count_only_within_their_window(tmp_path):
+    now = [0.0]
+    config = ClusterConfig(max_failures=2, failure_window_s=10)
+    failures = Failures(config, tmp_path, say=lambda text: None, clock=lambda: now[0])
+    for time_s in (0, 6, 12, 17, 23):
+        now[0] = time_s
+        failures.add("rollout-0", "gone", action="started again")
+    now[0] = 24
+    with pytest.raises(RunFailed, match="3 failures within 10 s"):
+        failures.add("learner", "rank 1 died", action="everything again")
+    lines = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
+    assert len(lines) == 6 and lines[-1]["component"] == "learner" and lines[-1]["what"] == "rank 1 died"
+
+
+def test_an_error_of_the_work_itself_is_no_loss():
+    assert not is_loss(RunFailed("staleness")) and not is_loss(ValueError("x"))
+    assert is_loss(ComponentLost("late"))
