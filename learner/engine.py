@@ -25,7 +25,15 @@ from learner.methods import METHODS
 from learner.policy import load_policy, load_reference, save_policy_folder
 from learner.schedule import learning_rate
 from learner.sequences import SequenceBlock, pack_labelled, pack_pairs, pack_sequences
-from learner.types import LabelledBatch, LabelledPair, LearnerError, PairBatch, PreferencePair, StepReport
+from learner.types import (
+    LabelledBatch,
+    LabelledPair,
+    LearnerError,
+    PairBatch,
+    PoisonedUpdateError,
+    PreferencePair,
+    StepReport,
+)
 from learner.weights import WeightSource
 
 STAND_IN = PreferencePair(
@@ -112,8 +120,9 @@ class LearnerEngine:
             The same report on every rank, over all pairs.
 
         Raises:
-            LearnerError: more pairs than planned, or a loss or gradient that is not finite; names the step. Weights
-                and optimizer are then as before the step, unless the message says otherwise.
+            LearnerError: more pairs than planned.
+            PoisonedUpdateError: a loss or gradient that is not finite. The engine is of no further use: its gradients
+                hold what was found, and its weights may.
         """
         self._check_batch(batch, total_prompts)
         step_rate = learning_rate(self.config, step=batch.step, total_steps=self.total_steps)
@@ -136,7 +145,9 @@ class LearnerEngine:
                 self._engine.step()
         metrics, learner_tokens = self._reduce(sums, learner_tokens)
         if not math.isfinite(metrics["loss"]):
-            raise LearnerError(f"step {batch.step}: the loss is {metrics['loss']}; the optimizer step was not taken")
+            raise PoisonedUpdateError(
+                f"step {batch.step}: the loss is {metrics['loss']}; the optimizer step was not taken", batch.step
+            )
         metrics["grad_norm"] = self._optimizer_step(batch.step)
         metrics["learning_rate"] = step_rate
         return StepReport(step=batch.step, metrics=metrics, learner_tokens=learner_tokens)
@@ -259,13 +270,15 @@ class LearnerEngine:
         if self._clips_here:
             norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
             if not math.isfinite(norm):
-                raise LearnerError(f"step {step}: the gradient norm is {norm}; the optimizer step was not taken")
+                raise PoisonedUpdateError(
+                    f"step {step}: the gradient norm is {norm}; the optimizer step was not taken", step
+                )
             self._engine.step()
             return norm
         self._engine.step()
         norm = float(self._engine.get_global_grad_norm())
         if not math.isfinite(norm):
-            raise LearnerError(f"step {step}: the gradient norm is {norm}; resume from the last checkpoint")
+            raise PoisonedUpdateError(f"step {step}: the gradient norm is {norm}; the weights are not sound now", step)
         return norm
 
     def _start_reference(self, deepspeed: Any, settings: dict[str, Any]) -> Any:

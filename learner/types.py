@@ -153,6 +153,21 @@ class LearnerError(RuntimeError):
     """The learner cannot go on: bad input, a loss that is not finite, a dead rank, a missed deadline."""
 
 
+class PoisonedUpdateError(LearnerError):
+    """The loss or gradient of a step is not finite. Checkpoints from before the step are sound.
+
+    Attributes:
+        step: whose update it is.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message, step)  # both, or it cannot cross processes
+        self.step = step
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class RankLostError(LearnerError):
     """A rank's process died or missed its deadline. A new group can go on from the last checkpoint."""
 

@@ -4,7 +4,7 @@ Everything here is a pure function of (recipe, seed, step): no actor, no state, 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -76,14 +76,27 @@ def derive_seed(*parts: object) -> int:
 
 
 class Batcher:
-    """The training side of the data flow: requests for a step, pairs from their scored responses."""
+    """The training side of the data flow: requests for a step, pairs from their scored responses.
 
-    def __init__(self, recipe: "Recipe", prompts: Sequence[str], renderer: Renders, normalizer: Normalizer) -> None:
+    Args:
+        skipped: steps that give no pairs, because their update is known to be poisoned.
+    """
+
+    def __init__(
+        self,
+        recipe: "Recipe",
+        prompts: Sequence[str],
+        renderer: Renders,
+        normalizer: Normalizer,
+        *,
+        skipped: Collection[int] = (),
+    ) -> None:
         self.recipe = recipe
         self.method = METHODS[recipe.method]
         self.normalizer = normalizer
         self.prompts = prompts
         self.renderer = renderer
+        self.skipped = skipped
         self.stream = PromptStream(len(prompts), batch_size=recipe.loop.prompts_per_step, seed=recipe.seed)
 
     def requests(self, step: int) -> RequestBatch:
@@ -124,6 +137,8 @@ class Batcher:
         """Prompts with a missing or non-finite score are dropped and counted, never scored as zero."""
         import torch
 
+        if scored.batch.step in self.skipped:
+            return PairBatch(step=scored.batch.step, pairs=()), pair_statistics(scored.scores)
         complete = np.isfinite(scored.scores).all(axis=(1, 2))
         kept = np.flatnonzero(complete)
         preference = torch.tensor([scored.rollouts[i].request.preference for i in kept], dtype=torch.float64)

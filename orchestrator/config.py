@@ -102,6 +102,18 @@ class TelemetryConfig(Section):
     samples_per_step: int = Field(default=2, ge=0)
 
 
+class HealthConfig(Section):
+    rule: Literal["warn", "stop"] = "warn"
+    """What follows when `metrics.jsonl` names the same problem `patience` steps in a row; a stop keeps the checkpoints
+    that are there and makes none."""
+    patience: int = Field(default=10, ge=1)
+    max_logratio: float = Field(default=200, gt=0)
+    """Mean log-ratio of policy to reference (nats per response, either sign) above which it is called exploding."""
+    max_skipped_updates: int = Field(default=3, ge=0)
+    """Updates with a loss or gradient that is not finite that a run survives: it goes back to its last checkpoint and
+    leaves the update of that step out. One more ends it."""
+
+
 class ClusterConfig(Section):
     address: str | None = None
     """Ray address; null: the cluster of RAY_ADDRESS when set (inside `ray job submit` it is), else a local one."""
@@ -130,6 +142,7 @@ class Recipe(Section):
     loop: LoopConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    health: HealthConfig = HealthConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("objectives")
@@ -184,12 +197,17 @@ class Recipe(Section):
         return self
 
     def same_work(self, other: "Recipe") -> bool:
-        """Whether both give the same results: where a run runs, what it tells and how often it saves make none."""
+        """Whether both give the same results: where a run runs, what it tells, survives and saves changes none."""
         return self._work() == other._work()
 
     def _work(self) -> dict[str, Any]:
         return self.model_dump(
-            exclude={"cluster": True, "telemetry": True, "loop": {"checkpoint_every", "keep_checkpoints"}}
+            exclude={
+                "cluster": True,
+                "telemetry": True,
+                "health": True,
+                "loop": {"checkpoint_every", "keep_checkpoints"},
+            }
         )
 
     @property

@@ -19,6 +19,7 @@ import numpy as np
 
 from actors.startup import one_line
 from learner.methods import METHODS
+from learner.types import PoisonedUpdateError
 from orchestrator import cluster, loop, ric
 from orchestrator.batching import Batcher, ScoredBatch
 from orchestrator.conditioning import save_conditioning
@@ -129,12 +130,28 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
             run_dir.rewind(checkpoint[1].next_step if checkpoint else -1)
             try:
                 return _train(recipe, run_dir, inputs, checkpoint, failures, say)
+            except PoisonedUpdateError as error:
+                skip_update(recipe, run_dir, error)
+                say(f"{error}; going back to the last checkpoint, this update is left out")
             except Exception as error:
                 if not is_loss(error):
                     raise
                 failures.add("the run", one_line(error), action="all actors started again from the last checkpoint")
 
     return record_run(recipe, run_path, work, resume=resume, say=say)
+
+
+def skip_update(recipe: "Recipe", run_dir: RunDir, error: PoisonedUpdateError) -> None:
+    """Have the update left out from now on. Raises: too many were already, or the method cannot leave one out."""
+    skipped = run_dir.skipped_updates
+    if METHODS[recipe.method].supervised or error.step in skipped:
+        raise error
+    if len(skipped) >= recipe.health.max_skipped_updates:
+        raise RunFailed(
+            f"{error}; {len(skipped)} updates were left out already "
+            f"(health.max_skipped_updates = {recipe.health.max_skipped_updates})"
+        ) from error
+    run_dir.describe(skipped_updates=[*skipped, error.step])
 
 
 def record_run(
@@ -206,9 +223,10 @@ def _train(
     say: Callable[[str], None],
 ) -> int:
     restored: Sequence[Any] = ()
+    skipped = run_dir.skipped_updates
     if checkpoint is not None:  # read before anything starts, so that what is damaged is told at once
         normalizers = run_dir.load_normalizers()
-        batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"])
+        batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"], skipped=skipped)
         restored = load_in_flight(checkpoint[0], batcher.requests)
     say("starting Ray, the vLLM engines, the reward models and the learner ...")
     with (
@@ -237,7 +255,7 @@ def _train(
             fleet.push_weights(policy_version)
             normalizers = measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, policy_version)
             run_dir.save_normalizers(normalizers)
-            batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"])
+            batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"], skipped=skipped)
         compare_probe(recipe, batcher, sampler, learner, policy_version)
         with Recorder(
             recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version

@@ -146,6 +146,14 @@ class RunDir:
         except (OSError, ValueError):
             return None
 
+    @property
+    def skipped_updates(self) -> tuple[int, ...]:
+        """Steps whose update is left out, by run.json."""
+        try:
+            return tuple(json.loads((self.path / "run.json").read_text(encoding="utf-8")).get("skipped_updates", ()))
+        except (OSError, ValueError):
+            return ()
+
     def recipe(self) -> Recipe:
         config = self.path / "config.yaml"
         return parse_recipe(read_yaml(config), where=str(config))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.batching import PairStatistics, ScoredBatch
+from orchestrator.health import Watch, find_problems
 from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Recorder:
         self._stage_seconds: dict[str, float] = {}
         self._step_started = time.monotonic()
         self._missing = 0
+        self._watch = Watch(recipe.health)
 
     def __enter__(self) -> "Recorder":
         self._metrics_file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
@@ -98,6 +100,8 @@ class Recorder:
         metrics = step_metrics(
             step, policy_version, scored, statistics, report, sync, staleness, objectives=self.recipe.objective_names
         )
+        problems = find_problems(scored, metrics["logratio_mean"], self.recipe.health, self.recipe.objective_names)
+        metrics["problems"] = problems
         self.policy_version = policy_version
         now = time.monotonic()
         seconds = {"step": now - self._step_started, **scored.seconds, "learn": 0.0, "sync": 0.0, **self._stage_seconds}
@@ -108,8 +112,11 @@ class Recorder:
         for record in _samples(self.recipe, scored, policy_version):
             self._write(self._samples_file, record)
         if self._wandb is not None:
-            self._wandb.log({key: value for key, value in metrics.items() if value is not None}, step=step)
+            numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+            self._wandb.log({**numbers, "problems": len(problems)}, step=step)
         self._show(metrics, scored)
+        for line in self._watch.step(step, problems):
+            self.say(f"warning: {line}")
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Append one evaluation to RUN/evaluations.jsonl (and its scalars to wandb)."""

@@ -19,9 +19,9 @@ NORMALIZER = Normalizer(objectives=("helpfulness", "harmlessness"), mean=(0.0, 5
 PROMPTS = [f"how do i fix thing {i} ?" for i in range(40)]
 
 
-def make_batcher(*overrides):
+def make_batcher(*overrides, skipped=()):
     recipe = load_recipe(MINIATURE, ["loop.prompts_per_step=4", "learner.micro_batch_pairs=4", *overrides])
-    return Batcher(recipe, PROMPTS, make_renderer(recipe, WordTokenizer()), NORMALIZER)
+    return Batcher(recipe, PROMPTS, make_renderer(recipe, WordTokenizer()), NORMALIZER, skipped=skipped)
 
 
 def score(batch, scores):
@@ -172,3 +172,11 @@ def test_a_request_carries_the_plain_prompt_beside_the_conditioned_one():
     )
     assert request.prompt == "hello there"
     assert len(request.prompt_ids) > 2
+
+
+def test_a_step_whose_update_is_left_out_gives_no_pairs_and_its_neighbour_does():
+    batcher = make_batcher(skipped=(5,))
+    scores = [[[1, 2], [3, 4]]] * 4
+    left_out, statistics = batcher.pairs(score(batcher.requests(5), scores))
+    assert left_out.step == 5 and left_out.pairs == () and statistics.tie_rate == 0
+    assert len(batcher.pairs(score(batcher.requests(6), scores))[0].pairs) == 4

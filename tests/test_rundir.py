@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from learner.types import PoisonedUpdateError
 from orchestrator.config import load_recipe
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, RunFailed
+from orchestrator.run import skip_update
 from orchestrator.rundir import CheckpointMeta, RunDir
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
@@ -169,3 +171,23 @@ def test_a_damaged_checkpoint_description_is_named(tmp_path):
     (run.checkpoint_path(5) / "meta.json").write_text('{"next_step": 5, "surprise": 1}')
     with pytest.raises(BadInput, match=r"meta\.json: surprise: unknown key"):
         run.latest_checkpoint(RECIPE)
+
+
+def test_poisoned_updates_are_left_out_from_then_on_until_there_are_too_many(tmp_path):
+    recipe = load_recipe(MINIATURE, ["health.max_skipped_updates=2"])
+    run = RunDir.create(tmp_path / "run", recipe)
+    assert run.skipped_updates == ()
+    for step in (7, 3):
+        skip_update(recipe, run, PoisonedUpdateError(f"step {step}: the loss is nan", step))
+    run.start(recipe, resumed=True)
+    assert RunDir.open(tmp_path / "run").skipped_updates == (7, 3)
+    with pytest.raises(RunFailed, match=r"step 9: the loss is inf; 2 updates were left out already"):
+        skip_update(recipe, run, PoisonedUpdateError("step 9: the loss is inf", 9))
+
+
+def test_a_poisoned_update_ends_a_run_that_cannot_leave_it_out(tmp_path):
+    recipe = load_recipe(MINIATURE, ["method=ric"])
+    run = RunDir.create(tmp_path / "run", recipe)
+    with pytest.raises(PoisonedUpdateError, match="the loss is nan"):
+        skip_update(recipe, run, PoisonedUpdateError("step 7: the loss is nan", 7))
+    assert run.skipped_updates == ()

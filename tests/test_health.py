@@ -1,0 +1,69 @@
+"""What is called a problem, and what follows when it lasts."""
+
+import numpy as np
+import pytest
+
+from actors.types import GenerationRequest, Response, Rollout
+from orchestrator.batching import RequestBatch, ScoredBatch
+from orchestrator.config import HealthConfig
+from orchestrator.errors import RunFailed
+from orchestrator.health import Watch, find_problems
+
+OBJECTIVES = ("helpfulness", "harmlessness")
+
+
+def scored(scores, *, texts=("a", "b"), finish_reason="stop"):
+    request = GenerationRequest(
+        request_id="r", prompt="p", prompt_ids=(1,), preference=(0.5, 0.5), num_responses=2, seed=1
+    )
+    responses = tuple(Response(token_ids=(4,), text=text, finish_reason=finish_reason, logprob=-1.0) for text in texts)
+    rollout = Rollout(request=request, responses=responses, min_policy_version=0, max_policy_version=0)
+    batch = RequestBatch(step=0, requests=(request, request), preference_neg=np.zeros((2, 1, 2)))
+    return ScoredBatch(batch=batch, rollouts=(rollout, rollout), scores=np.asarray(scores, dtype=float), seconds={})
+
+
+HEALTHY = scored([[[1, 5], [2, 6]], [[3, 7], [4, 8]]])
+
+
+def problems(batch, logratio_mean=0.5, **config):
+    return find_problems(batch, logratio_mean, HealthConfig(**config), OBJECTIVES)
+
+
+def test_a_healthy_step_has_no_problem():
+    assert problems(HEALTHY) == []
+
+
+def test_a_judge_that_says_the_same_of_everything_is_named_and_missing_scores_do_not_hide_it():
+    assert problems(scored([[[1, 5], [2, 5]], [[3, 5], [4, np.nan]]])) == ["constant_reward/harmlessness"]
+    assert problems(scored([[[1, 5], [2, np.nan]], [[3, np.nan], [4, np.nan]]])) == []
+
+
+def test_one_text_for_every_prompt_is_a_collapse():
+    assert problems(scored(HEALTHY.scores, texts=("same", "same"))) == ["identical_responses"]
+
+
+def test_responses_that_never_end_are_named():
+    assert problems(scored(HEALTHY.scores, finish_reason="length")) == ["cut_responses"]
+
+
+@pytest.mark.parametrize("value", [10.5, -10.5, float("nan"), float("inf")])
+def test_a_log_ratio_beyond_its_bound_is_exploding(value):
+    assert problems(HEALTHY, value, max_logratio=10) == ["exploding_logratio"]
+
+
+def test_a_step_without_an_update_has_no_log_ratio_to_explode():
+    assert problems(HEALTHY, None) == []
+
+
+def test_a_problem_is_told_once_when_it_has_lasted_and_again_when_it_came_back():
+    watch = Watch(HealthConfig(patience=2))
+    seen = [["cut_responses"], ["cut_responses", "identical_responses"], ["cut_responses"], [], ["cut_responses"]]
+    assert [len(watch.step(step, found)) for step, found in enumerate(seen)] == [0, 1, 0, 0, 0]
+    (line,) = watch.step(5, ["cut_responses"])
+    assert line == ("step 5: cut_responses for 2 steps in a row: every response of a step was cut at the length limit")
+
+
+def test_a_recipe_may_have_the_run_stopped():
+    watch = Watch(HealthConfig(patience=1, rule="stop"))
+    with pytest.raises(RunFailed, match=r"step 3: constant_reward/helpfulness for 1 steps in a row: .* same score"):
+        watch.step(3, ["constant_reward/helpfulness"])
