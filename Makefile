@@ -7,7 +7,7 @@ JOBS ?= 2
 COMPARE = --seeds 0,1,2,3,4 --beta-c 0.1,0.3,1 --learning-rate 0.001,0.003,0.01 --jobs $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo test lint results lock clean
+.PHONY: help setup setup-gpu demo test chaos lint results lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: setup ## train the miniature (RECIPE=... another recipe, SET="section.key=
 
 test: setup lint ## lint, type check, all tests
 	$(BIN)/python -m pytest -q
+
+chaos: setup ## 20 random kills (KILLS=..., SEED=...) of parts of running miniatures, each of which must end as if undisturbed
+	CHAOS_KILLS=$(or $(KILLS),20) CHAOS_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -q -s -m chaos tests/test_chaos.py
 
 results: setup ## docs/results.md from nothing: every method, five seeds, two and three objectives (hours; finished runs are kept)
 	$(BIN)/mi-epo compare deploy/recipes/miniature.yaml $(COMPARE) --sweep learner.beta_w=0,0.003,0.01,0.03,0.1

@@ -4,50 +4,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from tests.test_telemetry import CONTRACT_KEYS
-from tests.tiny_models import make_tiny_classifier, make_tiny_policy
+from tests.whole_runs import REPOSITORY, assert_same_results, command, lines, timeless, tiny_recipe
 
 pytestmark = pytest.mark.ray
-REPOSITORY = Path(__file__).parent.parent
 TIMEOUT_S = 420
-
-
-def tiny_recipe(folder):
-    """Four steps on a random policy: a neural reward model against brevity."""
-    make_tiny_policy(folder / "policy", vocab=100)
-    make_tiny_classifier(folder / "reward", vocab=100)
-    for name, count in (("train", 24), ("heldout", 4)):
-        rows = [json.dumps({"prompt": f"t{i + 20} t{i + 21} t{i + 22}"}) for i in range(count)]
-        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-    tree = {
-        "name": "tiny",
-        "policy": {"model": str(folder / "policy")},
-        "objectives": [
-            {"name": "a", "scorer": {"type": "huggingface", "model": str(folder / "reward")}},
-            {"name": "b", "scorer": {"type": "python", "function": "rewards.functions:brevity"}},
-        ],
-        "data": {"train": str(folder / "train.jsonl"), "heldout": str(folder / "heldout.jsonl")},
-        "rollout": {"num_cpus": 0.3, "max_model_len": 48, "max_new_tokens": 8},
-        "learner": {"num_cpus": 0.3, "micro_batch_pairs": 4, "learning_rate": 1e-2, "beta_c": 0.3, "beta_w": 0.03},
-        "loop": {"steps": 4, "prompts_per_step": 8},
-        "evaluate": {"prompts": 4, "samples": 2, "normalizer_prompts": 16, "identification_responses": 16},
-        "cluster": {"num_cpus": 1, "dashboard": False, "object_store_bytes": 200 << 20},
-    }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "orchestrator", *map(str, arguments)]
 
 
 def mi_epo(*arguments, code=0, timeout_s=TIMEOUT_S):
@@ -64,10 +30,6 @@ def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("end-to-end")
     recipe = tiny_recipe(folder)
     return folder / "run", mi_epo("train", recipe, "--run-dir", folder / "run")
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_run_leaves_everything_the_run_directory_promises(finished_run):
@@ -164,13 +126,7 @@ def test_a_killed_run_given_again_ends_exactly_as_the_undisturbed_one(finished_r
     assert json.loads((run / "run.json").read_text())["status"] == "running"
     assert "going on from" in mi_epo(*asked)
 
-    def timeless(path):
-        return [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in lines(path)]
-
-    for name in ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl"):
-        assert timeless(run / name) == timeless(undisturbed / name)
-    weights = [(path / "policy" / "model.safetensors").read_bytes() for path in (run, undisturbed)]
-    assert weights[0] == weights[1]
+    assert_same_results(run, undisturbed)
     before = (run / "metrics.jsonl").read_bytes()
     assert "finished already" in mi_epo(*asked)
     assert (run / "metrics.jsonl").read_bytes() == before
@@ -241,10 +197,7 @@ def test_on_a_cluster_as_many_runs_go_at_once_as_it_has_room_for_and_equal_ones_
     asked = ("compare", tiny_recipe(tmp_path), *overrides, "--methods", methods, "--seeds", "0", "--output", folder)
     events = [line.split(maxsplit=2)[2] for line in mi_epo(*asked).splitlines() if line.startswith("run ")]
     assert [event.endswith("...") for event in events] == [True, True, False, False]
-    one, other = (
-        [{key: value for key, value in step.items() if not key.startswith("seconds/")} for step in lines(path)]
-        for path in folder.glob("cells/*/metrics.jsonl")
-    )
+    one, other = (timeless(path) for path in folder.glob("cells/*/metrics.jsonl"))
     assert len(one) == 4 and one == other
     one, other = (cell["evaluations"] for cell in json.loads((folder / "results.json").read_text())["cells"])
     assert one == other
