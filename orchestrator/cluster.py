@@ -103,9 +103,14 @@ def connect(recipe: "Recipe") -> Iterator[Any]:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # Zero-copy arrays are what weight buckets want; the warning about future accelerator variables is noise on CPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = joins_existing(recipe)
+    if not address:
+        # Symptom: a local cluster's control ports answer on every interface. Cause: on Linux Ray binds to the node's
+        # address and turns 127.0.0.1 into it; this switch, meant for laptops, is the one way to loopback. It is read
+        # when ray is imported. Delete when ray.init takes the address it is given.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
-    address = joins_existing(recipe)
     common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": "warning"}
     try:
         if address:

@@ -5,6 +5,7 @@ parsed tree before it is checked, so an override obeys the same rules as the fil
 `{assets}` in any other string are filled in before checking.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from rewards.preferences import parse_preference
 
 MAX_NODES = 10_000
 """Values of a recipe, far above any that a person writes: a small file of aliases can unfold to billions."""
+OWN_PACKAGES = ("actors", "learner", "orchestrator", "rewards")
 EVALUATION_LATTICE_LIMIT = 5
 """Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""
 
@@ -209,6 +211,14 @@ class Recipe(Section):
                 "loop": {"checkpoint_every", "keep_checkpoints"},
             }
         )
+
+    def reaches_outside(self) -> list[str]:
+        """Code that is not this project's own, and servers: what to know before using a recipe of someone else's."""
+        judges = [judge for each in self.objectives for judge in (each.scorer, each.audit) if judge is not None]
+        functions = [judge.function for judge in judges if judge.type == "python"]
+        functions += [*filter(None, [self.evaluate.attainable]), *self.evaluate.audit_statistics.values()]
+        foreign = [function for function in functions if re.split("[.:]", function)[0] not in OWN_PACKAGES]
+        return sorted({*foreign, *(judge.url for judge in judges if judge.type == "http")})
 
     @property
     def num_objectives(self) -> int:

@@ -35,6 +35,10 @@ def evaluate(
         if not is_run:
             raise BadInput(f"{target}: is not a run directory (no config.yaml), so --recipe is needed")
         recipe = RunDir.open(target).recipe()
+        outside = recipe.reaches_outside()
+        if outside:
+            config = target / "config.yaml"
+            raise BadInput(f"{config}: runs or asks {outside[0]!r}; if you trust it, say so by --recipe {config}")
     policy = find_policy(target)
     if not (policy / "config.json").is_file():
         raise BadInput(f"{target}: holds no policy (no config.json in it or in its policy/ folder)")

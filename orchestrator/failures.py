@@ -1,10 +1,11 @@
 """What died or hung during a run: told, written down, counted, and too much when there are too many in a while."""
 
+import contextlib
 import datetime
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +36,19 @@ class Failures:
         self.config = config
         self.run_dir = run_dir
         self.say = say
+        self.ending = False
         self._clock = clock
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """While the block lasts what dies counts; after it, the actors are ended on purpose (`ending`)."""
+        self.ending = False
+        try:
+            yield
+        finally:
+            self.ending = True
 
     def add(self, component: str, what: str, *, action: str) -> None:
         """Note that `component` (rollout-0, learner, ...) was lost, and what is done about it.

@@ -56,9 +56,12 @@ class Replica:
 
         Raises:
             RunFailed: too many failures by the recipe's rule.
+            ComponentLost: all actors are being ended.
         """
         import ray
 
+        if self._failures.ending:
+            raise ComponentLost(f"{self.name}: ended")
         with self._lock:
             if life != self.life:
                 return

@@ -234,6 +234,7 @@ def _train(
         StopFlag().installed() as stop,
         ThreadPoolExecutor(recipe.loop.max_staleness + 1, thread_name_prefix="sampler") as threads,
         start_actors(recipe, run_dir.path.name) as actors,
+        failures.attempt(),
     ):
         if context.dashboard_url:
             say(f"Ray dashboard http://{context.dashboard_url}")

@@ -214,3 +214,27 @@ def test_the_description_of_a_fit_is_refused(capsys, tmp_path, command, text):
 def test_the_recipe_that_all_these_are_changes_of_is_good(capsys, workplace):
     assert main(["plan", str(workplace / "good.yaml")]) == 0
     assert MINIATURE.exists() and "Placement" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("objectives.0.scorer={type: python, function: 'subprocess:run'}", "subprocess:run"),
+        ("objectives.1.scorer={type: python, function: 'rewardsx.tools:fn'}", "rewardsx.tools:fn"),
+        ("objectives.0.scorer={type: http, url: 'http://example.org/score'}", "http://example.org/score"),
+        ("evaluate.audit_statistics={count: 'os:listdir'}", "os:listdir"),
+    ],
+)
+def test_a_run_of_someone_else_runs_no_code_and_asks_no_server_unless_told_to(
+    capsys, workplace, tmp_path, override, named
+):
+    recipe = load_recipe(workplace / "good.yaml", [override])
+    assert recipe.reaches_outside() == [named]
+    run = RunDir.create(tmp_path / "run", recipe)
+    make_tiny_policy(run.policy)
+    said = refused(capsys, "evaluate", run.path)
+    assert named in said and "--recipe" in said
+
+
+def test_a_recipe_of_our_own_functions_reaches_nowhere():
+    assert load_recipe(MINIATURE).reaches_outside() == []

@@ -1,0 +1,50 @@
+"""The local cluster of a run is this machine's own business."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.whole_runs import REPOSITORY, tiny_recipe
+
+LOOK = """
+import json, os, sys, time
+import psutil
+from orchestrator import cluster
+from orchestrator.config import load_recipe
+
+with cluster.connect(load_recipe(sys.argv[1], ["cluster.dashboard=true"])):
+    import ray
+
+    class Actor:
+        def ready(self):
+            return os.getpid()
+    actor = ray.remote(Actor).options(num_cpus=0.1).remote()
+    ray.get(actor.ready.remote(), timeout=60)
+    time.sleep(3)
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    hosts = {
+        (process.name(), connection.laddr.ip)
+        for process in family for connection in process.net_connections("inet") if connection.status == "LISTEN"
+    }
+print(json.dumps(sorted(hosts)))
+"""
+
+
+@pytest.mark.ray
+def test_a_local_cluster_listens_on_loopback_only(tmp_path):
+    """In a process of its own: Ray reads where to bind when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, str(tiny_recipe(tmp_path))],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    listening = json.loads(done.stdout.splitlines()[-1])
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert {host for _, host in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
