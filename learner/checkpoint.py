@@ -112,14 +112,21 @@ class TrainedState:
 
 
 def save_state(path: Path, state: TrainedState, identity: dict[str, Any]) -> None:
-    """Write the state into the folder `path`, from rank 0; META comes last."""
+    """Write the state into the folder `path`, from rank 0; META comes last.
+
+    Raises:
+        LearnerError: the folder cannot be written (a full disk, say).
+    """
     is_writer = dist.get_rank() == 0
     digests: dict[str, str] = {}
     shard: dict[str, Tensor] = {}
 
     def flush() -> None:
         file = path / f"state-{len(digests):05d}.safetensors"
-        save_file(shard, file)
+        try:
+            save_file(shard, file)
+        except (OSError, SafetensorError) as error:
+            raise LearnerError(f"checkpoint {path}: cannot be written: {error}") from error
         digests[file.name] = sha256_of(file)
         shard.clear()
 

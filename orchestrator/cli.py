@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130/143 stopped by a signal with a ch
 """
 
 import argparse
+import errno
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -116,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return explain(error)
 
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
 def explain(error: Exception) -> int:
     """One line for what a person can act on; a traceback only for what is a defect of ours."""
     from actors.types import RolloutError
@@ -125,6 +129,8 @@ def explain(error: Exception) -> int:
     from rewards.scorers import ScorerError
 
     cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised
+    if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+        cause = RunFailed(f"{cause.filename or 'a file'}: cannot be written: {cause.strerror}")
     if not isinstance(cause, BadInput | RunFailed | RolloutError | LearnerError | ScorerError | ReportError):
         raise error
     print(f"mi-epo: {cause}", file=sys.stderr)

@@ -188,7 +188,9 @@ def _record(recipe: "Recipe", run_dir: RunDir, work: Callable[[], int]) -> int:
     try:
         code = work()
     except BaseException as error:
-        run_dir.finish("failed", error=f"{type(error).__name__}: {error}"[:2000], seconds=time.monotonic() - started)
+        said = f"{type(error).__name__}: {error}"[:2000]
+        with contextlib.suppress(OSError):  # of a disk that is full; the first error is the one to tell
+            run_dir.finish("failed", error=said, seconds=time.monotonic() - started)
         raise
     run_dir.finish("finished" if code == 0 else "stopped", seconds=time.monotonic() - started)
     return code

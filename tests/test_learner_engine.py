@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -261,6 +262,24 @@ def test_a_checkpoint_holds_no_pickle_and_no_frozen_weights(make_engine: MakeEng
         names = set(tensors.keys())
     assert {name.partition("/")[0] for name in names} == {"weight", "exp_avg", "exp_avg_sq"}
     assert all(".lora_" in name for name in names)
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_told_and_the_one_before_stands(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    train(engine, range(1))
+    engine.save_checkpoint(tmp_path / "first")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(LearnerError, match=r"second: cannot be written: .*File too large"):
+            engine.save_checkpoint(tmp_path / "second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    engine.load_checkpoint(tmp_path / "first")
+    with pytest.raises(LearnerError, match="second"):
+        engine.load_checkpoint(tmp_path / "second")
 
 
 def test_a_checkpoint_that_does_not_fit_or_was_damaged_is_refused_by_name(

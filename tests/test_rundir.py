@@ -1,11 +1,15 @@
 """The run directory: refused when used, described, checkpoints complete only with their marker."""
 
+import contextlib
+import errno
 import json
+import resource
 from pathlib import Path
 
 import pytest
 
 from learner.types import PoisonedUpdateError
+from orchestrator.cli import explain
 from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.run import skip_update
@@ -191,3 +195,36 @@ def test_a_poisoned_update_ends_a_run_that_cannot_leave_it_out(tmp_path):
     with pytest.raises(PoisonedUpdateError, match="the loss is nan"):
         skip_update(recipe, run, PoisonedUpdateError("step 7: the loss is nan", 7))
     assert run.skipped_updates == ()
+
+
+@contextlib.contextmanager
+def small_files_only(limit):
+    """Writing more than `limit` bytes into a file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_harms_nothing_that_stands(tmp_path):
+    run = RunDir.create(tmp_path / "run", RECIPE)
+    run.start(RECIPE)
+    save(run, 5)
+    (run.path / "metrics.jsonl").write_text('{"step": 4}\n')
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with small_files_only(16):
+        with pytest.raises(OSError, match="File too large"):
+            run.describe(note="x" * 100)
+        with pytest.raises(OSError, match="File too large"):
+            save(run, 10)
+    assert {path: path.read_bytes() for path in before} == before
+    assert run.latest_checkpoint(RECIPE) == (run.checkpoint_path(5), meta(next_step=5))
+
+
+def test_a_full_disk_is_told_in_one_line(capsys):
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
+    assert explain(full) == 1
+    said = capsys.readouterr().err
+    assert said == "mi-epo: runs/x/metrics.jsonl: cannot be written: No space left on device\n"
