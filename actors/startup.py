@@ -14,8 +14,6 @@ QUIET_ENV = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 MAX_MESSAGE_CHARS = 400
-READY_RETRIES = 2
-"""Times an actor whose process dies while it loads is started again at once."""
 NO_RESOURCES = {"CPU": 0.001}  # Ray refuses a bundle that asks for nothing
 _PLACEMENT_OF: dict[Any, Any] = {}
 """Actor handle -> the placement group it sits in, so that ``stop_actors`` gives the resources back."""
@@ -83,8 +81,11 @@ def start_actors(
 
 
 def call_ready(handle: Any) -> Any:
-    """Reference to the answer of `ready()`, which loads what the actor holds; also while Ray starts it again."""
-    return handle.ready.options(max_task_retries=READY_RETRIES).remote()
+    """Reference to the answer of `ready()`, which loads what the actor holds, however often Ray has to start it.
+
+    The caller sets the deadline: what dies each time it loads is tried until then.
+    """
+    return handle.ready.options(max_task_retries=-1).remote()
 
 
 def stop_actors(handles: Sequence[Any]) -> None:

@@ -66,7 +66,12 @@ class NcclSender:
         self._client.policy_version = policy_version
         self._client.engines.restart_clock()
         self._client.entries = self._stream.entries = []
-        self._trainer.send_weights()
+        self._stream.rewind()
+        try:
+            self._trainer.send_weights()
+        except Exception:
+            self._stream.drain()
+            raise
         return self._client.manifest if self.rank == 0 else None
 
 
@@ -99,18 +104,28 @@ class _NcclClient:
 
 
 class _NcclStream:
-    """vLLM's weight-source protocol over `WeightSource`: `metadata()` and a fresh pass of (name, tensor) each round."""
+    """vLLM's weight-source protocol over `WeightSource`: `metadata()` and one pass of (name, tensor) per `rewind`."""
 
     def __init__(self, source: BucketSource) -> None:
         self.source = source
         self.entries: list[WeightEntry] = []
+        self.rewind()
+
+    def rewind(self) -> None:
+        """The next pass begins at the first bucket."""
+        self._buckets = self.source.buckets()
+
+    def drain(self) -> None:
+        """Gather what a failed pass left, so that no other rank waits for this one."""
+        for _ in self._buckets:
+            pass
 
     def metadata(self) -> list[WeightSpec]:
         return self.source.specs
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         torch.cuda.synchronize()  # the producer pulls on streams of its own; the optimizer step ran on another
-        for bucket in self.source.buckets():
+        for bucket in self._buckets:
             # Copies, because ZeRO-3 frees what it gathered before the producer has packed it.
             copies = [(spec, tensor.clone()) for spec, tensor in bucket]
             self.entries += [entry(spec, copy) for spec, copy in copies]

@@ -59,7 +59,7 @@ class Ranks:
                 results[ranks[done[0]]] = ray.get(done[0])
             except ray.exceptions.RayError as error:
                 failures[ranks[done[0]]] = error
-                if isinstance(error, ray.exceptions.RayActorError):
+                if isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)):
                     break
                 deadline = min(deadline, time.monotonic() + DEATH_GRACE_S)
         if failures:
@@ -84,7 +84,7 @@ class Ranks:
         import ray
 
         for rank, error in failures.items():
-            if isinstance(error, ray.exceptions.RayActorError):
+            if isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)):
                 self._broken = f"{what}: the process of rank {rank} died ({_one_line(error)})"
                 return RankLostError(self._broken)
         causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
@@ -97,7 +97,7 @@ class Ranks:
                 return error
         rank, cause = next(iter(causes.items()))
         self._broken = f"{what}: rank {rank} failed: {type(cause).__name__}: {_one_line(cause)}"
-        return LearnerError(self._broken)
+        return RankLostError(self._broken) if _is_broken_collective(cause) else LearnerError(self._broken)
 
 
 def reserve(config: LearnerConfig, *, name: str) -> Any:
@@ -119,6 +119,12 @@ def reserve(config: LearnerConfig, *, name: str) -> Any:
             f"the cluster has {have[0]} in all, {have[1]} free"
         )
     return group
+
+
+def _is_broken_collective(cause: BaseException) -> bool:
+    """Whether a rank failed because another one, or an engine, did not answer: torch has no class that tells."""
+    said = str(cause).lower()
+    return isinstance(cause, RuntimeError) and any(word in said for word in ("gloo", "nccl", "connection", "timed out"))
 
 
 def _one_line(error: object) -> str:

@@ -81,6 +81,7 @@ class Engines:
         """
         import ray
 
+        ended = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError)
         results = []
         for index, reference in enumerate(references):
             try:
@@ -91,7 +92,7 @@ class Engines:
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
                 failed = f"rollout engine {index}: {method} failed: {cause}"
-                if isinstance(error, ray.exceptions.RayActorError) or getattr(cause, "restarted", False):
+                if isinstance(error, ended) or getattr(cause, "restarted", False):
                     raise EngineLostError(failed, index, died=True) from error
                 raise WeightSyncError(failed) from error
         return results

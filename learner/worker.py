@@ -93,13 +93,14 @@ class LearnerWorker:
     def connect(self, handles: Sequence[Any], backend: str, workers_per_engine: int) -> None:
         from learner.senders import make_sender
 
-        self._sender = make_sender(
-            backend,
-            self._engine.weights(),
-            rank=self.rank,
-            timeout_s=self.config.sync_timeout_s,
-            workers_per_engine=workers_per_engine,
-        )
+        if self._sender is None:  # kept, so that what it holds of an earlier group is given back
+            self._sender = make_sender(
+                backend,
+                self._engine.weights(),
+                rank=self.rank,
+                timeout_s=self.config.sync_timeout_s,
+                workers_per_engine=workers_per_engine,
+            )
         self._sender.connect(handles)
 
     def push_weights(self, policy_version: int) -> WeightManifest | None:

@@ -124,7 +124,8 @@ class ClusterConfig(Section):
     object_store_bytes: int = Field(default=512 << 20, ge=80 << 20)
     """Object store of a local cluster; every bucket of a weight broadcast passes through it."""
     max_failures: int = Field(default=5, ge=0)
-    """Lost actors (or deadlines missed by one) within `failure_window_s` that a run survives; one more ends it."""
+    """Incidents (an actor or a node lost, a deadline missed) within `failure_window_s` that a run survives, and starts
+    from the same checkpoint that it makes; one more ends it."""
     failure_window_s: float = Field(default=3600, gt=0)
     dashboard: bool = True
     """Serve the Ray dashboard of a local cluster, on the loopback address only."""

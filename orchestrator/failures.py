@@ -4,11 +4,12 @@ import contextlib
 import datetime
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.startup import one_line
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.telemetry import json_line
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
     from orchestrator.config import ClusterConfig
 
 FILE_NAME = "failures.jsonl"
+INCIDENT_S = 30.0
+"""What is lost within this of a loss that counted is the same incident: a node goes with all that is on it."""
 
 
 class Failures:
     """Counts them for the recipe's rule; one line each in RUN/failures.jsonl. Any thread may add.
 
     Args:
-        config: `max_failures` within `failure_window_s` are survived.
+        config: `max_failures` incidents within `failure_window_s` are survived.
         clock: seconds, for tests.
     """
 
@@ -36,10 +39,42 @@ class Failures:
         self.config = config
         self.run_dir = run_dir
         self.say = say
+        self.count = 0
         self.ending = False
         self._clock = clock
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()
+        self._starts: Counter[int] = Counter()
+
+    def start(self, step: int) -> None:
+        """All actors are about to be started to go on from `step`.
+
+        Raises:
+            RunFailed: for the so-many-th time from there, at whatever distance: it will not get any further.
+        """
+        self._starts[step] += 1
+        if self._starts[step] > self.config.max_failures + 1:
+            raise RunFailed(
+                f"step {step}: started {self._starts[step] - 1} times from here and never got to the next checkpoint "
+                f"(cluster.max_failures = {self.config.max_failures}); RUN/{FILE_NAME} says why"
+            )
+
+    def try_again(self, attempt: Callable[[], int | None]) -> int:
+        """What `attempt` returns, made again as long as it returns None or loses a component.
+
+        Raises:
+            RunFailed: too many failures by the recipe's rule; or whatever is no loss.
+        """
+        while True:
+            try:
+                code = attempt()
+            except Exception as error:
+                if not is_loss(error):
+                    raise
+                self.add("the run", one_line(error), action="all actors started again from the last checkpoint")
+            else:
+                if code is not None:
+                    return code
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
@@ -58,7 +93,9 @@ class Failures:
         """
         with self._lock:
             now = self._clock()
-            self._recent.append(now)
+            self.count += 1
+            if not self._recent or now - self._recent[-1] > INCIDENT_S:
+                self._recent.append(now)
             while now - self._recent[0] > self.config.failure_window_s:
                 self._recent.popleft()
             self._record(component, what, action)

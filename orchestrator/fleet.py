@@ -1,8 +1,9 @@
 """The rollout engines while a run lasts: who is there, who holds which weights, and how the lost ones come back."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.startup import call_ready, one_line
 from actors.types import EngineRestartedError
@@ -10,16 +11,20 @@ from learner.types import EngineLostError, SyncReport
 from orchestrator.errors import ComponentLost
 from orchestrator.failures import Failures
 
+END_TIMEOUT_S = 30.0
+Result = TypeVar("Result")
+
 
 class EnginesLost(ComponentLost):
-    """No engine holds the asked version; `Fleet.restore` may still bring it back."""
+    """No engine holds the asked version; `Fleet.with_engines` may still bring it back."""
 
 
 def deaths() -> tuple[type[Exception], ...]:
     """What a call raises when its actor has died, or was started again since it was last spoken to."""
     import ray
 
-    return ray.exceptions.RayActorError, EngineRestartedError
+    exceptions = ray.exceptions
+    return exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.ObjectLostError, EngineRestartedError
 
 
 class Replica:
@@ -48,8 +53,15 @@ class Replica:
         """It holds these weights, unless it died since `life`."""
         self._holds = (life, policy_version)
 
+    def call(self, method: str, *arguments: Any, **options: Any) -> tuple[int, Any]:
+        """(life in which the call was made, its reference)."""
+        life = self.life  # before the call: what dies in between must count as its death
+        return life, getattr(self.handle, method).options(**options).remote(*arguments)
+
     def died(self, life: int, error: BaseException, *, end: bool = False) -> None:
         """A call made in `life` failed with `error`; the actor is loaded again from here on.
+
+        While it is loaded again all calls fail, and none of them is another death.
 
         Args:
             end: the process is still there, and ended first.
@@ -63,20 +75,24 @@ class Replica:
         if self._failures.ending:
             raise ComponentLost(f"{self.name}: ended")
         with self._lock:
-            if life != self.life:
+            if life != self.life or (self._returning is not None and not ray.wait([self._returning], timeout=0)[0]):
                 return
             self.life += 1
             if end:
-                ray.kill(self.handle, no_restart=False)
+                _end(self.handle)
             self._returning = call_ready(self.handle)
-        self._failures.add(self.name, one_line(error), action="started again")
+        self._failures.add(self.name, one_line(getattr(error, "cause", None) or error), action="started again")
+
+    @property
+    def returning(self) -> Any:
+        """Reference that is there when it is; None when it is."""
+        return self._returning
 
     def is_back(self, timeout_s: float = 0.0) -> bool:
         """Whether it is loaded, at the latest `timeout_s` from now. Raises ComponentLost when it cannot be loaded."""
         import ray
 
-        with self._lock:
-            returning = self._returning
+        returning = self._returning
         if returning is None:
             return True
         done, _ = ray.wait([returning], timeout=timeout_s)
@@ -90,6 +106,20 @@ class Replica:
             if self._returning is returning:
                 self._returning = None
         return True
+
+
+def _end(handle: Any) -> None:
+    """End the actor's process, hung or not, and see it end: before, it might still answer."""
+    import ray
+
+    ray.kill(handle, no_restart=False)
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            ray.get(handle.ready.remote(), timeout=max(0.0, deadline - time.monotonic()))
+        except ray.exceptions.RayError:
+            return
+        time.sleep(0.05)
 
 
 class Fleet:
@@ -162,15 +192,19 @@ class Fleet:
             self.version = policy_version
             return report
 
-    def restore(self, policy_version: int) -> None:
-        """Have an engine serve this version again.
+    def with_engines(self, policy_version: int, work: Callable[[], Result]) -> Result:
+        """Do `work`, which needs engines of this version, again whenever it ended for want of one.
 
         Raises:
-            ComponentLost: it is not the current one: those weights are gone.
+            ComponentLost: the version is not the current one: those weights are gone.
         """
-        if policy_version != self.version:
-            raise ComponentLost(f"rollout engines: all that held policy version {policy_version} are lost")
-        self.push_weights(policy_version)
+        while True:
+            try:
+                return work()
+            except EnginesLost as error:
+                if policy_version != self.version:
+                    raise ComponentLost(f"{error}, and the learner has newer weights") from None
+                self.push_weights(policy_version)
 
     def begin_sampling(self) -> None:
         """No weights are sent until as many ends as begins were told."""
@@ -188,12 +222,16 @@ class Fleet:
                 raise ComponentLost(f"rollout engines: still sampling after {self._generate_timeout_s:g} s")
 
     def _present(self) -> list[Replica]:
-        present = [engine for engine in self.engines if engine.is_back()]
-        if present:
-            return present
-        if not self.engines[0].is_back(self._start_timeout_s):
-            raise ComponentLost(f"rollout engines: none came back within {self._start_timeout_s:g} s")
-        return [engine for engine in self.engines if engine.is_back()]
+        import ray
+
+        deadline = time.monotonic() + self._start_timeout_s
+        while True:
+            present = [engine for engine in self.engines if engine.is_back()]
+            if present:
+                return present
+            returning = [engine.returning for engine in self.engines]
+            if not ray.wait(returning, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))[0]:
+                raise ComponentLost(f"rollout engines: none came back within {self._start_timeout_s:g} s")
 
     def _send(self, members: Sequence[tuple[Replica, int]], policy_version: int) -> SyncReport | None:
         if self._connect is None or self._push is None:

@@ -64,5 +64,5 @@ class Judges:
 
 
 def _call(replica: Replica, arguments: tuple[list[str], list[str], Judge]) -> ScoreCall:
-    life = replica.life
-    return ScoreCall(replica=replica, life=life, arguments=arguments, reference=replica.handle.score.remote(*arguments))
+    life, reference = replica.call("score", *arguments)
+    return ScoreCall(replica=replica, life=life, arguments=arguments, reference=reference)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.startup import one_line
 from learner.methods import METHODS
 from learner.types import PoisonedUpdateError
 from orchestrator import cluster, loop, ric
@@ -26,7 +25,7 @@ from orchestrator.conditioning import save_conditioning
 from orchestrator.crew import make_fleet, make_sampler, start_actors
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.evaluate import Evaluator, measure_normalizers
-from orchestrator.failures import Failures, is_loss
+from orchestrator.failures import Failures
 from orchestrator.fleet import Fleet
 from orchestrator.in_flight import load_in_flight, save_in_flight
 from orchestrator.plan import Inputs, check_inputs
@@ -120,23 +119,29 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
     """
 
     def work(run_dir: RunDir, inputs: Inputs) -> int:
-        failures = Failures(recipe.cluster, run_dir.path, say)
-        while True:
+        failures, stop = Failures(recipe.cluster, run_dir.path, say), StopFlag()
+
+        def attempt() -> int | None:
+            if stop():
+                say("stopped while something was lost: the last checkpoint stands")
+                return stop.exit_code
             checkpoint = run_dir.latest_checkpoint(recipe, say)
             if checkpoint is not None:
                 say(f"going on from {checkpoint[0]}")
             elif (run_dir.path / "metrics.jsonl").exists():
                 say("no complete checkpoint: starting over")
-            run_dir.rewind(checkpoint[1].next_step if checkpoint else -1)
+            next_step = checkpoint[1].next_step if checkpoint else 0
+            run_dir.rewind(next_step if checkpoint else -1)
+            failures.start(next_step)
             try:
-                return _train(recipe, run_dir, inputs, checkpoint, failures, say)
+                with stop.installed():
+                    return _train(recipe, run_dir, inputs, checkpoint, failures, stop, say)
             except PoisonedUpdateError as error:
                 skip_update(recipe, run_dir, error)
                 say(f"{error}; going back to the last checkpoint, this update is left out")
-            except Exception as error:
-                if not is_loss(error):
-                    raise
-                failures.add("the run", one_line(error), action="all actors started again from the last checkpoint")
+                return None
+
+        return failures.try_again(attempt)
 
     return record_run(recipe, run_path, work, resume=resume, say=say)
 
@@ -222,6 +227,7 @@ def _train(
     inputs: Inputs,
     checkpoint: tuple[Path, CheckpointMeta] | None,
     failures: Failures,
+    stop: StopFlag,
     say: Callable[[str], None],
 ) -> int:
     restored: Sequence[Any] = ()
@@ -232,8 +238,8 @@ def _train(
         restored = load_in_flight(checkpoint[0], batcher.requests)
     say("starting Ray, the vLLM engines, the reward models and the learner ...")
     with (
-        cluster.connect(recipe) as context,
-        StopFlag().installed() as stop,
+        cluster.connect(recipe, check=not failures.count) as context,
+        stop.installed(),
         ThreadPoolExecutor(recipe.loop.max_staleness + 1, thread_name_prefix="sampler") as threads,
         start_actors(recipe, run_dir.path.name) as actors,
         failures.attempt(),

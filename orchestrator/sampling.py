@@ -81,7 +81,7 @@ class PendingBatch:
         self._sampler = sampler
         self._batch = batch
         self._policy_version = policy_version
-        self._future = sampler.start(batch, policy_version)
+        self._future: Future[ScoredBatch] | None = sampler.start(batch, policy_version)
 
     def result(self) -> ScoredBatch:
         """Wait for it. When all engines were lost the batch is sampled again, if its weights are still to be had.
@@ -90,12 +90,11 @@ class PendingBatch:
             ComponentLost: they are not, or something missed its deadline.
             RunFailed: too many failures.
         """
-        while True:
-            try:
-                return self._future.result()
-            except EnginesLost:
-                self._sampler.fleet.restore(self._policy_version)
-                self._future = self._sampler.start(self._batch, self._policy_version)
+        return self._sampler.fleet.with_engines(self._policy_version, self._attempt)
+
+    def _attempt(self) -> ScoredBatch:
+        future, self._future = self._future, None
+        return (future or self._sampler.start(self._batch, self._policy_version)).result()
 
 
 class Sampler:
@@ -126,19 +125,14 @@ class Sampler:
         temperature: float | None = None,
     ) -> Scored:
         """Blocking form for evaluation and the normaliser; every request must ask for the same number of responses."""
-        while True:
-            try:
-                return self._collect(self._start(requests, policy_version, temperature), judges)
-            except EnginesLost:
-                self.fleet.restore(policy_version)
+        return self.fleet.with_engines(
+            policy_version, lambda: self._collect(self._start(requests, policy_version, temperature), judges)
+        )
 
     def logprobs(self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
         """[N] summed log-probability of each response given its prompt, under the engines' current weights."""
-        while True:
-            try:
-                return self._logprobs(prompt_ids, response_ids, self.fleet.version)
-            except EnginesLost:
-                self.fleet.restore(self.fleet.version)
+        version = self.fleet.version
+        return self.fleet.with_engines(version, lambda: self._logprobs(prompt_ids, response_ids, version))
 
     def start(self, batch: RequestBatch, policy_version: int) -> "Future[ScoredBatch]":
         """One attempt at a batch; its result may be EnginesLost."""
@@ -170,9 +164,8 @@ class Sampler:
 
     def _start_share(self, attempt: _Attempt, index: int, requests: list[GenerationRequest]) -> None:
         engine = self.fleet.engine_for(index, attempt.policy_version)
-        life = engine.life
-        generate = engine.handle.generate.options(num_returns="streaming")
-        stream = generate.remote(requests, attempt.policy_version, attempt.temperature)
+        arguments = (requests, attempt.policy_version, attempt.temperature)
+        life, stream = engine.call("generate", *arguments, num_returns="streaming")
         attempt.shares.append(_Share(index, requests, engine, life, stream))
 
     def _collect(self, attempt: _Attempt, judges: Sequence[Judge]) -> Scored:
@@ -222,7 +215,11 @@ class Sampler:
             )
         share = streams[ready[0]]
         try:
-            return ray.get(next(share.stream), timeout=max(0.0, deadline - time.monotonic()))
+            # Not next(): it would wait without end for a stream whose node is gone.
+            reference = share.stream._next_sync(timeout_s=max(0.0, deadline - time.monotonic()))
+            if reference.is_nil():
+                raise ComponentLost(f"{share.engine.name}: its answer did not arrive in time")
+            return ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
         except StopIteration:
             attempt.shares.remove(share)
         except deaths() as error:
@@ -259,7 +256,7 @@ class Sampler:
         for index, rows in enumerate(np.array_split(np.arange(len(prompt_ids)), len(self.fleet.engines))):
             arguments = ([prompt_ids[i] for i in rows], [response_ids[i] for i in rows])
             engine = self.fleet.engine_for(index, policy_version)
-            parts.append((engine, engine.life, engine.handle.logprobs.remote(*arguments)))
+            parts.append((engine, *engine.call("logprobs", *arguments)))
         found = []
         for engine, life, reference in parts:
             try:

@@ -44,7 +44,8 @@ def train_soup(recipe: Recipe, run_path: Path, *, resume: bool = False, say: Say
         code = _train_experts(recipe, run_dir, say)
         if code == 0:
             _collect_metrics(recipe, run_dir)
-            _evaluate(recipe, run_dir, inputs, say)
+            failures = Failures(recipe.cluster, run_dir.path, say)
+            return failures.try_again(lambda: _evaluate(recipe, run_dir, inputs, failures, say))
         return code
 
     return record_run(recipe, run_path, work, resume=resume, say=say)
@@ -85,7 +86,7 @@ def _collect_metrics(recipe: Recipe, run_dir: RunDir) -> None:
     run_dir.describe(training=training_totals(read_lines(run_dir.path / "metrics.jsonl")))
 
 
-def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, say: Say) -> None:
+def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failures, say: Say) -> int:
     """The starting policy, then the soups of the grid, under the normaliser that the experts' runs measured."""
     from learner.senders import HostSender
     from learner.soup import SoupSource
@@ -94,7 +95,7 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, say: Say) -> None
     normalizers = RunDir.open(experts[0]).load_normalizers()
     run_dir.save_normalizers(normalizers)
     (run_dir.path / "evaluations.jsonl").unlink(missing_ok=True)
-    failures = Failures(recipe.cluster, run_dir.path, say)
+    failures.start(recipe.loop.steps)
     with cluster.connect(recipe):
         from actors import reward, rollout
 
@@ -113,10 +114,12 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, say: Say) -> None
             sender = HostSender(source, rank=0, timeout_s=recipe.learner.sync_timeout_s)
             fleet = make_fleet(recipe, engines, failures, connect=sender.connect, push=sender.send)
             plain = make_sampler(recipe, fleet, rewards, failures)
+            # What an engine loads by itself is the starting policy; it must not be brought back with a soup's weights.
+            first = make_sampler(recipe, make_fleet(recipe, engines, failures), rewards, failures)
             renderer = RememberingRenderer(inputs.renderer)
             soups = SoupSampler(plain, source, fleet, renderer, num_experts=len(experts))
             start = Evaluator(
-                recipe, plain, inputs.renderer, inputs.heldout, normalizers, lambda p, r: _one_sum(plain.logprobs(p, r))
+                recipe, first, inputs.renderer, inputs.heldout, normalizers, lambda p, r: _one_sum(first.logprobs(p, r))
             )
             soup = Evaluator(
                 recipe,
@@ -133,6 +136,7 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, say: Say) -> None
         finally:
             rollout.stop(engines)
             reward.stop(rewards)
+    return 0
 
 
 def _one_sum(sums: np.ndarray) -> list[list[float]]:

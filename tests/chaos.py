@@ -163,6 +163,8 @@ def disturb(
                 )
             )
             print(outcomes[-1], flush=True)
+            again = 1 if kill.role == "driver" else 0
+            assert outcomes[-1].given_again == again, f"{outcomes[-1]}:\n{victim.log.read_text()[-3000:]}"
         wait_for(lambda: victim.process.poll() == 0, victim, deadline_s, "the end")
     finally:
         victim.end()

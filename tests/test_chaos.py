@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import Outcome, TwoNodes, as_table, disturb, draw_kills
+from tests.chaos import Outcome, TwoNodes, as_table, disturb, draw_kills, failures
 from tests.whole_runs import REPOSITORY, assert_same_results, command, tiny_recipe
 
 STEPS = 30
@@ -53,13 +53,14 @@ def undisturbed(recipe: Path, run: Path, *overrides: str) -> Path:
 
 @pytest.mark.ray
 def test_a_run_that_loses_an_engine_a_judge_and_a_rank_ends_as_if_it_had_not(nodes, tmp_path):
-    recipe, overrides = tiny_recipe(tmp_path), (*OVERRIDES, f"loop.steps={STEPS}")
+    recipe, overrides = tiny_recipe(tmp_path), (*OVERRIDES, f"loop.steps={STEPS}", "loop.max_staleness=0")
     kinds = [(role, "SIGKILL") for role in ("rollout", "reward", "learner")]
     kills = draw_kills(3, seed=0, kinds=kinds)
     run = tmp_path / "run"
     asked = command("train", recipe, *overrides, "--run-dir", run)
     outcomes = disturb(asked, run, kills, nodes, steps=STEPS, deadline_s=DEADLINE_S)
     assert len(outcomes) == 3 and not kills
+    assert [failure["component"] for failure in failures(run)].count("the run") == 1  # for the rank alone
     assert_same_results(run, undisturbed(recipe, tmp_path / "undisturbed", *overrides))
 
 

@@ -1,11 +1,12 @@
 """Engines and judges that die while they work: the batch comes out as if they had not. Real Ray, light actors."""
 
+import itertools
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Crew:
 
         self.said: list[str] = []
         config = ClusterConfig(max_failures=max_failures)
-        self.failures = Failures(config, folder, self.said.append)
+        self.failures = Failures(config, folder, self.said.append, clock=itertools.count(0, 60).__next__)
         self.folder = folder
         self.push = FakePush()
         self.handles = [self.start(FakeRollout, delay_s) for _ in range(engines)]
@@ -187,7 +188,9 @@ def test_older_weights_cannot_be_brought_back(crew):
     pending = made.sampler.submit(BATCH, 5)
     made.send(signal.SIGKILL, made.handles[0], after_s=0.4)
     made.fleet.push_weights(6)
-    with pytest.raises(ComponentLost, match="all that held policy version 5 are lost") as lost:
+    with pytest.raises(
+        ComponentLost, match="none is left that holds policy version 5, and the learner has newer"
+    ) as lost:
         pending.result()
     assert is_loss(lost.value)
 
@@ -240,16 +243,50 @@ def test_one_failure_too_many_ends_the_run_and_says_so(crew):
 
 def test_failures_count_only_within_their_window(tmp_path):
     now = [0.0]
-    config = ClusterConfig(max_failures=2, failure_window_s=10)
+    config = ClusterConfig(max_failures=2, failure_window_s=100)
     failures = Failures(config, tmp_path, say=lambda text: None, clock=lambda: now[0])
-    for time_s in (0, 6, 12, 17, 23):
-        now[0] = time_s
-        failures.add("rollout-0", "gone", action="started again")
-    now[0] = 24
-    with pytest.raises(RunFailed, match="3 failures within 10 s"):
+    for time_s in (0, 60, 120, 180, 240):
+        for later_s in (0, 3, 20):  # of the same incident
+            now[0] = time_s + later_s
+            failures.add("rollout-0", "gone", action="started again")
+    now[0] = 275
+    with pytest.raises(RunFailed, match="3 failures within 100 s"):
         failures.add("learner", "rank 1 died", action="everything again")
     lines = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
-    assert len(lines) == 6 and lines[-1]["component"] == "learner" and lines[-1]["what"] == "rank 1 died"
+    assert len(lines) == 16 and lines[-1]["component"] == "learner" and lines[-1]["what"] == "rank 1 died"
+
+
+def test_a_run_that_never_gets_past_a_checkpoint_ends_however_slowly_it_fails(tmp_path):
+    now = itertools.count(0, 5000)
+    config = ClusterConfig(max_failures=2)
+    failures = Failures(config, tmp_path, say=lambda text: None, clock=now.__next__)
+    starts: list[int] = []
+
+    def attempt() -> int | None:
+        step = 50 if len(starts) > 1 else 0
+        failures.start(step)
+        starts.append(step)
+        raise ComponentLost("an evaluation takes too long")
+
+    with pytest.raises(RunFailed, match="step 50: started 3 times from here and never got to the next checkpoint"):
+        failures.try_again(attempt)
+    assert starts == [0, 0, 50, 50, 50]
+
+
+def test_an_attempt_is_made_again_until_it_is_done_and_other_errors_end_it(tmp_path):
+    failures = Failures(ClusterConfig(), tmp_path, say=lambda text: None)
+    outcomes: Iterator[Exception | int | None] = iter([ComponentLost("late"), None, 143])
+
+    def attempt() -> int | None:
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    assert failures.try_again(attempt) == 143
+    outcomes = iter([ValueError("a defect")])
+    with pytest.raises(ValueError, match="a defect"):
+        failures.try_again(attempt)
 
 
 def test_an_error_of_the_work_itself_is_no_loss():

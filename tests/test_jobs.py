@@ -81,10 +81,11 @@ def test_a_stopped_job_saves_and_the_same_submission_goes_on(dashboard: str, tmp
         said = ray("job", "status", "--address", dashboard, name).lower()
         return any(word in said for word in ("succeeded", "stopped", "failed"))
 
+    def steps() -> int:
+        return len(lines(run / "metrics.jsonl")) if (run / "metrics.jsonl").exists() else 0
+
     submit("first")
-    wait_for(
-        lambda: ended("first") or ((run / "metrics.jsonl").exists() and len(lines(run / "metrics.jsonl")) > 2), "step"
-    )
+    wait_for(lambda: ended("first") or steps() > 2, "step")
     ray("job", "stop", "--address", dashboard, "first")
     wait_for(lambda: ended("first"), "end of the stopped job")
     assert json.loads((run / "run.json").read_text())["status"] == "stopped", logs("first")
