@@ -14,6 +14,8 @@ QUIET_ENV = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 MAX_MESSAGE_CHARS = 400
+START_RETRIES = 10
+"""Of a first load whose process dies; asking about once a second while Ray starts it again takes several of them."""
 NO_RESOURCES = {"CPU": 0.001}  # Ray refuses a bundle that asks for nothing
 _PLACEMENT_OF: dict[Any, Any] = {}
 """Actor handle -> the placement group it sits in, so that ``stop_actors`` gives the resources back."""
@@ -80,12 +82,12 @@ def start_actors(
     return handles
 
 
-def call_ready(handle: Any) -> Any:
+def call_ready(handle: Any, *, retries: int = -1) -> Any:
     """Reference to the answer of `ready()`, which loads what the actor holds, however often Ray has to start it.
 
-    The caller sets the deadline: what dies each time it loads is tried until then.
+    The caller sets the deadline: what dies each time it loads is tried until then, or `retries` times.
     """
-    return handle.ready.options(max_task_retries=-1).remote()
+    return handle.ready.options(max_task_retries=retries).remote()
 
 
 def stop_actors(handles: Sequence[Any]) -> None:
@@ -130,7 +132,8 @@ def _wait_ready(
     from ray.exceptions import RayActorError, RayTaskError
 
     deadline = time.monotonic() + timeout_s
-    name_of = {call_ready(handle): spec.name for handle, spec in zip(handles, specs, strict=True)}
+    asked = [call_ready(handle, retries=START_RETRIES) for handle in handles]
+    name_of = {reference: spec.name for reference, spec in zip(asked, specs, strict=True)}
     pending = list(name_of)
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))

@@ -59,7 +59,7 @@ class Ranks:
                 results[ranks[done[0]]] = ray.get(done[0])
             except ray.exceptions.RayError as error:
                 failures[ranks[done[0]]] = error
-                if isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)):
+                if isinstance(error, _deaths()):
                     break
                 deadline = min(deadline, time.monotonic() + DEATH_GRACE_S)
         if failures:
@@ -81,10 +81,9 @@ class Ranks:
 
     def _failure(self, failures: dict[int, Exception], what: str) -> LearnerError:
         """The error that tells most: a death, then the learner's own words, then whatever else."""
-        import ray
 
         for rank, error in failures.items():
-            if isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)):
+            if isinstance(error, _deaths()):
                 self._broken = f"{what}: the process of rank {rank} died ({_one_line(error)})"
                 return RankLostError(self._broken)
         causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
@@ -119,6 +118,12 @@ def reserve(config: LearnerConfig, *, name: str) -> Any:
             f"the cluster has {have[0]} in all, {have[1]} free"
         )
     return group
+
+
+def _deaths() -> tuple[type[Exception], ...]:
+    import ray
+
+    return ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError
 
 
 def _is_broken_collective(cause: BaseException) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, ComponentLost
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -127,6 +127,8 @@ def connect(recipe: "Recipe", *, check: bool = True) -> Iterator[Any]:
                 **common,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if not check:
+            raise ComponentLost(f"the Ray cluster at {address or 'local'!r} does not answer: {error}") from None
         raise BadInput(f"cluster.address: no Ray cluster could be joined at {address or 'local'!r}: {error}") from None
     try:
         if check:

@@ -214,12 +214,14 @@ class Recipe(Section):
         )
 
     def reaches_outside(self) -> list[str]:
-        """Code that is not this project's own, and servers: what to know before using a recipe of someone else's."""
+        """Code that is not this project's own, servers, clusters: what to know of a recipe of someone else's."""
         judges = [judge for each in self.objectives for judge in (each.scorer, each.audit) if judge is not None]
         functions = [judge.function for judge in judges if judge.type == "python"]
         functions += [*filter(None, [self.evaluate.attainable]), *self.evaluate.audit_statistics.values()]
-        foreign = [function for function in functions if re.split("[.:]", function)[0] not in OWN_PACKAGES]
-        return sorted({*foreign, *(judge.url for judge in judges if judge.type == "http")})
+        own = re.compile(rf"({'|'.join(OWN_PACKAGES)})(\.\w+)*:\w+")  # one name: no module that a module imported
+        foreign = [function for function in functions if not own.fullmatch(function)]
+        servers = [judge.url for judge in judges if judge.type == "http"]
+        return sorted({*foreign, *servers, *filter(None, [self.cluster.address])})
 
     @property
     def num_objectives(self) -> int:

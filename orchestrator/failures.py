@@ -44,26 +44,18 @@ class Failures:
         self._clock = clock
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()
-        self._starts: Counter[int] = Counter()
-
-    def start(self, step: int) -> None:
-        """All actors are about to be started to go on from `step`.
-
-        Raises:
-            RunFailed: for the so-many-th time from there, at whatever distance: it will not get any further.
-        """
-        self._starts[step] += 1
-        if self._starts[step] > self.config.max_failures + 1:
-            raise RunFailed(
-                f"step {step}: started {self._starts[step] - 1} times from here and never got to the next checkpoint "
-                f"(cluster.max_failures = {self.config.max_failures}); RUN/{FILE_NAME} says why"
-            )
+        self.step = 0
+        self._lost_from: Counter[int] = Counter()
+        self._uncounted: list[str] = []
 
     def try_again(self, attempt: Callable[[], int | None]) -> int:
         """What `attempt` returns, made again as long as it returns None or loses a component.
 
+        It sets `step` to where it goes on from.
+
         Raises:
-            RunFailed: too many failures by the recipe's rule; or whatever is no loss.
+            RunFailed: too many failures by the recipe's rule, or as many from one step at whatever distance: such a run
+                does not get any further. Also whatever is no loss.
         """
         while True:
             try:
@@ -72,6 +64,12 @@ class Failures:
                 if not is_loss(error):
                     raise
                 self.add("the run", one_line(error), action="all actors started again from the last checkpoint")
+                self._lost_from[self.step] += 1
+                if self._lost_from[self.step] > self.config.max_failures:
+                    raise RunFailed(
+                        f"lost {self._lost_from[self.step]} times on the way from step {self.step} to the next "
+                        f"checkpoint (cluster.max_failures = {self.config.max_failures}), the last: {error}"
+                    ) from error
             else:
                 if code is not None:
                     return code
@@ -80,6 +78,7 @@ class Failures:
     def attempt(self) -> Iterator[None]:
         """While the block lasts what dies counts; after it, the actors are ended on purpose (`ending`)."""
         self.ending = False
+        self._count()
         try:
             yield
         finally:
@@ -96,7 +95,7 @@ class Failures:
             self.count += 1
             if not self._recent or now - self._recent[-1] > INCIDENT_S:
                 self._recent.append(now)
-            while now - self._recent[0] > self.config.failure_window_s:
+            while now - self._recent[0] > max(self.config.failure_window_s, INCIDENT_S):
                 self._recent.popleft()
             self._record(component, what, action)
             if len(self._recent) > self.config.max_failures:
@@ -111,7 +110,20 @@ class Failures:
         line = json_line({"time": time_now, "component": component, "what": what, "action": action})
         with (self.run_dir / FILE_NAME).open("a", encoding="utf-8") as file:
             file.write(line)
-        _count(component)
+        self._uncounted.append(component)
+        self._count()
+
+    def _count(self) -> None:
+        """For Ray's metrics; what was lost while there was no cluster is told to the next one."""
+        import ray
+
+        if not ray.is_initialized():
+            return
+        from ray.util.metrics import Counter
+
+        counter = Counter("mi_epo_failures", description="Actors lost and started again", tag_keys=("component",))
+        while self._uncounted:
+            counter.inc(tags={"component": self._uncounted.pop()})
 
 
 def is_loss(error: BaseException) -> bool:
@@ -130,13 +142,3 @@ def is_loss(error: BaseException) -> bool:
         ray.exceptions.GetTimeoutError,
     )
     return isinstance(error, lost)
-
-
-def _count(component: str) -> None:
-    import ray
-
-    if ray.is_initialized():
-        from ray.util.metrics import Counter
-
-        counter = Counter("mi_epo_failures", description="Actors lost and started again", tag_keys=("component",))
-        counter.inc(tags={"component": component})

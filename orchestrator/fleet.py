@@ -31,7 +31,8 @@ class Replica:
     """One actor that Ray starts again when it dies, as the driver sees it. Any thread may ask.
 
     Attributes:
-        life: counts its deaths: a caller remembers it, so that all calls that one death broke tell one failure.
+        life: grows when it dies and when it is back: a caller remembers it, so that all calls that one death broke tell
+            one failure.
     """
 
     def __init__(self, handle: Any, name: str, failures: Failures) -> None:
@@ -41,6 +42,7 @@ class Replica:
         self._holds: tuple[int, int] | None = None
         self._failures = failures
         self._returning: Any = None
+        self._left = 0.0
         self._lock = threading.Lock()
 
     @property
@@ -70,23 +72,26 @@ class Replica:
             RunFailed: too many failures by the recipe's rule.
             ComponentLost: all actors are being ended.
         """
-        import ray
-
         if self._failures.ending:
             raise ComponentLost(f"{self.name}: ended")
+        self.is_back()
         with self._lock:
-            if life != self.life or (self._returning is not None and not ray.wait([self._returning], timeout=0)[0]):
+            if life != self.life or self._returning is not None:
                 return
             self.life += 1
             if end:
                 _end(self.handle)
-            self._returning = call_ready(self.handle)
+            self._returning, self._left = call_ready(self.handle), time.monotonic()
         self._failures.add(self.name, one_line(getattr(error, "cause", None) or error), action="started again")
 
     @property
     def returning(self) -> Any:
         """Reference that is there when it is; None when it is."""
         return self._returning
+
+    @property
+    def away_s(self) -> float:
+        return time.monotonic() - self._left if self._returning is not None else 0.0
 
     def is_back(self, timeout_s: float = 0.0) -> bool:
         """Whether it is loaded, at the latest `timeout_s` from now. Raises ComponentLost when it cannot be loaded."""
@@ -105,6 +110,7 @@ class Replica:
         with self._lock:
             if self._returning is returning:
                 self._returning = None
+                self.life += 1  # what was called while it was away is not another death
         return True
 
 
@@ -173,7 +179,7 @@ class Fleet:
         Sampling in flight is finished first: what an engine loses on the way can still be made again elsewhere.
 
         Raises:
-            ComponentLost: no engine came back in time.
+            ComponentLost: an engine did not come back in time.
             RunFailed: too many failures.
             WeightSyncError: the engines refuse the weights.
         """
@@ -227,6 +233,9 @@ class Fleet:
         deadline = time.monotonic() + self._start_timeout_s
         while True:
             present = [engine for engine in self.engines if engine.is_back()]
+            for engine in self.engines:
+                if engine.away_s > self._start_timeout_s:
+                    raise ComponentLost(f"{engine.name}: not back within {self._start_timeout_s:g} s")
             if present:
                 return present
             returning = [engine.returning for engine in self.engines]

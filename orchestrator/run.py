@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learner.checkpoint_meta import sha256_of
 from learner.methods import METHODS
 from learner.types import PoisonedUpdateError
 from orchestrator import cluster, loop, ric
@@ -27,6 +28,7 @@ from orchestrator.errors import BadInput, RunFailed
 from orchestrator.evaluate import Evaluator, measure_normalizers
 from orchestrator.failures import Failures
 from orchestrator.fleet import Fleet
+from orchestrator.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.in_flight import load_in_flight, save_in_flight
 from orchestrator.plan import Inputs, check_inputs
 from orchestrator.report import read_lines, write_report
@@ -58,13 +60,20 @@ class StopFlag:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator["StopFlag"]:
-        """Install after `ray.init`, which replaces the SIGTERM handler with one that kills the driver after 3 s."""
+        """Handle both signals until the end of the block."""
         previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def installed_again(self) -> Iterator[None]:
+        """After `ray.init`, which replaces the SIGTERM handler with one that ends the driver within 3 s."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+        yield
 
     def _handle(self, number: int, frame: object) -> None:
         if self.signal is not None:
@@ -107,6 +116,7 @@ class Run:
             objectives=recipe.objective_names,
             policy_model=recipe.policy.model,
             method=recipe.method,
+            in_flight_sha256=sha256_of(partial / IN_FLIGHT),
         )
         path = self.run_dir.publish_checkpoint(partial, meta, keep=recipe.loop.keep_checkpoints)
         self.recorder.say(f"checkpoint {path}")
@@ -132,16 +142,16 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
                 say("no complete checkpoint: starting over")
             next_step = checkpoint[1].next_step if checkpoint else 0
             run_dir.rewind(next_step if checkpoint else -1)
-            failures.start(next_step)
+            failures.step = next_step
             try:
-                with stop.installed():
-                    return _train(recipe, run_dir, inputs, checkpoint, failures, stop, say)
+                return _train(recipe, run_dir, inputs, checkpoint, failures, stop, say)
             except PoisonedUpdateError as error:
                 skip_update(recipe, run_dir, error)
                 say(f"{error}; going back to the last checkpoint, this update is left out")
                 return None
 
-        return failures.try_again(attempt)
+        with stop.installed():
+            return failures.try_again(attempt)
 
     return record_run(recipe, run_path, work, resume=resume, say=say)
 
@@ -239,7 +249,7 @@ def _train(
     say("starting Ray, the vLLM engines, the reward models and the learner ...")
     with (
         cluster.connect(recipe, check=not failures.count) as context,
-        stop.installed(),
+        stop.installed_again(),
         ThreadPoolExecutor(recipe.loop.max_staleness + 1, thread_name_prefix="sampler") as threads,
         start_actors(recipe, run_dir.path.name) as actors,
         failures.attempt(),

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from learner.checkpoint_meta import read_meta
+from learner.checkpoint_meta import read_meta, sha256_of
 from learner.types import LearnerError
 from orchestrator.config import Recipe, describe_errors, dump_recipe, parse_recipe, read_yaml
 from orchestrator.errors import BadInput
+from orchestrator.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.locks import locked
 from orchestrator.report import read_lines
 from rewards.config import Section
@@ -42,6 +43,8 @@ class CheckpointMeta(Section):
     objectives: tuple[str, ...]
     policy_model: str
     method: str
+    in_flight_sha256: str | None = None
+    """Of `in_flight.json`; null: not checked."""
 
 
 class RunDir:
@@ -207,6 +210,8 @@ class RunDir:
     def publish_checkpoint(self, partial: Path, meta: CheckpointMeta, *, keep: int) -> Path:
         """Complete a checkpoint that was written aside, put it in its place by one rename, drop those beyond `keep`."""
         (partial / "meta.json").write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        for file in partial.iterdir():
+            _to_disk(file)
         (partial / STABLE).touch()
         path = self.checkpoint_path(meta.next_step)
         shutil.rmtree(path, ignore_errors=True)
@@ -248,6 +253,8 @@ def _read_checkpoint(path: Path) -> CheckpointMeta:
     try:
         meta = CheckpointMeta.model_validate_json(file.read_text(encoding="utf-8"))
         read_meta(path)
+        if meta.in_flight_sha256 is not None and sha256_of(path / IN_FLIGHT) != meta.in_flight_sha256:
+            raise BadInput(f"{path / IN_FLIGHT}: holds other bytes than were saved")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{file}: cannot be read: {error}") from None
     except ValidationError as error:
@@ -275,6 +282,12 @@ def _replace(file: Path, text: str) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
+
+
+def _to_disk(file: Path) -> None:
+    """Wait until the file would survive a power cut."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _now() -> str:

@@ -84,7 +84,8 @@ class PendingBatch:
         self._future: Future[ScoredBatch] | None = sampler.start(batch, policy_version)
 
     def result(self) -> ScoredBatch:
-        """Wait for it. When all engines were lost the batch is sampled again, if its weights are still to be had.
+        """Wait for it; the same again when asked again. When all engines were lost the batch is sampled again, if its
+        weights are still to be had.
 
         Raises:
             ComponentLost: they are not, or something missed its deadline.
@@ -93,8 +94,12 @@ class PendingBatch:
         return self._sampler.fleet.with_engines(self._policy_version, self._attempt)
 
     def _attempt(self) -> ScoredBatch:
-        future, self._future = self._future, None
-        return (future or self._sampler.start(self._batch, self._policy_version)).result()
+        self._future = self._future or self._sampler.start(self._batch, self._policy_version)
+        try:
+            return self._future.result()
+        except EnginesLost:
+            self._future = None
+            raise
 
 
 class Sampler:

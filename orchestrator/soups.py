@@ -1,5 +1,6 @@
 """Training a rewarded soup: one ordinary run for each objective, then the averages of their policies on the grid."""
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,8 +96,8 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
     normalizers = RunDir.open(experts[0]).load_normalizers()
     run_dir.save_normalizers(normalizers)
     (run_dir.path / "evaluations.jsonl").unlink(missing_ok=True)
-    failures.start(recipe.loop.steps)
-    with cluster.connect(recipe):
+    failures.step = recipe.loop.steps
+    with cluster.connect(recipe, check=not failures.count):
         from actors import reward, rollout
 
         name = run_dir.path.name
@@ -134,8 +135,9 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
                 with (run_dir.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json_line(evaluator(step, 0)))
         finally:
-            rollout.stop(engines)
-            reward.stop(rewards)
+            with contextlib.suppress(Exception):  # of a cluster that is gone; the first error is the one to tell
+                rollout.stop(engines)
+                reward.stop(rewards)
     return 0
 
 

@@ -25,6 +25,8 @@ KINDS = (
     ("node", "SIGKILL"),
 )
 """What is drawn from: each kill twice as often as a stop, or as a node with all that is on it."""
+MARGIN = 10
+"""Steps that must be left for a kill to be followed by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ def draw_kills(count: int, seed: int, kinds: Sequence[tuple[str, str]] = KINDS) 
     while len(order) < count:
         order += rng.sample(kinds, len(kinds))
     return [
-        Kill(role=role, signal=name, after_steps=rng.randint(2, 4), delay_s=rng.uniform(0, 1.5))
+        Kill(role=role, signal=name, after_steps=rng.randint(2, 4), delay_s=rng.uniform(0, 1))
         for role, name in order[:count]
     ]
 
@@ -145,7 +147,7 @@ def disturb(
     outcomes = []
     victim = Victim(asked, run.with_suffix(".log"), {**os.environ, "RAY_ADDRESS": nodes.address})
     try:
-        while kills and done(run) + kills[0].after_steps < steps - 2:
+        while kills and done(run) + kills[0].after_steps < steps - MARGIN:
             kill = kills.pop(0)
             target = done(run) + kill.after_steps
             wait_for(reached(run, target), victim, deadline_s, f"step {target} before {kill}")
@@ -166,6 +168,10 @@ def disturb(
             again = 1 if kill.role == "driver" else 0
             assert outcomes[-1].given_again == again, f"{outcomes[-1]}:\n{victim.log.read_text()[-3000:]}"
         wait_for(lambda: victim.process.poll() == 0, victim, deadline_s, "the end")
+        drivers = sum(outcome.kill.role == "driver" for outcome in outcomes)
+        assert victim.starts == 1 + drivers, (
+            f"the command was given {victim.starts} times:\n{victim.log.read_text()[-3000:]}"
+        )
     finally:
         victim.end()
     return outcomes
@@ -208,8 +214,7 @@ def wait_for(condition: Callable[[], bool], victim: Victim, deadline_s: float, w
     deadline = time.monotonic() + deadline_s
     while not condition():
         finished = victim.look()
-        if finished and not condition():
-            return
+        assert not finished or condition(), f"the run ended before {what}"
         assert time.monotonic() < deadline, f"no {what} within {deadline_s:g} s:\n{victim.log.read_text()[-3000:]}"
         time.sleep(0.1)
 

@@ -222,6 +222,17 @@ def test_no_weights_are_sent_while_a_batch_is_sampled(crew):
 
 
 @pytest.mark.ray
+def test_a_finished_batch_may_be_asked_for_again_after_newer_weights(crew):
+    """As a checkpoint does with the batches in flight."""
+    made = crew()
+    made.fleet.push_weights(1)
+    pending = made.sampler.submit(BATCH, 1)
+    first = pending.result()
+    made.fleet.push_weights(2)
+    assert pending.result() is first and made.lost() == []
+
+
+@pytest.mark.ray
 def test_a_judge_that_dies_scores_again_and_is_told_once(crew):
     made = crew(delay_s=0.2)
     pending = made.sampler.submit(BATCH, 0)
@@ -263,12 +274,11 @@ def test_a_run_that_never_gets_past_a_checkpoint_ends_however_slowly_it_fails(tm
     starts: list[int] = []
 
     def attempt() -> int | None:
-        step = 50 if len(starts) > 1 else 0
-        failures.start(step)
-        starts.append(step)
+        failures.step = 50 if len(starts) > 1 else 0
+        starts.append(failures.step)
         raise ComponentLost("an evaluation takes too long")
 
-    with pytest.raises(RunFailed, match="step 50: started 3 times from here and never got to the next checkpoint"):
+    with pytest.raises(RunFailed, match="lost 3 times on the way from step 50 to the next checkpoint"):
         failures.try_again(attempt)
     assert starts == [0, 0, 50, 50, 50]
 

@@ -1,7 +1,6 @@
 """A run as a Ray job on a head of its own: submit, stop, submit again, as the README says."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,7 +19,13 @@ TIMEOUT_S = 240
 
 
 def ray(*arguments: str) -> str:
-    done = subprocess.run([RAY, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
+    """What the command printed; given again while the head's agent, which comes last, is not there yet."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        done = subprocess.run([RAY, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(2)
     assert done.returncode == 0, f"ray {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -39,12 +44,11 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = (tmp_path_factory.mktemp("head") / "log").open("w+")
     head = subprocess.Popen(
         [
-            *(RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"),
+            *(RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=2"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--object-store-memory=200000000"),
         ],
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
     )
     address = f"http://127.0.0.1:{port}"
     try:

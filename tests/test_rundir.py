@@ -27,9 +27,11 @@ def meta(**changes):
     return CheckpointMeta(**{**values, **changes})
 
 
-def save(run, step, **changes):
+def save(run, step, *, in_flight=None, **changes):
     partial = run.path / "checkpoints" / "partial"
     partial.mkdir(parents=True)
+    if in_flight is not None:
+        (partial / "in_flight.json").write_text(in_flight)
     (partial / "learner.json").write_text('{"identity": {}, "adam_steps": 1, "files": {}}')
     assert run.publish_checkpoint(partial, meta(next_step=step, **changes), keep=2) == run.checkpoint_path(step)
 
@@ -228,3 +230,13 @@ def test_a_full_disk_is_told_in_one_line(capsys):
     assert explain(full) == 1
     said = capsys.readouterr().err
     assert said == "mi-epo: runs/x/metrics.jsonl: cannot be written: No space left on device\n"
+
+
+def test_a_checkpoint_whose_batches_in_flight_were_damaged_is_passed_over(tmp_path):
+    run = RunDir.create(tmp_path / "run", RECIPE)
+    save(run, 5)
+    partial = run.path / "checkpoints" / "partial"
+    save(run, 10, in_flight_sha256="0" * 64, in_flight='{"batches": []}')
+    said: list[str] = []
+    assert run.latest_checkpoint(RECIPE, said.append) == (run.checkpoint_path(5), meta(next_step=5))
+    assert not partial.exists() and "in_flight.json: holds other bytes than were saved" in said[0]
