@@ -15,7 +15,7 @@ from tests.whole_runs import REPOSITORY, lines, tiny_recipe
 pytestmark = pytest.mark.ray
 RAY = str(Path(sys.executable).with_name("ray"))
 STEPS = 40
-TIMEOUT_S = 240
+TIMEOUT_S = 150
 
 
 def ray(*arguments: str) -> str:
@@ -40,12 +40,17 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 @pytest.fixture
 def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a head node that ends with the test."""
-    port, gcs = free_port(), free_port()
+    port, gcs, agent = free_port(), free_port(), free_port()
     log = (tmp_path_factory.mktemp("head") / "log").open("w+")
     head = subprocess.Popen(
         [
             *(RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=2"),
-            *("--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--object-store-memory=200000000"),
+            *(
+                "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={port}",
+                f"--dashboard-agent-listen-port={agent}",
+                "--object-store-memory=200000000",
+            ),
         ],
         stdout=log,
         stderr=subprocess.STDOUT,
