@@ -29,7 +29,7 @@ def finished_run(tmp_path_factory):
     """(run directory, what the command printed)."""
     folder = tmp_path_factory.mktemp("end-to-end")
     recipe = tiny_recipe(folder)
-    return folder / "run", mi_epo("train", recipe, "--run-dir", folder / "run")
+    return folder / "run", mi_epo("train", recipe, "loop.checkpoint_every=1", "--run-dir", folder / "run")
 
 
 def test_a_run_leaves_everything_the_run_directory_promises(finished_run):
@@ -49,6 +49,7 @@ def test_a_run_leaves_everything_the_run_directory_promises(finished_run):
         assert (run / "report" / name).stat().st_size > 1000
     assert list((run / "wandb").glob("offline-run-*"))
     assert "report.html" in said
+    assert not (run / "failures.jsonl").exists()
     assert said.count("step ") >= 4
 
 
