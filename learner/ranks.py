@@ -59,7 +59,7 @@ class Ranks:
                 results[ranks[done[0]]] = ray.get(done[0])
             except ray.exceptions.RayError as error:
                 failures[ranks[done[0]]] = error
-                if isinstance(error, _deaths()):
+                if isinstance(error, deaths()):
                     break
                 deadline = min(deadline, time.monotonic() + DEATH_GRACE_S)
         if failures:
@@ -83,7 +83,7 @@ class Ranks:
         """The error that tells most: a death, then the learner's own words, then whatever else."""
 
         for rank, error in failures.items():
-            if isinstance(error, _deaths()):
+            if isinstance(error, deaths()):
                 self._broken = f"{what}: the process of rank {rank} died ({_one_line(error)})"
                 return RankLostError(self._broken)
         causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
@@ -120,7 +120,8 @@ def reserve(config: LearnerConfig, *, name: str) -> Any:
     return group
 
 
-def _deaths() -> tuple[type[Exception], ...]:
+def deaths() -> tuple[type[Exception], ...]:
+    """What a call raises when the process that was to answer it is gone."""
     import ray
 
     return ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from learner.ranks import deaths
 from learner.types import EngineLostError, WeightEntry, WeightManifest, WeightSyncError
 from learner.weights import WeightSpec, entry
 
@@ -81,7 +82,6 @@ class Engines:
         """
         import ray
 
-        ended = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError)
         results = []
         for index, reference in enumerate(references):
             try:
@@ -92,7 +92,7 @@ class Engines:
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
                 failed = f"rollout engine {index}: {method} failed: {cause}"
-                if isinstance(error, ended) or getattr(cause, "restarted", False):
+                if isinstance(error, deaths()) or getattr(cause, "restarted", False):
                     raise EngineLostError(failed, index, died=True) from error
                 raise WeightSyncError(failed) from error
         return results

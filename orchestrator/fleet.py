@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from actors.startup import call_ready, one_line
 from actors.types import EngineRestartedError
+from learner import ranks
 from learner.types import EngineLostError, SyncReport
 from orchestrator.errors import ComponentLost
 from orchestrator.failures import Failures
@@ -21,10 +22,7 @@ class EnginesLost(ComponentLost):
 
 def deaths() -> tuple[type[Exception], ...]:
     """What a call raises when its actor has died, or was started again since it was last spoken to."""
-    import ray
-
-    exceptions = ray.exceptions
-    return exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.ObjectLostError, EngineRestartedError
+    return *ranks.deaths(), EngineRestartedError
 
 
 class Replica:

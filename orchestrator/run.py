@@ -6,9 +6,8 @@ Components never know each other; `Run` wires them and `loop.train` drives them.
 import contextlib
 import json
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +33,7 @@ from orchestrator.plan import Inputs, check_inputs
 from orchestrator.report import read_lines, write_report
 from orchestrator.rundir import CheckpointMeta, RunDir
 from orchestrator.sampling import Sampler
+from orchestrator.stopping import StopFlag
 from orchestrator.summary import as_text, summary_table
 from orchestrator.telemetry import Recorder, training_totals
 
@@ -43,42 +43,6 @@ if TYPE_CHECKING:
 WEIGHT_PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 """Largest difference of one token's log-probability between learner and engine that rounding explains (nats)."""
 PROBE_RESPONSES = 4
-
-
-class StopFlag:
-    """Set by SIGINT or SIGTERM, read by the loop between stages; a second signal ends the process the hard way."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    @property
-    def exit_code(self) -> int:
-        return 0 if self.signal is None else 128 + self.signal
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator["StopFlag"]:
-        """Handle both signals until the end of the block."""
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def installed_again(self) -> Iterator[None]:
-        """After `ray.init`, which replaces the SIGTERM handler with one that ends the driver within 3 s."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-        yield
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from tests.whole_runs import REPOSITORY, lines
+from tests.whole_runs import REPOSITORY, steps_done
 
 PROCESS_OF = {"rollout": "ray::RolloutActor", "reward": "ray::RewardActor", "learner": "ray::LearnerWorker"}
 KINDS = (
@@ -147,12 +147,12 @@ def disturb(
     outcomes = []
     victim = Victim(asked, run.with_suffix(".log"), {**os.environ, "RAY_ADDRESS": nodes.address})
     try:
-        while kills and done(run) + kills[0].after_steps < steps - MARGIN:
+        while kills and steps_done(run) + kills[0].after_steps < steps - MARGIN:
             kill = kills.pop(0)
-            target = done(run) + kill.after_steps
+            target = steps_done(run) + kill.after_steps
             wait_for(reached(run, target), victim, deadline_s, f"step {target} before {kill}")
             time.sleep(kill.delay_s)
-            at_step, starts, started = done(run), victim.starts, time.monotonic()
+            at_step, starts, started = steps_done(run), victim.starts, time.monotonic()
             strike(kill, victim, nodes, rng)
             wait_for(next_step(run), victim, deadline_s, f"a step after {kill}")
             outcomes.append(
@@ -190,21 +190,16 @@ def strike(kill: Kill, victim: Victim, nodes: TwoNodes, rng: random.Random) -> N
         os.kill(rng.choice(pids), number)
 
 
-def done(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    return len(file.read_bytes().splitlines()) if file.exists() else 0
-
-
 def reached(run: Path, step: int) -> Callable[[], bool]:
-    return lambda: done(run) >= step
+    return lambda: steps_done(run) >= step
 
 
 def next_step(run: Path) -> Callable[[], bool]:
     """Whether the run's steps grew since they were last looked at; they may have fallen back in between."""
-    seen = [done(run)]
+    seen = [steps_done(run)]
 
     def grew() -> bool:
-        before, seen[0] = seen[0], done(run)
+        before, seen[0] = seen[0], steps_done(run)
         return seen[0] > before
 
     return grew
@@ -217,11 +212,6 @@ def wait_for(condition: Callable[[], bool], victim: Victim, deadline_s: float, w
         assert not finished or condition(), f"the run ended before {what}"
         assert time.monotonic() < deadline, f"no {what} within {deadline_s:g} s:\n{victim.log.read_text()[-3000:]}"
         time.sleep(0.1)
-
-
-def failures(run: Path) -> list[dict[str, Any]]:
-    file = run / "failures.jsonl"
-    return lines(file) if file.exists() else []
 
 
 def as_table(outcomes: Sequence[Outcome]) -> str:

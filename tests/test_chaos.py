@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import Outcome, TwoNodes, as_table, disturb, draw_kills, failures
-from tests.whole_runs import REPOSITORY, assert_same_results, command, tiny_recipe
+from tests.chaos import Outcome, TwoNodes, as_table, disturb, draw_kills
+from tests.whole_runs import REPOSITORY, assert_same_results, command, failures, tiny_recipe
 
 STEPS = 50
 KILLS = int(os.environ.get("CHAOS_KILLS", "20"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.test_telemetry import CONTRACT_KEYS
-from tests.whole_runs import REPOSITORY, assert_same_results, command, lines, timeless, tiny_recipe
+from tests.whole_runs import REPOSITORY, assert_same_results, command, lines, steps_done, timeless, tiny_recipe
 
 pytestmark = pytest.mark.ray
 TIMEOUT_S = 420
@@ -90,7 +90,7 @@ def test_a_terminated_run_saves_a_checkpoint_and_resumes_from_it(tmp_path):
     process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + TIMEOUT_S
-        while not ((run / "metrics.jsonl").exists() and len(lines(run / "metrics.jsonl")) >= 3):
+        while steps_done(run) < 3:
             assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)

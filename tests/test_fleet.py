@@ -1,7 +1,6 @@
 """Engines and judges that die while they work: the batch comes out as if they had not. Real Ray, light actors."""
 
 import itertools
-import json
 import os
 import signal
 import threading
@@ -20,10 +19,11 @@ from learner.types import EngineLostError
 from orchestrator.batching import RequestBatch
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import ComponentLost, RunFailed
-from orchestrator.failures import FILE_NAME, Failures, is_loss
+from orchestrator.failures import Failures, is_loss
 from orchestrator.fleet import Fleet, Replica
 from orchestrator.judging import Judges
 from orchestrator.sampling import Sampler
+from tests.whole_runs import failures
 
 REQUESTS = tuple(
     GenerationRequest(
@@ -94,10 +94,7 @@ class Crew:
 
         return ray.remote(actor).options(num_cpus=0.1, max_restarts=-1).remote(delay_s)
 
-    def __enter__(self) -> "Crew":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
+    def close(self) -> None:
         import ray
 
         for handle in [*self.handles, *self.judge_handles]:
@@ -111,8 +108,7 @@ class Crew:
             time.sleep(0.3)
 
     def lost(self) -> list[str]:
-        file = self.folder / FILE_NAME
-        return [json.loads(line)["component"] for line in file.read_text().splitlines()] if file.exists() else []
+        return [failure["component"] for failure in failures(self.folder)]
 
 
 @pytest.fixture
@@ -125,7 +121,7 @@ def crew(ray_cluster: None, tmp_path: Path) -> Any:
 
     yield make
     for made in crews:
-        made.__exit__()
+        made.close()
 
 
 def expected_scores() -> np.ndarray:
@@ -255,16 +251,16 @@ def test_one_failure_too_many_ends_the_run_and_says_so(crew):
 def test_failures_count_only_within_their_window(tmp_path):
     now = [0.0]
     config = ClusterConfig(max_failures=2, failure_window_s=100)
-    failures = Failures(config, tmp_path, say=lambda text: None, clock=lambda: now[0])
+    counted = Failures(config, tmp_path, say=lambda text: None, clock=lambda: now[0])
     for time_s in (0, 60, 120, 180, 240):
         for later_s in (0, 3, 20):  # of the same incident
             now[0] = time_s + later_s
-            failures.add("rollout-0", "gone", action="started again")
+            counted.add("rollout-0", "gone", action="started again")
     now[0] = 275
     with pytest.raises(RunFailed, match="3 failures within 100 s"):
-        failures.add("learner", "rank 1 died", action="everything again")
-    lines = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
-    assert len(lines) == 16 and lines[-1]["component"] == "learner" and lines[-1]["what"] == "rank 1 died"
+        counted.add("learner", "rank 1 died", action="everything again")
+    noted = failures(tmp_path)
+    assert len(noted) == 16 and noted[-1]["component"] == "learner" and noted[-1]["what"] == "rank 1 died"
 
 
 def test_a_run_that_never_gets_past_a_checkpoint_ends_however_slowly_it_fails(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.learner_ranks import free_port
-from tests.whole_runs import REPOSITORY, lines, tiny_recipe
+from tests.whole_runs import REPOSITORY, lines, steps_done, tiny_recipe
 
 pytestmark = pytest.mark.ray
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -90,15 +90,12 @@ def test_a_stopped_job_saves_and_the_same_submission_goes_on(dashboard: str, tmp
         said = ray("job", "status", "--address", dashboard, name).lower()
         return any(word in said for word in ("succeeded", "stopped", "failed"))
 
-    def steps() -> int:
-        return len(lines(run / "metrics.jsonl")) if (run / "metrics.jsonl").exists() else 0
-
     submit("first")
-    wait_for(lambda: ended("first") or steps() > 2, "step")
+    wait_for(lambda: ended("first") or steps_done(run) > 2, "step")
     ray("job", "stop", "--address", dashboard, "first")
     wait_for(lambda: ended("first"), "end of the stopped job")
     assert json.loads((run / "run.json").read_text())["status"] == "stopped", logs("first")
-    done = steps()
+    done = steps_done(run)
     assert 2 < done < STEPS and (run / "checkpoints" / f"step-{done:06d}" / "STABLE").exists()
     assert f"stopped at step {done}, checkpoint" in logs("first")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.failures import FILE_NAME
 from tests.tiny_models import make_tiny_classifier, make_tiny_policy
 
 REPOSITORY = Path(__file__).parent.parent
@@ -57,3 +58,14 @@ def assert_same_results(run: Path, other: Path) -> None:
         assert timeless(run / name) == timeless(other / name), f"{run / name} differs from {other / name}"
     weights = [(path / "policy" / "model.safetensors").read_bytes() for path in (run, other)]
     assert weights[0] == weights[1], f"the policies of {run} and {other} differ"
+
+
+def steps_done(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return len(file.read_bytes().splitlines()) if file.exists() else 0
+
+
+def failures(run: Path) -> list[Any]:
+    """What the run says it lost."""
+    file = run / FILE_NAME
+    return lines(file) if file.exists() else []
