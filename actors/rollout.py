@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from actors.config import RolloutConfig
 from actors.engine import Backend, engine_environment
 from actors.startup import ActorSpec, one_line, start_actors, stop_actors
 from actors.types import (
+    EngineFailedError,
     EngineRestartedError,
     GenerationRequest,
     Response,
@@ -99,7 +101,8 @@ class RolloutActor:
 
         Raises:
             StaleWeightsError: the engine holds other weights.
-            RolloutError: a request vLLM refuses (named), or ``generate_timeout_s`` is over.
+            RolloutError: a request vLLM refuses (named).
+            EngineFailedError: a step of the engine failed, or ``generate_timeout_s`` is over.
         """
         held = self._loaded_version()
         if policy_version != held:
@@ -120,7 +123,7 @@ class RolloutActor:
                     waiting[key] = (i, j)
             while waiting:
                 if time.monotonic() > deadline:
-                    raise RolloutError(
+                    raise EngineFailedError(
                         f"generate: {len(waiting)} of {sum(map(len, answers))} responses unfinished after "
                         f"rollout.generate_timeout_s = {self.config.generate_timeout_s:g} s"
                     )
@@ -137,7 +140,8 @@ class RolloutActor:
                 yield self._counted(finished)
         finally:
             if waiting:  # an error, or the consumer closed the generator
-                engine.abort_request(list(waiting))
+                with contextlib.suppress(Exception):  # of an engine that broke: the first error is the one to tell
+                    engine.abort_request(list(waiting))
 
     def token_logprobs(
         self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
@@ -150,6 +154,7 @@ class RolloutActor:
         Raises:
             StaleWeightsError: in the middle of a weight update.
             RolloutError: a sequence vLLM refuses.
+            EngineFailedError: a step of the engine failed.
         """
         from vllm import SamplingParams
 
@@ -170,8 +175,10 @@ class RolloutActor:
         ]
         try:
             outputs = self._llm.generate(inputs, sampling, use_tqdm=False) if scored else []
-        except Exception as error:
+        except ValueError as error:
             raise RolloutError(f"token_logprobs: {one_line(error)}") from error
+        except Exception as error:
+            raise EngineFailedError(f"engine {self.engine}: token_logprobs: {one_line(error)}") from error
         logprobs_N_T: list[list[float]] = [[] for _ in pairs]
         for i, output in zip(scored, outputs, strict=True):
             prompt, response = pairs[i]
@@ -288,7 +295,7 @@ class RolloutActor:
         try:
             return self._llm.llm_engine.step()
         except Exception as error:
-            raise RolloutError(f"engine {self.engine}: {one_line(error)}") from error
+            raise EngineFailedError(f"engine {self.engine}: {one_line(error)}") from error
 
     def _response(self, output: Any) -> Response:
         return Response(

@@ -86,6 +86,10 @@ class EngineRestartedError(RolloutError):
     """Tells a caller that does not know this class (`learner.senders`)."""
 
 
+class EngineFailedError(RolloutError):
+    """The engine broke or hangs, though its process lives: what it holds is lost, and only a new process helps."""
+
+
 class WeightTransferError(RolloutError):
     """A weight update does not match what was announced; the engine needs a full push before it serves again."""
 

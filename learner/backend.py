@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -38,8 +39,32 @@ def choose_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
 
 
+def join_group(config: LearnerConfig, address: str, port: int, *, rank: int, listener: socket.socket | None) -> None:
+    """Join the ranks' process group; `start_deepspeed` does it otherwise, by MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        listener: on rank 0, a socket that listens there already, so that the port can neither be taken meanwhile nor be
+            open on every interface, as a port that torch opens would be.
+    """
+    timeout = timedelta(seconds=config.start_timeout_s)
+    store = dist.TCPStore(
+        address,
+        port,
+        is_master=rank == 0,
+        timeout=timeout,
+        master_listen_fd=listener.detach() if listener is not None else None,
+    )
+    dist.init_process_group(
+        "nccl" if config.num_gpus else "gloo",
+        store=store,
+        rank=rank,
+        world_size=config.ranks,
+        timeout=timedelta(seconds=config.step_timeout_s),
+    )
+
+
 def start_deepspeed(device: torch.device, *, timeout_s: float) -> Any:
-    """Import DeepSpeed for this device and join the process group; returns the module.
+    """Import DeepSpeed for this device and join the process group unless this process is in one; returns the module.
 
     Args:
         timeout_s: longest wait of a rank for the others in any collective.
@@ -52,10 +77,9 @@ def start_deepspeed(device: torch.device, *, timeout_s: float) -> Any:
     # Built with g++ for half a minute or more at the first start, and used by inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("ERROR")
-    if not dist.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=timeout_s), verbose=False
-        )
+    deepspeed.init_distributed(
+        dist_backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=timeout_s), verbose=False
+    )
     return deepspeed
 
 

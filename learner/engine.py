@@ -1,4 +1,6 @@
-"""One DeepSpeed rank of the learner. Works without Ray: the caller gives RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+"""One DeepSpeed rank of the learner. Works without Ray.
+
+The caller has joined the ranks' process group, or gives RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
 Every method is collective: all ranks call it, in the same order. One optimizer step is always the same number of
 micro-batches on every rank; where pairs are missing, a rank runs a stand-in of weight zero, so that collectives line up

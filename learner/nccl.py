@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from learner.senders import BucketSource, Engines, free_endpoint
+from learner.senders import BucketSource, Engines
 from learner.types import WeightEntry, WeightManifest, WeightSyncError
 from learner.weights import WeightSpec, entry
 
@@ -46,7 +47,7 @@ class NcclSender:
         names = [spec.name for spec in self.source.specs]
         self._client = _NcclClient(engines, names=names, workers_per_engine=self.workers_per_engine)
         self._stream = _NcclStream(self.source)
-        address, port = free_endpoint() if self.rank == 0 else ("", 0)
+        address, port = _free_endpoint() if self.rank == 0 else ("", 0)
         self._trainer = WeightTransferTrainerFactory.trainer_init(
             NCCLTrainerInitInfo(
                 rank=self.rank,
@@ -133,3 +134,11 @@ class _NcclStream:
             for spec, copy in copies:
                 copy.record_stream(torch.cuda.current_stream())
                 yield spec.name, copy
+
+
+def _free_endpoint() -> tuple[str, int]:
+    """This node's address and a port that was free just now: vLLM listens there itself."""
+    import ray
+
+    with socket.create_server((ray.util.get_node_ip_address(), 0)) as probe:
+        return probe.getsockname()

@@ -205,15 +205,3 @@ def make_sender(
 
         return NcclSender(source, rank=rank, timeout_s=timeout_s, workers_per_engine=workers_per_engine)
     raise WeightSyncError(f"weight_backend must be 'host' or 'nccl', got {backend!r}")
-
-
-def free_endpoint() -> tuple[str, int]:
-    """This node's address and a port that was free just now."""
-    import socket
-
-    import ray
-
-    address = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return address, probe.getsockname()[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ class LearnerWorker:
     def __init__(self, config: LearnerConfig, *, rank: int) -> None:
         self.config = config
         self.rank = rank
+        self._listener: socket.socket | None = None
         self._engine: Any = None
         self._sender: Any = None
 
@@ -44,10 +46,11 @@ class LearnerWorker:
         return f"LearnerWorker(rank={self.rank})"
 
     def endpoint(self) -> tuple[str, int]:
-        """Address and free port of this node, for the process group (asked of rank 0)."""
-        from learner.senders import free_endpoint
+        """Where the ranks will meet (asked of rank 0): this node's address, and a port that listens from now on."""
+        import ray
 
-        return free_endpoint()
+        self._listener = socket.create_server((ray.util.get_node_ip_address(), 0))
+        return self._listener.getsockname()
 
     def start(self, address: str, port: int, options: dict[str, Any]) -> dict[str, Any]:
         """Join the process group and load the engine; `options` are `LearnerEngine`'s keyword arguments.
@@ -55,13 +58,7 @@ class LearnerWorker:
         Returns:
             rank, pid and library versions.
         """
-        os.environ.update(
-            RANK=str(self.rank),
-            WORLD_SIZE=str(self.config.ranks),
-            LOCAL_RANK="0",  # Ray shows each actor its own GPU only
-            MASTER_ADDR=address,
-            MASTER_PORT=str(port),
-        )
+        os.environ["LOCAL_RANK"] = "0"  # Ray shows each actor its own GPU only
         interface = _network_interface()
         if interface is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
@@ -69,10 +66,12 @@ class LearnerWorker:
         import torch
         import transformers
 
+        from learner.backend import join_group
         from learner.engine import LearnerEngine
 
         if not self.config.num_gpus:
             torch.set_num_threads(_num_threads(self.config))
+        join_group(self.config, address, port, rank=self.rank, listener=self._listener)
         self._engine = LearnerEngine(self.config, **options)
         return {
             "rank": self.rank,

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.startup import one_line
+from learner.ranks import deaths
+from learner.types import EngineLostError, RankLostError
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.telemetry import json_line
 
@@ -130,15 +132,5 @@ def is_loss(error: BaseException) -> bool:
     """Whether a part of the run was lost, so that a new set of actors can go on; an error of the work itself is not."""
     import ray
 
-    from learner.types import EngineLostError, RankLostError
-
-    lost = (
-        ComponentLost,
-        EngineLostError,
-        RankLostError,
-        ray.exceptions.RayActorError,
-        ray.exceptions.ObjectLostError,
-        ray.exceptions.NodeDiedError,
-        ray.exceptions.GetTimeoutError,
-    )
-    return isinstance(error, lost)
+    lost = (ComponentLost, EngineLostError, RankLostError, *deaths())
+    return isinstance(error, (*lost, ray.exceptions.NodeDiedError, ray.exceptions.GetTimeoutError))

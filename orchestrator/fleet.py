@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from actors.startup import call_ready, one_line
-from actors.types import EngineRestartedError
+from actors.types import EngineFailedError, EngineRestartedError
 from learner import ranks
 from learner.types import EngineLostError, SyncReport
 from orchestrator.errors import ComponentLost
@@ -21,8 +21,8 @@ class EnginesLost(ComponentLost):
 
 
 def deaths() -> tuple[type[Exception], ...]:
-    """What a call raises when its actor has died, or was started again since it was last spoken to."""
-    return *ranks.deaths(), EngineRestartedError
+    """What a call raises when its actor has died, is of no further use, or was started again since."""
+    return *ranks.deaths(), EngineFailedError, EngineRestartedError
 
 
 class Replica:
@@ -64,7 +64,7 @@ class Replica:
         While it is loaded again all calls fail, and none of them is another death.
 
         Args:
-            end: the process is still there, and ended first.
+            end: the process is still there, and ended first; so it is when `error` says that it is of no further use.
 
         Raises:
             RunFailed: too many failures by the recipe's rule.
@@ -77,7 +77,7 @@ class Replica:
             if life != self.life or self._returning is not None:
                 return
             self.life += 1
-            if end:
+            if end or isinstance(error, EngineFailedError):
                 _end(self.handle)
             self._returning, self._left = call_ready(self.handle), time.monotonic()
         self._failures.add(self.name, one_line(getattr(error, "cause", None) or error), action="started again")

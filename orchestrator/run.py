@@ -233,9 +233,8 @@ def _train(
         if checkpoint is not None:
             first_step, policy_version = checkpoint[1].next_step, checkpoint[1].policy_version
             learner.load_checkpoint(checkpoint[0])
-            fleet.push_weights(policy_version)
-        else:
-            fleet.push_weights(policy_version)
+        fleet.push_weights(policy_version)
+        if checkpoint is None:
             normalizers = measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, policy_version)
             run_dir.save_normalizers(normalizers)
             batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"], skipped=skipped)

@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from actors.types import EngineRestartedError, GenerationRequest, Response, Rollout, StaleWeightsError
+from actors.types import (
+    EngineFailedError,
+    EngineRestartedError,
+    GenerationRequest,
+    Response,
+    Rollout,
+    StaleWeightsError,
+)
 
 
 class FakeRollout:
@@ -17,6 +24,11 @@ class FakeRollout:
         self.delay_s = delay_s
         self.version: int | None = None
         self.loaded = False
+        self.broken = False
+
+    def break_down(self) -> None:
+        """The process lives on, and fails in the middle of whatever it samples next."""
+        self.broken = True
 
     def ready(self) -> dict[str, Any]:
         if not self.loaded:
@@ -34,6 +46,8 @@ class FakeRollout:
         if policy_version != self.version:
             raise StaleWeightsError(f"holds {self.version}, asked for {policy_version}")
         for first in range(0, len(requests), 2):
+            if self.broken and first:
+                raise EngineFailedError("an illegal memory access was encountered")
             time.sleep(self.delay_s)
             yield [answer(request, policy_version) for request in requests[first : first + 2]]
 

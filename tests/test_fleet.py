@@ -145,6 +145,20 @@ def test_the_share_of_an_engine_that_dies_is_sampled_again_elsewhere_and_nothing
 
 
 @pytest.mark.ray
+def test_an_engine_that_is_broken_is_ended_and_its_share_sampled_again(crew):
+    import ray
+
+    made = crew()
+    made.fleet.push_weights(3)
+    ray.get(made.handles[1].break_down.remote(), timeout=30)
+    assert made.sampler.submit(BATCH, 3).result().scores == pytest.approx(expected_scores(), abs=0)
+    [failure] = failures(made.folder)
+    assert failure["component"] == "rollout-1" and "illegal memory access" in failure["what"]
+    assert made.fleet.engines[1].is_back(30)
+    assert ray.get(made.handles[1].ready.remote(), timeout=30)["pid"] != made.pids[made.handles[1]]
+
+
+@pytest.mark.ray
 def test_an_engine_that_came_back_serves_again_from_the_next_weights_on(crew):
     made = crew()
     made.fleet.push_weights(1)

@@ -82,7 +82,7 @@ class Question:
 
 
 def compare(question: Question, recipe_path: str, overrides: Sequence[str], folder: Path | None, *, say: Say) -> Path:
-    """Returns the path of the results file. Finished cells are never run again; unfinished ones start over.
+    """Returns the path of the results file. Finished cells are never run again, others go on from a checkpoint.
 
     Raises:
         BadInput: the question or the recipe is wrong, or the folder holds cells of another recipe.
