@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rewards.config import Section
+from rewards.config import NodeLabels, Section
 
 
 class RolloutConfig(Section):
@@ -18,6 +18,10 @@ class RolloutConfig(Section):
     """CPUs of one engine. A CPU engine runs that many threads; on a busy machine prefer more engines of one."""
     num_gpus: float = Field(default=0, ge=0, le=1)
     """GPUs per tensor-parallel worker: 0 selects the CPU build, 1 a whole GPU, a fraction a shared one."""
+    node_labels: NodeLabels = Field(default_factory=dict)
+    """Only on nodes that carry all of these Ray labels."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Engines on as few nodes as possible, or on as many; an engine is always on one."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs over which one engine splits the model (above 1 only with ``num_gpus`` 1)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

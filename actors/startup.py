@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 QUIET_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -17,6 +17,7 @@ MAX_MESSAGE_CHARS = 400
 START_RETRIES = 10
 """Of a first load whose process dies; asking about once a second while Ray starts it again takes several of them."""
 NO_RESOURCES = {"CPU": 0.001}  # Ray refuses a bundle that asks for nothing
+Placement = Literal["pack", "spread"]
 _PLACEMENT_OF: dict[Any, Any] = {}
 """Actor handle -> the placement group it sits in, so that ``stop_actors`` gives the resources back."""
 
@@ -34,12 +35,20 @@ class ActorSpec:
     num_gpus: float
     env: Mapping[str, str]
     """Environment of its process, set before anything is imported there."""
+    node_labels: Mapping[str, str] = field(default_factory=dict)
+    """Only on a node that carries all of them."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Constructor arguments."""
 
 
 def start_actors(
-    actor_class: type, specs: Sequence[ActorSpec], *, group: str, timeout_s: float, error: type[Exception]
+    actor_class: type,
+    specs: Sequence[ActorSpec],
+    *,
+    group: str,
+    placement: Placement = "pack",
+    timeout_s: float,
+    error: type[Exception],
 ) -> list[Any]:
     """Start one actor per spec and return their handles once every ``ready()`` has answered.
 
@@ -49,6 +58,7 @@ def start_actors(
     Args:
         actor_class: a plain class with a ``ready()`` method; loading belongs there, so that its error is the answer.
         group: the placement group's name in the dashboard.
+        placement: on as few nodes as possible, or on as many.
         timeout_s: longest wait for resources, and again for the actors.
         error: raised, with one line that names the actor, for whatever goes wrong; nothing is left running then.
     """
@@ -56,7 +66,7 @@ def start_actors(
     from ray.util import remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    placement = _reserve(specs, group=group, timeout_s=timeout_s, error=error)
+    reserved = _reserve(specs, group=group, placement=placement, timeout_s=timeout_s, error=error)
     remote_class: Any = ray.remote(actor_class)
     handles: list[Any] = []
     try:
@@ -67,17 +77,17 @@ def start_actors(
                 num_gpus=spec.num_gpus,
                 max_restarts=-1,
                 runtime_env={"env_vars": dict(spec.env)},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=index),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=index),
             )
             try:
                 handles.append(options.remote(**spec.kwargs))
             except ValueError as failure:  # the name is taken by an actor of another run
                 raise error(f"{spec.name}: {one_line(failure)}") from None
-            _PLACEMENT_OF[handles[-1]] = placement
+            _PLACEMENT_OF[handles[-1]] = reserved
         _wait_ready(handles, specs, timeout_s=timeout_s, error=error)
     except BaseException:
         stop_actors(handles)
-        remove_placement_group(placement)
+        remove_placement_group(reserved)
         raise
     return handles
 
@@ -108,21 +118,24 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
 
 
-def _reserve(specs: Sequence[ActorSpec], *, group: str, timeout_s: float, error: type[Exception]) -> Any:
+def _reserve(
+    specs: Sequence[ActorSpec], *, group: str, placement: Placement, timeout_s: float, error: type[Exception]
+) -> Any:
     import ray
     from ray.util import placement_group, remove_placement_group
 
     bundles = [{"CPU": spec.num_cpus, "GPU": spec.num_gpus} for spec in specs]
     asked = [{name: amount for name, amount in bundle.items() if amount} or NO_RESOURCES for bundle in bundles]
-    placement = placement_group(asked, strategy="PACK", name=group)
-    if not placement.wait(timeout_s):
-        remove_placement_group(placement)
+    labels = [dict(spec.node_labels) for spec in specs] if any(spec.node_labels for spec in specs) else None
+    reserved = placement_group(asked, strategy=placement.upper(), name=group, bundle_label_selector=labels)
+    if not reserved.wait(timeout_s):
+        remove_placement_group(reserved)
         totals = {name: sum(bundle[name] for bundle in bundles) for name in ("CPU", "GPU")}
         raise error(
             f"{group}: no room for {len(specs)} actors ({_amounts(totals)}) within {timeout_s:g} s; the cluster has "
             f"{_amounts(ray.cluster_resources())}, of which {_amounts(ray.available_resources())} are free"
         )
-    return placement
+    return reserved
 
 
 def _wait_ready(

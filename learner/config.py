@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rewards.config import Section
+from rewards.config import NodeLabels, Section
 
 
 class LoraSection(Section):
@@ -35,6 +35,8 @@ class LearnerConfig(Section):
     """CPUs Ray reserves for each rank; also its thread count on CPU (at least 1)."""
     num_gpus: float = Field(default=0, ge=0, le=1)
     """GPUs of each rank: 0 for CPU, 1 for one GPU, a fraction to share one with other actors."""
+    node_labels: NodeLabels = Field(default_factory=dict)
+    """Only on nodes that carry all of these Ray labels. Ranks are packed on as few nodes as possible."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over the ranks (1 optimizer state, 2 and gradients, 3 and parameters)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

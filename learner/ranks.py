@@ -106,7 +106,8 @@ def reserve(config: LearnerConfig, *, name: str) -> Any:
 
     wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus}
     bundle = {resource: amount for resource, amount in wanted.items() if amount}
-    group = placement_group([bundle] * config.ranks, strategy="PACK", name=name)
+    labels = [dict(config.node_labels)] * config.ranks if config.node_labels else None
+    group = placement_group([bundle] * config.ranks, strategy="PACK", name=name, bundle_label_selector=labels)
     if not group.wait(config.start_timeout_s):
         remove_placement_group(group)
         have = [

@@ -28,6 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
         "plan", help="check everything, print placement, batch arithmetic and memory; start nothing"
     )
     _add_recipe(plan)
+    plan.add_argument(
+        "--live", action="store_true", help="ask the running cluster (cluster.address or RAY_ADDRESS) for its nodes"
+    )
 
     evaluate = commands.add_parser("evaluate", help="the preference grid on held-out prompts: table, JSON, plots")
     evaluate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
@@ -157,7 +160,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from orchestrator.config import load_recipe
     from orchestrator.plan import plan
 
-    print(plan(load_recipe(arguments.recipe, arguments.overrides)))
+    print(plan(load_recipe(arguments.recipe, arguments.overrides), live=arguments.live))
     return 0
 
 

@@ -2,62 +2,20 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import BadInput, ComponentLost
+from orchestrator.placement import Node, copies_that_fit, demands, obstacles, placement_table
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
 NAMESPACE = "mi-epo"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActorDemand:
-    """One kind of actor of a run. Example: ActorDemand(role="rollout", count=1, num_cpus=1.0, num_gpus=0.0)"""
-
-    role: str
-    count: int
-    num_cpus: float  # per actor
-    num_gpus: float  # per actor
-
-
-def demands(recipe: "Recipe") -> list[ActorDemand]:
-    """Every actor of a training run, with what each asks of the cluster."""
-    rollout, learner = recipe.rollout, recipe.learner
-    return [
-        ActorDemand(
-            role="rollout",
-            count=rollout.engines,
-            num_cpus=rollout.num_cpus,
-            num_gpus=rollout.num_gpus * rollout.tensor_parallel_size,
-        ),
-        ActorDemand(role="learner", count=learner.ranks, num_cpus=learner.num_cpus, num_gpus=learner.num_gpus),
-        *(
-            ActorDemand(
-                role=f"reward-{objective.name}",
-                count=objective.replicas,
-                num_cpus=objective.num_cpus,
-                num_gpus=objective.num_gpus,
-            )
-            for objective in recipe.objectives
-        ),
-    ]
-
-
-def check_fits(recipe: "Recipe", *, cpus: float, gpus: float, where: str) -> None:
-    """Raises BadInput when the actors need more CPUs or GPUs than `where` has."""
-    for resource, have in (("CPUs", cpus), ("GPUs", gpus)):
-        per_actor = [d.num_cpus if resource == "CPUs" else d.num_gpus for d in demands(recipe)]
-        need = sum(d.count * each for d, each in zip(demands(recipe), per_actor, strict=True))
-        if need > have + 1e-6:
-            parts = ", ".join(
-                f"{d.role} {d.count} x {each:g}" for d, each in zip(demands(recipe), per_actor, strict=True) if each
-            )
-            raise BadInput(f"{where}: has {have:g} {resource}, the recipe's actors need {need:g} ({parts})")
+HEAD = "node:__internal_head__"
+"""The resource that only a head node has."""
+RAYS_OWN_LABELS = "ray.io/"
 
 
 def runs_that_fit(recipe: "Recipe") -> int:
@@ -68,22 +26,39 @@ def runs_that_fit(recipe: "Recipe") -> int:
 
     with connect(recipe):
         free = ray.available_resources()
-    return max(1, room(recipe, cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0)))
+    return max(1, copies_that_fit(demands(recipe), cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0)))
 
 
-def room(recipe: "Recipe", *, cpus: float, gpus: float) -> int:
-    """How many times the recipe's actors fit into so many CPUs and GPUs."""
-    need_cpus = sum(demand.count * demand.num_cpus for demand in demands(recipe))
-    need_gpus = sum(demand.count * demand.num_gpus for demand in demands(recipe))
-    return int(min(have / need + 1e-6 for have, need in ((cpus, need_cpus), (gpus, need_gpus)) if need))
-
-
-def local_resources(recipe: "Recipe") -> tuple[float, float]:
-    """(CPUs, GPUs) of the local cluster that `connect` would start."""
+def this_machine(recipe: "Recipe") -> Node:
+    """The one node of the local cluster that `connect` would start."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = list(Path("/proc/driver/nvidia/gpus").glob("*"))
     gpus = len([d for d in visible.split(",") if d.strip()]) if visible is not None and devices else len(devices)
-    return recipe.cluster.num_cpus or float(os.cpu_count() or 1), float(gpus)
+    return Node(name="this machine", cpus=recipe.cluster.num_cpus or float(os.cpu_count() or 1), gpus=float(gpus))
+
+
+def live_nodes() -> list[Node]:
+    """Of the cluster this process has joined, the head first."""
+    import ray
+
+    nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: HEAD not in node["Resources"])
+    return [
+        Node(
+            name=node["NodeManagerAddress"],
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            labels={key: value for key, value in node["Labels"].items() if not key.startswith(RAYS_OWN_LABELS)},
+        )
+        for node in nodes
+    ]
+
+
+def check_fits(recipe: "Recipe", nodes: Sequence[Node], where: str) -> None:
+    """Raises BadInput when the actors can have no place there, with what is asked and what is there in one table."""
+    asked = demands(recipe)
+    found = list(obstacles(asked, nodes))
+    if found:
+        raise BadInput(f"{where} has no room for the recipe: {'; '.join(found)}\n{placement_table(asked, nodes)}")
 
 
 def joins_existing(recipe: "Recipe") -> str | None:
@@ -126,14 +101,13 @@ def connect(recipe: "Recipe", *, check: bool = True) -> Iterator[Any]:
                 dashboard_host="127.0.0.1",
                 **common,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if not check:
             raise ComponentLost(f"the Ray cluster at {address or 'local'!r} does not answer: {error}") from None
         raise BadInput(f"cluster.address: no Ray cluster could be joined at {address or 'local'!r}: {error}") from None
     try:
         if check:
-            total, where = ray.cluster_resources(), f"Ray cluster {address or '(local)'}"
-            check_fits(recipe, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), where=where)
+            check_fits(recipe, live_nodes(), f"Ray cluster {address or '(local)'}")
         yield context
     finally:
         ray.shutdown()

@@ -1,6 +1,6 @@
 """Everything about a run that can be known before it starts: is the input usable, does it fit, what will it cost.
 
-No Ray and no model is loaded; tokenizers and file headers are.
+No model is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
 """
 
 import json
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learner.methods import METHODS
-from orchestrator.cluster import check_fits, demands, joins_existing, local_resources
+from orchestrator.cluster import check_fits, connect, joins_existing, live_nodes, this_machine
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
+from orchestrator.placement import Node, demands, placement_table
 from rewards.preferences import PromptRenderer, evaluation_grid
 from rewards.scorers import ScorerError, check_scorer, load_function
 
@@ -150,13 +151,13 @@ def count_parameters(model: str) -> int | None:
     return total or None
 
 
-def describe_plan(recipe: "Recipe", inputs: Inputs | None) -> str:
-    """Placement, batch arithmetic and memory estimate, for a person."""
+def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]) -> str:
+    """Placement, batch arithmetic and memory estimate, for a person; no `nodes`: not known."""
     address = joins_existing(recipe)
     lines = [
         f"{recipe.name}: method {recipe.method}, seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}",
         f"\nPlacement ({f'Ray cluster at {address}' if address else 'local Ray cluster'})",
-        *(_row(d.role, f"{d.count} x ({d.num_cpus:g} CPU, {d.num_gpus:g} GPU)") for d in demands(recipe)),
+        placement_table(demands(recipe), nodes),
         "\nBatch",
         *_batch_rows(recipe),
     ]
@@ -230,14 +231,20 @@ def _memory_rows(recipe: "Recipe") -> list[str]:
     ]
 
 
-def plan(recipe: "Recipe") -> str:
-    """Check everything, then describe it. Raises BadInput."""
-    if joins_existing(recipe) is None:
-        cpus, gpus = local_resources(recipe)
-        check_fits(recipe, cpus=cpus, gpus=gpus, where="this machine")
+def plan(recipe: "Recipe", *, live: bool = False) -> str:
+    """Check everything, then describe it; `live`: against the running cluster. Raises BadInput."""
+    nodes: list[Node] = []
+    if live:
+        if joins_existing(recipe) is None:
+            raise BadInput("plan --live: no cluster is named; set cluster.address or RAY_ADDRESS")
+        with connect(recipe):
+            nodes = live_nodes()
+    elif joins_existing(recipe) is None:
+        nodes = [this_machine(recipe)]
+        check_fits(recipe, nodes, "this machine")
     assets = recipe.assets
     if assets is not None and not Path(assets.directory).is_dir():
         if assets.build is None:
             raise BadInput(f"assets.directory: must be there (the recipe does not build it), got {assets.directory!r}")
-        return describe_plan(recipe, None)
-    return describe_plan(recipe, check_inputs(recipe))
+        return describe_plan(recipe, None, nodes)
+    return describe_plan(recipe, check_inputs(recipe), nodes)

@@ -30,7 +30,8 @@ class ClassifierScorer:
         self._device = _device(config, self._where)
         model_path = str(Path(config.model).expanduser()) if looks_like_path(config.model) else config.model
         self._tokenizer = _load_tokenizer(model_path, self._where)
-        self._model = _load_model(model_path, getattr(torch, config.dtype), self._where).to(self._device).eval()
+        model = _load_model(model_path, getattr(torch, config.dtype), config.head, self._where)
+        self._model = model.to(self._device).eval()
         self._model.requires_grad_(False)
         if config.label >= self._model.config.num_labels:
             labels = self._model.config.num_labels
@@ -92,9 +93,9 @@ class ClassifierScorer:
 
     def _encode(self, prompt: str, response: str) -> list[int]:
         # Filled in one after the other from the right piece, so that braces in a prompt or response are plain text.
-        before, after = self._config.template.split("{response}")
-        text = before.replace("{prompt}", prompt) + response + after.replace("{prompt}", prompt)
-        return list(self._tokenizer(text, verbose=False)["input_ids"])
+        before, after = (part.replace("{prompt}", prompt) for part in self._config.template.split("{response}"))
+        texts = (before, response) if self._config.pair else (before + response + after,)
+        return list(self._tokenizer(*texts, verbose=False)["input_ids"])
 
 
 def _first(size: int, fits: Callable[[int], bool]) -> int | None:
@@ -132,18 +133,21 @@ def _load_tokenizer(model: str, where: str) -> Any:
     return tokenizer
 
 
-def _load_model(model: str, dtype: Any, where: str) -> Any:
+def _load_model(model: str, dtype: Any, head: str | None, where: str) -> Any:
     from transformers import AutoModelForSequenceClassification
 
+    renamed = {} if head is None else {"key_mapping": {rf"^{head}\.": "score."}, "num_labels": 1}
     try:
         classifier, info = AutoModelForSequenceClassification.from_pretrained(
-            model, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            model, dtype=dtype, trust_remote_code=False, output_loading_info=True, **renamed
         )
     except Exception as error:  # as above
         raise ScorerError(f"{where} cannot be loaded: {describe(error)}") from error
     if missing := sorted(info["missing_keys"]):
         # The library fills these with random numbers and only warns.
         raise ScorerError(f"{where} holds no trained weights for {', '.join(missing[:3])}: not a sequence classifier")
+    if unused := sorted(key for key in info["unexpected_keys"] if key.startswith("score.")):
+        raise ScorerError(f"{where} has weights that its classifier class has no place for: {', '.join(unused)}")
     return classifier
 
 

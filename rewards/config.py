@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 CHAT_TEMPLATE = "{prompt} {weights}"
+LABEL = r"^[A-Za-z0-9]([A-Za-z0-9./_-]*[A-Za-z0-9])?$"
+NodeLabels = dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(pattern=LABEL)]]
 
 
 class Section(BaseModel):
@@ -42,6 +44,10 @@ class HuggingFaceScorerConfig(Section):
     """Index of the logit that is the score."""
     negate: bool = False
     """Flip the sign, for models whose high logit is bad (a cost, a toxicity)."""
+    pair: bool = False
+    """The tokenizer gets two texts, what stands before the response and the response, instead of one."""
+    head: str | None = Field(default=None, pattern=r"^\w+$")
+    """What the checkpoint calls the layer that gives one score, where transformers would call it ``score``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @field_validator("template")
@@ -49,6 +55,12 @@ class HuggingFaceScorerConfig(Section):
     def _template_has_a_response(cls, template: str) -> str:
         _require_placeholders(template, required=("response",), optional=("prompt",))
         return template
+
+    @model_validator(mode="after")
+    def _a_pair_ends_with_its_response(self) -> HuggingFaceScorerConfig:
+        if self.pair and not self.template.endswith("{response}"):
+            raise ValueError(f"template must end with {{response}} when pair is set, got {self.template!r}")
+        return self
 
 
 class PythonScorerConfig(Section):
@@ -112,6 +124,8 @@ class ObjectiveConfig(Section):
     """CPUs Ray reserves for each replica."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs of each replica; a fraction shares a device."""
+    node_labels: NodeLabels = Field(default_factory=dict)
+    """Only on nodes that carry all of these Ray labels."""
 
 
 class ConditioningConfig(Section):
@@ -130,6 +144,8 @@ class ConditioningConfig(Section):
     """Between two objectives' weights."""
     system: str | None = None
     """System message (``chat`` only)."""
+    chat_options: dict[str, bool | int | str] = Field(default_factory=dict)
+    """What the chat template takes besides the messages (``chat`` only), such as ``{enable_thinking: false}``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -147,8 +163,9 @@ class ConditioningConfig(Section):
 
     @model_validator(mode="after")
     def _weights_stand_in_one_place(self) -> ConditioningConfig:
-        if self.system is not None and self.style != "chat":
-            raise ValueError(f"system is for style 'chat' only, got style {self.style!r}")
+        for name in ("system", "chat_options"):
+            if getattr(self, name) and self.style != "chat":
+                raise ValueError(f"{name} is for style 'chat' only, got style {self.style!r}")
         if self.system is not None and "{weights}" in self.system:
             _require_placeholders(self.system, required=("weights",), place="system")
             _require_placeholders(self.template, required=("prompt",), place="template")

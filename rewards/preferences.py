@@ -168,7 +168,9 @@ class PromptRenderer:
             messages.append({"role": "system", "content": _fill(self.config.system, {"weights": weights})})
         content = _fill(self.config.template, {"prompt": prompt, "weights": weights})
         messages.append({"role": "user", "content": content})
-        return self._need_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._need_tokenizer().apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self.config.chat_options
+        )
 
     def token_ids(self, prompt: str, preference: Sequence[float]) -> list[int]:
         """Token ids of ``text``. A chat template writes its own special tokens, so none are added to it again."""

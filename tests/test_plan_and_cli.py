@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from orchestrator.cli import explain, main, parse_arguments
-from orchestrator.cluster import room
 from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput, RunFailed
+from orchestrator.placement import demands
 from orchestrator.plan import count_parameters, is_local
 from tests.tiny_models import make_tiny_policy
 
@@ -80,8 +80,6 @@ def test_a_recipe_whose_assets_are_not_built_yet_is_planned_without_them(capsys,
         ("evaluate.audit_statistics.x=math:pi", "evaluate.audit_statistics.x: 'math:pi' must be a function"),
         ("evaluate.audit_statistics.x=nowhere:f", "evaluate.audit_statistics.x: cannot import 'nowhere'"),
         ("rollout.max_model_len=36", "must fit rollout.max_model_len - rollout.max_new_tokens = 4 tokens"),
-        ("learner.ranks=4 learner.micro_batch_pairs=8 cluster.num_cpus=1", "has 1 CPUs, the recipe's actors need"),
-        ("rollout.num_gpus=1 cluster.num_cpus=8", "GPUs, the recipe's actors need 1"),
         ("objectives.0.scorer.function=rewards.functions:nothing", "objectives.0.scorer"),
     ],
 )
@@ -91,6 +89,24 @@ def test_what_can_be_known_before_start_is_said_in_one_line_with_code_2(capsys, 
     assert said in captured.err
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("mi-epo: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "learner.ranks=4 learner.micro_batch_pairs=8 cluster.num_cpus=1",
+            "this machine has no room for the recipe: learner: there is room for 2 of its 4 actors",
+        ),
+        ("rollout.num_gpus=1 cluster.num_cpus=8", "all actors together need 1 GPUs, the nodes have 0"),
+    ],
+)
+def test_what_has_no_room_is_said_with_a_table_of_demand_and_nodes(capsys, workplace, override, said):
+    code, captured = run(capsys, workplace, *override.split())
+    assert code == 2
+    first, *table = captured.err.splitlines()
+    assert said in first
+    assert table[0].split()[:2] == ["asked", "by"] and table[-1].split()[:2] == ["this", "machine"]
 
 
 def test_several_problems_are_all_named_at_once(capsys, workplace):
@@ -193,8 +209,17 @@ def test_a_defect_keeps_its_traceback():
         explain(ZeroDivisionError())
 
 
-def test_as_many_runs_fit_as_the_scarcest_resource_allows():
-    recipe = load_recipe(MINIATURE, ["rollout.num_cpus=1", "learner.num_cpus=0.8"])  # and 2 reward models x 0.1
-    assert [room(recipe, cpus=cpus, gpus=0) for cpus in (1.9, 2, 7.9, 8)] == [0, 1, 3, 4]
-    with_gpus = load_recipe(MINIATURE, ["rollout.num_gpus=1", "learner.num_gpus=0.5"])
-    assert room(with_gpus, cpus=100, gpus=4) == 2
+def test_every_actor_of_a_recipe_is_asked_for():
+    overrides = ["rollout.engines=2", "rollout.num_gpus=1", "learner.num_gpus=0.5", "learner.node_labels={pool: a}"]
+    asked = demands(load_recipe(MINIATURE, overrides))
+    assert [(each.role, each.count, each.num_gpus, dict(each.node_labels)) for each in asked] == [
+        ("rollout", 2, 1, {}),
+        ("learner", 1, 0.5, {"pool": "a"}),
+        ("reward-helpfulness", 1, 0, {}),
+        ("reward-harmlessness", 1, 0, {}),
+    ]
+
+
+def test_a_running_cluster_must_be_named_to_be_asked(capsys):
+    assert main(["plan", str(MINIATURE), "--live"]) == 2
+    assert "plan --live: no cluster is named" in capsys.readouterr().err

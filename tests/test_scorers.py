@@ -135,7 +135,7 @@ class FakeServer:
         self.thread.start()
 
     def scorer(self, **values):
-        return build_scorer(HTTPScorerConfig(**{"url": self.url, "timeout_s": 5, "retries": 1, **values}))
+        return build_scorer(HTTPScorerConfig(**{"url": self.url, "timeout_s": 30, "retries": 1, **values}))
 
     def close(self):
         self.server.shutdown()

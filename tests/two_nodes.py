@@ -1,0 +1,127 @@
+"""A Ray cluster of two nodes with addresses of their own: two network namespaces and a cable between them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+RAY = str(Path(sys.executable).with_name("ray"))
+PORT = 6399
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 60
+
+
+def unavailable() -> str | None:
+    """Why there can be none here."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    try:
+        done = subprocess.run(
+            ["ip", "netns", "add", f"probe-{os.getpid()}"], capture_output=True, text=True, timeout=10
+        )
+    except FileNotFoundError:
+        return "network namespaces need the command `ip`"
+    if done.returncode:
+        return f"no network namespace can be made here: {done.stderr.strip()}"
+    ip("netns", "del", f"probe-{os.getpid()}")
+    return None
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, timeout=10, capture_output=True)
+
+
+class Namespace:
+    """A network of its own, and the Ray node in it."""
+
+    def __init__(self, name: str, address: str) -> None:
+        self.name = name
+        self.address = address
+        self.node: subprocess.Popen[bytes] | None = None
+        ip("netns", "add", name)
+        ip("-n", name, "link", "set", "lo", "up")
+
+    def command(self, *arguments: object) -> list[str]:
+        """The command as it is run inside."""
+        return ["ip", "netns", "exec", self.name, *map(str, arguments)]
+
+    def start_node(self, log: Path, *arguments: str, cpus: int, labels: Mapping[str, str]) -> None:
+        named = ",".join(f"{key}={value}" for key, value in labels.items())
+        with log.open("wb") as file:
+            self.node = subprocess.Popen(
+                self.command(
+                    *(RAY, "start", "--block", f"--node-ip-address={self.address}", f"--num-cpus={cpus}"),
+                    *(f"--labels={named}", "--object-store-memory=200000000", *arguments),
+                ),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def holds(self, process: psutil.Process) -> bool:
+        """Whether the process lives in this network."""
+        assert self.node is not None
+        return os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink(f"/proc/{self.node.pid}/ns/net")
+
+    def close(self) -> None:
+        if self.node is not None:
+            self.node.terminate()
+            try:
+                self.node.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.node.kill()
+        ip("netns", "del", self.name)
+
+
+class TwoNetworks:
+    """Head and worker node; the first label `pool` tells them apart: `learner` and `rollout`."""
+
+    def __init__(self, folder: Path, *, cpus: tuple[int, int]) -> None:
+        self.cpus = cpus
+        self.folder = folder
+        self.head = Namespace(f"mi-epo-a-{os.getpid()}", "10.213.7.1")
+        self.worker = Namespace(f"mi-epo-b-{os.getpid()}", "10.213.7.2")
+        cable = {self.head: f"mea{os.getpid()}", self.worker: f"meb{os.getpid()}"}
+        ip("link", "add", cable[self.head], "type", "veth", "peer", "name", cable[self.worker])
+        for end, device in cable.items():
+            ip("link", "set", device, "netns", end.name)
+            ip("-n", end.name, "link", "set", device, "name", "cable0")
+            ip("-n", end.name, "addr", "add", f"{end.address}/24", "dev", "cable0")
+            ip("-n", end.name, "link", "set", "cable0", "up")
+
+    @property
+    def address(self) -> str:
+        return f"{self.head.address}:{PORT}"
+
+    def start(self) -> None:
+        """Raises AssertionError when the nodes do not meet in time."""
+        head = ("--head", f"--port={PORT}", "--include-dashboard=false")
+        self.head.start_node(self.folder / "head.log", *head, cpus=self.cpus[0], labels={"pool": "learner"})
+        self._wait_for_nodes(1)
+        joined = (f"--address={self.address}",)
+        self.worker.start_node(self.folder / "worker.log", *joined, cpus=self.cpus[1], labels={"pool": "rollout"})
+        self._wait_for_nodes(2)
+
+    def carried_bytes(self) -> int:
+        """What the worker node has received through the cable."""
+        read = self.worker.command("cat", "/sys/class/net/cable0/statistics/rx_bytes")
+        return int(subprocess.run(read, check=True, capture_output=True, text=True, timeout=10).stdout)
+
+    def close(self) -> None:
+        self.worker.close()
+        self.head.close()
+
+    def _wait_for_nodes(self, count: int) -> None:
+        ask = "import ray, sys; ray.init(address=sys.argv[1], logging_level='error'); print(len(ray.nodes()))"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            asked = self.head.command(sys.executable, "-c", ask, self.address)
+            done = subprocess.run(asked, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+            if done.returncode == 0 and int(done.stdout.split()[-1]) >= count:
+                return
+            logs = "\n".join(log.read_text() for log in sorted(self.folder.glob("*.log")))
+            assert time.monotonic() < deadline, f"no {count} nodes within {START_TIMEOUT_S} s\n{done.stderr}\n{logs}"
+            time.sleep(1)
