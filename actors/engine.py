@@ -83,7 +83,7 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int, backend: Backen
         distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
         worker_extension_cls=WORKER_EXTENSION,
         weight_transfer_config=WeightTransferConfig(backend=VLLM_BACKENDS[backend]),
-        disable_log_stats=True,
+        disable_log_stats=False,  # `actors.metrics` passes them on
         use_tqdm_on_load=False,
         **platform,
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from actors.metrics import JudgeMetrics
 from actors.startup import QUIET_ENV, ActorSpec, start_actors, stop_actors
 from rewards.config import ObjectiveConfig
 from rewards.scorers import Scorer, ScorerError, build_scorer
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Judge = Literal["reward", "audit"]
 """``reward``: what the policy learns from. ``audit``: the independent second judge, for evaluation only."""
@@ -27,6 +27,7 @@ class RewardActor:
     def __init__(self, objective: ObjectiveConfig) -> None:
         self.objective = objective
         self._scorers: dict[Judge, Scorer] = {}
+        self._metrics: JudgeMetrics | None = None
 
     def __repr__(self) -> str:
         return f"RewardActor(objective={self.objective.name})"
@@ -45,7 +46,10 @@ class RewardActor:
         Raises:
             ScorerError: the judge fails as a whole, or the objective has no audit judge.
         """
-        return self._scorer(judge).score(prompts, responses)
+        scores = self._scorer(judge).score(prompts, responses)
+        self._metrics = self._metrics or JudgeMetrics(self.objective.name)
+        self._metrics.scored(len(scores), missing=len(scores) - int(np.isfinite(scores).sum()))
+        return scores
 
     def _scorer(self, judge: Judge) -> Scorer:
         if judge not in self._scorers:
@@ -74,6 +78,7 @@ def start_rewards(
                 num_cpus=objective.num_cpus,
                 num_gpus=objective.num_gpus,
                 env={**QUIET_ENV, "OMP_NUM_THREADS": str(max(1, int(objective.num_cpus)))},
+                node_labels=objective.node_labels,
                 kwargs={"objective": objective},
             )
             for replica in range(objective.replicas)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.config import RolloutConfig
 from actors.engine import Backend, engine_environment
+from actors.metrics import EngineMetrics
 from actors.startup import ActorSpec, one_line, start_actors, stop_actors
 from actors.types import (
     EngineFailedError,
@@ -65,7 +66,8 @@ class RolloutActor:
                 raise RolloutError(f"vLLM could not load {self.model!r}: {one_line(error)}") from error
             self._version = 0
             self._seconds = time.monotonic() - started
-            self._start_metrics()
+            self._metrics = EngineMetrics(self.engine)
+            self._metrics.holds(0)
         from importlib.metadata import version
 
         import torch
@@ -225,7 +227,7 @@ class RolloutActor:
         """
         checksums = self._receiver.finish(policy_version)
         self._version = policy_version
-        self._version_gauge.set(policy_version, tags=self._tags)
+        self._metrics.holds(policy_version)
         return checksums
 
     def _load(self) -> None:
@@ -242,18 +244,6 @@ class RolloutActor:
         )
         self._tokenizer = self._llm.get_tokenizer()
         self._weights = WeightReceiver(self._llm, backend=backend, model=self.model)
-
-    def _start_metrics(self) -> None:
-        from ray.util.metrics import Counter, Gauge
-
-        self._tags = {"engine": str(self.engine)}
-        self._version_gauge = Gauge(
-            "mi_epo_policy_version", description="Version of the weights in a rollout engine", tag_keys=("engine",)
-        )
-        self._token_counter = Counter(
-            "mi_epo_generated_tokens", description="Tokens sampled by a rollout engine", tag_keys=("engine",)
-        )
-        self._version_gauge.set(0, tags=self._tags)
 
     @property
     def _receiver(self) -> WeightReceiver:
@@ -306,9 +296,8 @@ class RolloutActor:
         )
 
     def _counted(self, group: list[Rollout]) -> list[Rollout]:
-        tokens = sum(len(response.token_ids) for rollout in group for response in rollout.responses)
-        if tokens:
-            self._token_counter.inc(tokens, tags=self._tags)
+        self._metrics.sampled(sum(len(response.token_ids) for rollout in group for response in rollout.responses))
+        self._metrics.look_at(self._llm)
         return group
 
 
@@ -333,11 +322,13 @@ def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: in
                 num_cpus=config.num_cpus,
                 num_gpus=config.num_gpus * config.tensor_parallel_size,
                 env=engine_environment(config, model),
+                node_labels=config.node_labels,
                 kwargs={"config": config, "model": model, "engine": engine, "seed": seed},
             )
             for engine in range(config.engines)
         ],
         group=f"{run_name}/rollout",
+        placement=config.placement,
         timeout_s=config.start_timeout_s,
         error=RolloutError,
     )

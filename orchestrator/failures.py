@@ -123,9 +123,10 @@ class Failures:
             return
         from ray.util.metrics import Counter
 
-        counter = Counter("mi_epo_failures", description="Actors lost and started again", tag_keys=("component",))
+        tags = ("run", "component")
+        counter = Counter("mi_epo_failures", description="Actors lost and started again", tag_keys=tags)
         while self._uncounted:
-            counter.inc(tags={"component": self._uncounted.pop()})
+            counter.inc(tags={"run": self.run_dir.name, "component": self._uncounted.pop()})
 
 
 def is_loss(error: BaseException) -> bool:

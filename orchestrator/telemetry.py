@@ -14,6 +14,7 @@ import numpy as np
 
 from orchestrator.batching import PairStatistics, ScoredBatch
 from orchestrator.health import Watch, find_problems
+from orchestrator.monitoring import Monitor
 from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def _finite(value: Any) -> Any:
 
 
 class Recorder:
-    """One object per optimizer step to disk, console and wandb.
+    """One object per optimizer step to disk, console, Ray's metrics and wandb.
 
     Use as a context manager. `stage(name)` times a part of the current step; `step(...)` closes it.
     """
@@ -62,6 +63,7 @@ class Recorder:
         self._step_started = time.monotonic()
         self._missing = 0
         self._watch = Watch(recipe.health)
+        self._monitor = Monitor(run_dir.name)
 
     def __enter__(self) -> "Recorder":
         self._metrics_file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
@@ -74,6 +76,7 @@ class Recorder:
     def __exit__(self, *exc_info: object) -> None:
         if self._progress is not None:
             self._progress.stop()
+        self._monitor.close()
         self._metrics_file.close()
         self._samples_file.close()
         if self._wandb is not None:
@@ -114,6 +117,7 @@ class Recorder:
         if self._wandb is not None:
             numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
             self._wandb.log({**numbers, "problems": len(problems)}, step=step)
+        self._monitor.step(metrics)
         self._show(metrics, scored)
         for line in self._watch.step(step, problems):
             self.say(f"warning: {line}")
@@ -122,6 +126,7 @@ class Recorder:
         """Append one evaluation to RUN/evaluations.jsonl (and its scalars to wandb)."""
         with (self.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
             self._write(file, record)
+        self._monitor.evaluation(record)
         if getattr(self, "_wandb", None) is not None:
             scalars = {
                 f"evaluation/{key}": record[key] for key in ("hypervolume", "mip", "crd", "identification_accuracy")

@@ -2,33 +2,35 @@
 
 import json
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from orchestrator.failures import FILE_NAME
+from rewards.functions import brevity
 from tests.tiny_models import make_tiny_classifier, make_tiny_policy
 
 REPOSITORY = Path(__file__).parent.parent
 
 
-def tiny_recipe(folder):
-    """Four steps on a random policy: a neural reward model against brevity."""
+def tiny_recipe(folder, *, prompt_words=3, second="rewards.functions:brevity"):
+    """Four steps on a random policy: a neural reward model against a function of the responses."""
     make_tiny_policy(folder / "policy", vocab=100)
     make_tiny_classifier(folder / "reward", vocab=100)
     for name, count in (("train", 24), ("heldout", 4)):
-        rows = [json.dumps({"prompt": f"t{i + 20} t{i + 21} t{i + 22}"}) for i in range(count)]
+        rows = [json.dumps({"prompt": " ".join(f"t{i + 20 + j}" for j in range(prompt_words))}) for i in range(count)]
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     tree = {
         "name": "tiny",
         "policy": {"model": str(folder / "policy")},
         "objectives": [
             {"name": "a", "scorer": {"type": "huggingface", "model": str(folder / "reward")}},
-            {"name": "b", "scorer": {"type": "python", "function": "rewards.functions:brevity"}},
+            {"name": "b", "scorer": {"type": "python", "function": second}},
         ],
         "data": {"train": str(folder / "train.jsonl"), "heldout": str(folder / "heldout.jsonl")},
-        "rollout": {"num_cpus": 0.3, "max_model_len": 48, "max_new_tokens": 8},
+        "rollout": {"num_cpus": 0.3, "max_model_len": 45 + prompt_words, "max_new_tokens": 8},
         "learner": {"num_cpus": 0.3, "micro_batch_pairs": 4, "learning_rate": 1e-2, "beta_c": 0.3, "beta_w": 0.03},
         "loop": {"steps": 4, "prompts_per_step": 8},
         "evaluate": {"prompts": 4, "samples": 2, "normalizer_prompts": 16, "identification_responses": 16},
@@ -37,6 +39,12 @@ def tiny_recipe(folder):
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
+
+
+def spotty_brevity(prompts, responses):
+    """Brevity that has nothing to say about one prompt in eight."""
+    silent = [zlib.crc32(prompt.encode()) % 8 == 0 for prompt in prompts]
+    return [None if skip else score for skip, score in zip(silent, brevity(prompts, responses), strict=True)]
 
 
 def command(*arguments):

@@ -1,0 +1,47 @@
+"""The dashboard and the alerts hold together; that a live run tells every metric they ask for: test_jobs."""
+
+import re
+
+import pytest
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+from orchestrator.monitoring import EVALUATION_GAUGES, OBJECTIVE_GAUGES, STEP_GAUGES
+from tests.monitoring import ALERTS, BOARD, RAYS_OWN, asked_metrics, metrics_in, queries
+
+TAGS = {"run", "objective", "stage", "engine", "component", "ray_io_cluster"}
+
+
+@pytest.mark.parametrize(("where", "expression"), list(queries()), ids=lambda value: value[:30])
+def test_a_query_asks_for_metrics_and_selects_by_tags_that_are_there(where, expression):
+    assert metrics_in(expression), where
+    selected = re.findall(r"(\w+)=~?\"", expression)
+    grouped = re.findall(r"(?:by|ignoring|on) \(([^)]*)\)", expression)
+    named = {*selected, *(tag.strip() for tags in grouped for tag in tags.split(","))}
+    assert named <= TAGS, f"{where}: {named - TAGS}"
+    assert expression.count("(") == expression.count(")")
+
+
+def test_what_the_driver_tells_of_a_step_and_an_evaluation_is_on_the_dashboard():
+    told = {f"ray_mi_epo_{key}" for key in (*STEP_GAUGES, *OBJECTIVE_GAUGES)}
+    told |= {f"ray_mi_epo_evaluation_{key}" for key in EVALUATION_GAUGES}
+    left_out = {"ray_mi_epo_learning_rate", "ray_mi_epo_sync_bytes", "ray_mi_epo_evaluation_identification_accuracy"}
+    assert told - asked_metrics() == left_out
+
+
+def test_rays_own_metrics_are_ones_that_ray_tells():
+    own = {name for name in asked_metrics() if not name.startswith(("ray_mi_epo_", "ray_vllm_"))}
+    assert own == set(RAYS_OWN)
+    assert own <= {f"ray_{name}" for name in METRICS_GAUGES}
+
+
+def test_every_panel_has_a_place_of_its_own():
+    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in BOARD["panels"]]
+    assert len(set(places)) == len(places) and len({p["id"] for p in BOARD["panels"]}) == len(BOARD["panels"])
+    assert all(p["gridPos"]["x"] + p["gridPos"]["w"] <= 24 for p in BOARD["panels"])
+
+
+def test_every_alert_says_what_it_means_and_where_to_look():
+    assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS) >= 5
+    for rule in ALERTS:
+        assert rule["labels"]["severity"] in ("info", "warning", "critical")
+        assert "$labels.run" in rule["annotations"]["summary"] and rule["annotations"]["description"]
