@@ -36,13 +36,44 @@ def load_policy(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> Pol
     if config.gradient_checkpointing:
         policy.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.lora is not None:
-        policy.model = _add_adapters(policy.causal_lm, config.lora, model)
+        try:
+            policy.model = add_adapters(policy.causal_lm, config.lora)
+        except ValueError as error:
+            raise LearnerError(f"learner.lora.target_modules: {error} (policy.model {model!r})") from error
     return policy.train()
 
 
 def load_reference(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> PolicyModule:
     """The frozen start of the policy, for full fine-tuning; with adapters the policy is its own reference."""
     return _load(model, config, dtype=dtype).requires_grad_(False).eval()
+
+
+def add_adapters(causal_lm: nn.Module, lora: LoraSection, *, float32: bool = False) -> nn.Module:
+    """peft's wrapper around the model, which it changes in place: the base frozen, the adapters still without effect.
+
+    Args:
+        float32: adapters in float32 over a base of any dtype. Otherwise in the base's: DeepSpeed keeps the float32
+            master copy itself.
+
+    Raises:
+        ValueError: a target that is no module of the model, or of a kind that takes no adapter.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.target_modules
+    if not isinstance(targets, str):
+        names = [f".{name}" for name, _ in causal_lm.named_modules()]
+        # peft is content when one of several targets exists
+        if missing := [target for target in targets if not any(name.endswith(f".{target}") for name in names)]:
+            raise ValueError(f"must be modules of the model, got {', '.join(map(repr, missing))}")
+    adapters = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(causal_lm, adapters, autocast_adapter_dtype=float32)
 
 
 def save_policy_folder(path: Path, *, model: str, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -106,24 +137,6 @@ def _check_names(causal_lm: Any, model: str) -> None:
             f"policy.model: {model!r}: transformers renames or fuses {changed[0].source_patterns} when it loads a "
             f"{type(causal_lm).__name__}, so its parameters cannot be broadcast under their checkpoint names"
         )
-
-
-def _add_adapters(causal_lm: nn.Module, lora: LoraSection, model: str) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    adapters = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        # Adapters in the base's dtype: DeepSpeed keeps the float32 master copy itself.
-        return get_peft_model(causal_lm, adapters, autocast_adapter_dtype=False)
-    except ValueError as error:
-        raise LearnerError(f"learner.lora.target_modules: {error} (policy.model {model!r})") from error
 
 
 def _has_file(model: str, name: str) -> bool:

@@ -23,6 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recipe(train)
     train.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME-TIME)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir under a changed recipe")
+    train.add_argument(
+        "--smoke", action="store_true", help="three steps on CPU with tiny random models: does the recipe fit together"
+    )
 
     plan = commands.add_parser(
         "plan", help="check everything, print placement, batch arithmetic and memory; start nothing"
@@ -87,6 +90,24 @@ def build_parser() -> argparse.ArgumentParser:
         "--data", required=True, help="JSONL (.gz) or datasets folder with chosen and rejected dialogues"
     )
     dialogues.add_argument("--seed", type=int, default=0)
+
+    prepare = commands.add_parser("prepare", help="prompts and supervised rows from public preference data")
+    prepare.add_argument("source", metavar="SOURCE", help="JSONL (.gz), datasets folder, or hub:NAME:DATA_DIR:SPLIT")
+    prepare.add_argument("directory", metavar="DIR", type=Path, help="new: prompts/{train,heldout}.jsonl and sft.jsonl")
+    prepare.add_argument(
+        "--format", choices=("transcripts", "saferlhf"), help="of HH-RLHF (default: transcripts) or of PKU-SafeRLHF"
+    )
+    prepare.add_argument("--train", type=int, metavar="N", help="prompts to train on (default: all that are left)")
+    prepare.add_argument("--heldout", type=int, metavar="M", help="prompts to evaluate on (default: 200)")
+    prepare.add_argument(
+        "--multi-turn", choices=("skip", "keep"), help="transcripts of more than one human turn (default: skip)"
+    )
+    prepare.add_argument("--seed", type=int, help="draws the split, the order and the vectors (default: 0)")
+    prepare.add_argument(
+        "--objectives", metavar="A,B", help="in the recipe's order (default: helpfulness,harmlessness)"
+    )
+    prepare.add_argument("--alpha", type=float, help="Dirichlet that vectors are drawn from (default: 1, uniform)")
+    prepare.add_argument("--decimals", type=int, help="digits of a weight after the point (default: 1)")
     return parser
 
 
@@ -148,6 +169,10 @@ def _train(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.resume and arguments.run_dir is None:
         raise BadInput("--resume: needs --run-dir, the folder of the run to continue")
+    if arguments.smoke:
+        from orchestrator.smoke import smoke_recipe
+
+        recipe = smoke_recipe(recipe, Path(".cache") / "smoke" / recipe.name)
     run_dir = arguments.run_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if METHODS[recipe.method].experts:
         from orchestrator.soups import train_soup as train
@@ -263,6 +288,15 @@ def _dialogues(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(arguments: argparse.Namespace) -> int:
+    from orchestrator.dialogues.prepare import prepare, read_options
+
+    objectives = arguments.objectives and tuple(name.strip() for name in arguments.objectives.split(","))
+    options = read_options({**vars(arguments), "objectives": objectives})
+    prepare(arguments.source, arguments.directory, options, progress=_say)
+    return 0
+
+
 def _say(text: str) -> None:
     print(f"{text}\n", end="", flush=True)  # one write, so that lines of two threads never run together
 
@@ -278,4 +312,5 @@ _COMMANDS = {
     "fit-policy": _fit_policy,
     "fit-reward": _fit_reward,
     "dialogues": _dialogues,
+    "prepare": _prepare,
 }

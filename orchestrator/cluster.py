@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,9 @@ NAMESPACE = "mi-epo"
 HEAD = "node:__internal_head__"
 """The resource that only a head node has."""
 RAYS_OWN_LABELS = "ray.io/"
+FIRST_CONTACT_S = 5.0
+LATER_CONTACT_S = 60.0
+"""Longest wait for a head to answer: at the start, and after something was lost, when it may be coming back."""
 
 
 def runs_that_fit(recipe: "Recipe") -> int:
@@ -27,6 +32,22 @@ def runs_that_fit(recipe: "Recipe") -> int:
     with connect(recipe):
         free = ray.available_resources()
     return max(1, copies_that_fit(demands(recipe), cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0)))
+
+
+def _wait_for_listener(address: str, timeout_s: float) -> None:
+    """Raises ConnectionError when nothing listens at host:port; ray.init itself would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdigit():
+        return
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=max(1.0, deadline - time.monotonic())):
+                return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline - 1:
+                raise ConnectionError(f"nothing answers there: {getattr(error, 'strerror', None) or error}") from None
+        time.sleep(1)
 
 
 def this_machine(recipe: "Recipe") -> Node:
@@ -91,6 +112,7 @@ def connect(recipe: "Recipe", *, check: bool = True) -> Iterator[Any]:
     common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": "warning"}
     try:
         if address:
+            _wait_for_listener(address, FIRST_CONTACT_S if check else LATER_CONTACT_S)
             context = ray.init(address=address, **common)
         else:
             context = ray.init(

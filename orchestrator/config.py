@@ -210,6 +210,9 @@ class Recipe(Section):
                 "telemetry": True,
                 "health": True,
                 "loop": {"checkpoint_every", "keep_checkpoints"},
+                "rollout": {"node_labels", "placement"},
+                "learner": {"node_labels"},
+                "objectives": {"__all__": {"node_labels"}},
             }
         )
 

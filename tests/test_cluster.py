@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from orchestrator.cli import main
 from tests.whole_runs import REPOSITORY, tiny_recipe
 
+MINIATURE = REPOSITORY / "deploy" / "recipes" / "miniature.yaml"
 LOOK = """
 import json, sys, time
 import psutil
@@ -49,3 +52,12 @@ def test_a_local_cluster_and_its_learner_listen_on_loopback_only(tmp_path):
     listening = json.loads(done.stdout.splitlines()[-1])
     assert {"gcs_server", "raylet", "rank 0", "rank 1"} <= {name for name, _ in listening}
     assert {host for _, host in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
+
+
+@pytest.mark.parametrize("port", ["1", "99999"])
+def test_a_cluster_that_does_not_answer_is_bad_input_within_seconds(port, capsys):
+    started = time.monotonic()
+    assert main(["plan", str(MINIATURE), "--live", f"cluster.address=127.0.0.1:{port}"]) == 2
+    assert time.monotonic() - started < 30
+    said = capsys.readouterr().err
+    assert f"cluster.address: no Ray cluster could be joined at '127.0.0.1:{port}': nothing answers there" in said

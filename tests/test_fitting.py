@@ -1,13 +1,15 @@
 import gzip
 import hashlib
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from learner.config import LoraSection
 from orchestrator.errors import BadInput
-from orchestrator.fitting import models, reward, rows, trainer
+from orchestrator.fitting import adapters, models, reward, rows, trainer
 from orchestrator.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
 from orchestrator.fitting.policy import fit_policy, run_policy_fit
 from orchestrator.fitting.reward import fit_reward, run_reward_fit
@@ -15,6 +17,11 @@ from orchestrator.fitting.reward import fit_reward, run_reward_fit
 SMALL = Architecture(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=48, max_positions=64)
 TOKENIZER = ByteLevelBPE(vocab_size=280)
 FEW_STEPS = Optimization(steps=3, batch_size=4, learning_rate=1e-2)
+ADAPTED = {
+    "architecture": None,
+    "tokenizer": None,
+    "lora": LoraSection(rank=4, alpha=8, target_modules=("q_proj", "v_proj")),
+}
 ODD_TEXT = "naïve 🙂 漢字\n\n\tHuman: {prompt} <eos?> \u200b"
 
 
@@ -329,3 +336,137 @@ def test_a_folder_without_a_model_is_named(tmp_path):
     config = _policy_config(tmp_path / "out", model=str(tmp_path), architecture=None, tokenizer=None)
     with pytest.raises(BadInput, match="tokenizer: cannot be loaded from"):
         fit_policy(config, QUESTIONS)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder whose policy gives each question the answer of the next one."""
+    folder = tmp_path_factory.mktemp("fitting") / "base"
+    others = [{**row, "response": after["response"]} for row, after in pairwise(QUESTIONS)]
+    steps = Optimization(steps=60, batch_size=16, learning_rate=1e-2, warmup_steps=5)
+    fit_policy(_policy_config(folder, optimization=steps, heldout_fraction=0), others)
+    return folder
+
+
+def _load(folder, **options):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+def _files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_adapters_change_their_targets_alone_and_leave_a_plain_model(base, tmp_path):
+    from safetensors.torch import load_file
+
+    steps = Optimization(steps=40, batch_size=16, learning_rate=2e-2, log_every=1)
+    lines: list[str] = []
+    trained = _load(base)
+    report = fit_policy(
+        _policy_config(tmp_path / "policy", model=str(base), optimization=steps, **ADAPTED),
+        QUESTIONS,
+        model=trained,
+        progress=lines.append,
+    )
+    assert report.loss < 0.6 * float(lines[0].rpartition(" ")[2])
+    assert _files(tmp_path / "policy") == _files(base)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "policy"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"model.layers.0.self_attn.{target}.weight" for target in ("q_proj", "v_proj")}
+    tokens = torch.arange(8)[None]
+    loaded = _load(tmp_path / "policy")
+    assert torch.equal(loaded(tokens).logits, trained(tokens).logits)
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_merged_adapters_answer_as_they_did_apart(base, tmp_path):
+    config = _policy_config(tmp_path / "policy", model=str(base), **{**ADAPTED, "lora": LoraSection(rank=4)})
+    adapted = adapters.add(_load(base), config.lora, config).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tokens = torch.arange(8)[None]
+    apart = adapted(tokens).logits
+    merged = adapters.merge(adapted)
+    trainer.save(merged, models.make_tokenizer(config, []), tmp_path / "policy")
+    together = _load(tmp_path / "policy")(tokens).logits
+    assert torch.allclose(apart, together, atol=1e-5)
+    assert not torch.allclose(apart, _load(base)(tokens).logits, atol=1e-2)
+
+
+def test_adapters_are_deterministic_and_recomputed_activations_change_nothing(base, tmp_path):
+    steps = FEW_STEPS.model_copy(update={"micro_batch_size": 2})
+
+    def digest(name, **changes):
+        optimization = steps.model_copy(update=changes)
+        fit_policy(_policy_config(tmp_path / name, model=str(base), optimization=optimization, **ADAPTED), QUESTIONS)
+        return hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
+
+    plain = digest("one")
+    assert plain == digest("two") == digest("recomputed", gradient_checkpointing=True)
+
+
+def test_a_bfloat16_base_is_trained_by_float32_adapters_and_saved_in_bfloat16(base, tmp_path):
+    from safetensors.torch import load_file
+
+    config = _policy_config(tmp_path / "policy", model=str(base), dtype="bfloat16", **ADAPTED)
+    adapted = adapters.add(models.make_policy(config, None), config.lora, config)
+    assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+    report = fit_policy(config, QUESTIONS)
+    assert np.isfinite(report.loss)
+    weights = load_file(tmp_path / "policy" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert _load(tmp_path / "policy", dtype="auto").dtype == torch.bfloat16
+    assert {
+        name
+        for name, tensor in load_file(base / "model.safetensors").items()
+        if not torch.equal(tensor.bfloat16(), weights[name])
+    } == {f"model.layers.0.self_attn.{target}.weight" for target in ("q_proj", "v_proj")}
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (("nonsense",), "must be modules of the model, got 'nonsense'"),
+        (("q_proj", "proj"), "must be modules of the model, got 'proj'"),
+        (("q_proj", "input_layernorm"), "LlamaRMSNorm.* is not supported"),
+        (("lm_head",), "'lm_head' shares its matrix"),
+        (("embed_tokens", "q_proj"), "'model.embed_tokens' shares its matrix"),
+    ],
+)
+def test_an_adapter_where_the_model_can_have_none_is_refused(targets, said, tmp_path):
+    lora = LoraSection(target_modules=targets)
+    with pytest.raises(BadInput, match=f"^lora.target_modules: .*{said}") as caught:
+        fit_policy(_policy_config(tmp_path / "policy", lora=lora), QUESTIONS)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_policy_command_reads_adapters_and_epochs(base, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    lines = [
+        f"data: {tmp_path}/rows.jsonl",
+        f"output: {tmp_path}/policy",
+        f"model: {base}",
+        "dtype: bfloat16",
+        "lora: {rank: 2, alpha: 4, dropout: 0}",
+        "device: cpu",
+        "max_length: 64",
+        "optimization: {epochs: 1.5, batch_size: 8, learning_rate: 0.01}",
+    ]
+    (tmp_path / "fit.yaml").write_text("\n".join(lines))
+    assert "6 steps on 31 rows" in str(run_policy_fit(tmp_path / "fit.yaml"))
+    assert "policy: step 6/6" in capsys.readouterr().out
+    (tmp_path / "fit.yaml").write_text("\n".join(line for line in lines if not line.startswith("lora")))
+    with pytest.raises(BadInput, match=r"fit\.yaml: .*dtype must be float32 without lora, got bfloat16"):
+        run_policy_fit(tmp_path / "fit.yaml")
+
+
+@pytest.mark.parametrize("length", [{}, {"steps": 2, "epochs": 1}])
+def test_a_fit_has_one_length(length):
+    with pytest.raises(ValueError, match="exactly one of steps and epochs"):
+        Optimization(batch_size=4, learning_rate=0.1, **length)

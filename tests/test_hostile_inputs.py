@@ -109,7 +109,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     said = capsys.readouterr().err
     assert code == 2, said
     assert said.startswith("mi-epo: ") and "Traceback" not in said
-    assert len(said) < 2_000 and said.count("\n") <= 8
+    assert len(said) < 2_000 and said.count("\n") <= 12  # with the table of what has no room
     assert not PWNED.exists()
     return said
 
@@ -132,6 +132,15 @@ def test_a_prompt_file_is_refused(capsys, workplace, tmp_path, case):
     path = tmp_path / ("prompts.jsonl.gz" if "gzip" in case else "prompts.jsonl")
     path.write_bytes(PROMPT_FILES[case])
     assert path.name in refused(capsys, "plan", workplace / "good.yaml", f"data.train={path}")
+
+
+@pytest.mark.parametrize("form", ["transcripts", "saferlhf"])
+@pytest.mark.parametrize("case", PROMPT_FILES)
+def test_preference_data_are_refused(capsys, tmp_path, case, form):
+    path = tmp_path / ("rows.jsonl.gz" if "gzip" in case else "rows.jsonl")
+    path.write_bytes(PROMPT_FILES[case])
+    assert path.name in refused(capsys, "prepare", path, tmp_path / "data", "--format", form)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def damaged_run(workplace: Path, path: Path) -> RunDir:

@@ -336,7 +336,7 @@ def test_an_image_in_a_registry_is_as_good() -> None:
         ),
         (
             "overlays/gpu/recipe.yaml",
-            "hh-qwen3-8b.yaml",
+            "helpful-qwen3-8b.yaml",
             [
                 "data.train=/runs/prompts/train.jsonl",
                 "data.heldout=/runs/prompts/heldout.jsonl",
@@ -355,7 +355,7 @@ def test_a_mounted_recipe_is_the_original_in_other_folders(mounted: str, origina
 def test_the_recipe_in_the_config_map_loads(leaf: str, tmp_path: Path) -> None:
     (recipe,) = (document for document in combination(leaf) if document["kind"] == "ConfigMap")
     (tmp_path / "recipe.yaml").write_text(recipe["data"]["recipe.yaml"])
-    assert load_recipe(tmp_path / "recipe.yaml").name == {"overlays/gpu": "hh-qwen3-8b"}.get(leaf, "miniature")
+    assert load_recipe(tmp_path / "recipe.yaml").name == {"overlays/gpu": "helpful-qwen3-8b"}.get(leaf, "miniature")
 
 
 def test_two_recipes_never_share_a_run_directory() -> None:

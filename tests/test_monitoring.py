@@ -3,10 +3,12 @@
 import re
 
 import pytest
+import yaml
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from orchestrator.monitoring import EVALUATION_GAUGES, OBJECTIVE_GAUGES, STEP_GAUGES
-from tests.monitoring import ALERTS, BOARD, RAYS_OWN, asked_metrics, metrics_in, queries
+from tests.monitoring import ALERTS, BOARD, MONITORING, RAYS_OWN, asked_metrics, metrics_in, queries
 
 TAGS = {"run", "objective", "stage", "engine", "component", "ray_io_cluster"}
 
@@ -45,3 +47,10 @@ def test_every_alert_says_what_it_means_and_where_to_look():
     for rule in ALERTS:
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert "$labels.run" in rule["annotations"]["summary"] and rule["annotations"]["description"]
+
+
+def test_prometheus_reads_the_rules_and_the_file_in_which_ray_lists_its_nodes():
+    settings = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
+    assert [(MONITORING / name).exists() for name in settings["rule_files"]] == [True]
+    [scraped] = [config["file_sd_configs"] for config in settings["scrape_configs"]]
+    assert scraped == [{"files": [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]}]

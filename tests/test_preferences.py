@@ -210,10 +210,10 @@ class ChatTokenizer(WordTokenizer):
     def __call__(self, text, add_special_tokens=True):
         return super().__call__("<s> " + text if add_special_tokens else text)
 
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt, enable_thinking=True):
         assert tokenize is False and add_generation_prompt is True
         turns = "".join(f"[{message['role']}] {message['content']} " for message in messages)
-        return "<s> " + turns + "[assistant]"
+        return "<s> " + turns + "[assistant]" + (" [think]" if enable_thinking is False else "")
 
 
 def test_chat_style_goes_through_the_chat_template_without_doubled_special_tokens():
@@ -225,6 +225,14 @@ def test_chat_style_goes_through_the_chat_template_without_doubled_special_token
     assert len(ids) == len(text.split())
     with pytest.raises(PreferenceError, match="style 'text'"):
         renderer.parse(text)
+
+
+def test_the_chat_template_gets_its_options():
+    config = ConditioningConfig(style="chat", chat_options={"enable_thinking": False})
+    renderer = PromptRenderer(config, OBJECTIVES, 1, ChatTokenizer())
+    assert renderer.text("hi", np.eye(len(OBJECTIVES))[0]).endswith("[assistant] [think]")
+    with pytest.raises(ValueError, match="chat_options is for style 'chat' only"):
+        ConditioningConfig(chat_options={"enable_thinking": False})
 
 
 def test_chat_weights_may_stand_in_the_system_message():

@@ -307,6 +307,50 @@ def test_a_template_is_filled_once_and_braces_in_texts_are_plain(classifier):
     assert abs(braces[0] - classify(classifier, ["b"], ["b"])[0]) > 1e-4
 
 
+def test_a_pair_is_two_texts_to_the_tokenizer(classifier):
+    glued, apart = (
+        classify(classifier, ["a b"], ["h"], template="{prompt}{response}", pair=pair) for pair in (False, True)
+    )
+    assert apart == pytest.approx(classify(classifier, ["a b"], ["h"], template="{prompt} {response}"), abs=1e-6)
+    assert abs(glued[0] - apart[0]) > 1e-4  # "bh" is one unknown word
+    with pytest.raises(ValueError, match=r"template must end with \{response\} when pair is set"):
+        HuggingFaceScorerConfig(model="m", template="{response} <eos>", pair=True)
+
+
+@pytest.fixture
+def score_head(classifier, tmp_path):
+    """The classifier's first label as a checkpoint that calls its last layer otherwise; a function adds tensors."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(classifier, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["score_head.weight"] = tensors.pop("score.weight")[:1].clone()
+
+    def save(**more):
+        save_file({**tensors, **more}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        return tmp_path
+
+    return save
+
+
+def test_a_last_layer_of_another_name_is_found_when_it_is_named(classifier, score_head):
+    prompts, responses = ["a b", "c"], ["h", "i j i"]
+    path = score_head()
+    scores = classify(path, prompts, responses, head="score_head")
+    np.testing.assert_allclose(scores, classify(classifier, prompts, responses), atol=1e-6)
+    with pytest.raises(ScorerError, match=r"holds no trained weights for score\.weight"):
+        classify(path, prompts, responses)
+
+
+def test_a_last_layer_with_more_than_weights_is_refused(score_head):
+    import torch
+
+    with pytest.raises(ScorerError, match=r"has weights that its classifier class has no place for: score\.bias"):
+        classify(score_head(**{"score_head.bias": torch.zeros(1)}), ["a"], ["b"], head="score_head")
+
+
 def test_long_inputs_lose_the_start_of_the_prompt_and_are_counted(classifier):
     scorer = ClassifierScorer(HuggingFaceScorerConfig(model=str(classifier), device="cpu", max_length=6,
                                                   template="Human: {prompt} {response} <eos>"))  # fmt: skip

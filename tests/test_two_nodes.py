@@ -86,10 +86,10 @@ def test_weights_that_cross_the_network_give_the_same_run(networks, tmp_path):
 
 def test_zero_3_over_ranks_on_both_nodes_gives_the_same_run(networks, tmp_path):
     recipe = tiny_recipe(tmp_path)
-    overrides = ("telemetry.wandb=disabled", "learner.ranks=2", "learner.zero_stage=3", "learner.num_cpus=1")
-    at_worker = [f"{key}={{pool: rollout}}" for key in ("rollout.node_labels", "objectives.0.node_labels")]
-    two = networks(cpus=(1, 2))  # no node has room for both ranks beside the engine
-    places = train_on_two(two, recipe, tmp_path / "two", *overrides, *at_worker)
+    overrides = ("telemetry.wandb=disabled", "learner.ranks=2", "learner.zero_stage=3", "learner.num_cpus=0.7")
+    at_head = [f"objectives.{index}.node_labels={{pool: learner}}" for index in range(2)]
+    two = networks(cpus=(1, 1))  # no node has room for both ranks, and each has some beside one
+    places = train_on_two(two, recipe, tmp_path / "two", *overrides, PINNED[0], *at_head)
     assert sorted(places["learner"]) == [False, True]
-    one = train_on_one_node(recipe, tmp_path / "one", *overrides, "cluster.num_cpus=3")
+    one = train_on_one_node(recipe, tmp_path / "one", *overrides, "cluster.num_cpus=2")
     assert_same_results(tmp_path / "two", one)

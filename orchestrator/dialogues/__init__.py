@@ -1,5 +1,6 @@
-"""Preference dialogues (the HH-RLHF format) prepared for steering: the `hh-small` recipe's inputs.
+"""Public preference data prepared for steering: the inputs of the `hh-small` recipe, or of your own fits and recipes.
 
 transcript   a pair of transcripts -> shared prompt, chosen and rejected answer
 build        prompts, tokenizer, starting policy and harmlessness reward model from them
+prepare      prompts and supervised rows from them, or from PKU-SafeRLHF
 """

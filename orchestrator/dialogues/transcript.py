@@ -45,9 +45,8 @@ class Transcripts:
 
 def read_transcripts(source: str) -> Transcripts:
     """Read JSONL (plain or gzip), a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`. Raises BadInput naming the row."""
-    rows = _read_hub(source) if source.startswith("hub:") else read_rows(source)
     pairs, skipped = [], 0
-    for place, row in rows:
+    for place, row in read_source(source):
         try:
             parsed = TranscriptRow.model_validate(row)
         except ValidationError as error:
@@ -60,6 +59,15 @@ def read_transcripts(source: str) -> Transcripts:
     if not pairs:
         raise BadInput(f"{source}: holds no pair of transcripts with a shared prompt ({skipped} rows read)")
     return Transcripts(pairs=tuple(pairs), skipped=skipped)
+
+
+def read_source(source: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """(place, row) of JSONL (plain or gzip), a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT` (DATA_DIR may be empty).
+
+    Raises:
+        BadInput: naming the source, or the place in it, that cannot be read.
+    """
+    return _read_hub(source) if source.startswith("hub:") else read_rows(source)
 
 
 def split_pair(chosen: str, rejected: str) -> DialoguePair | None:

@@ -4,6 +4,7 @@ config   what a fit needs to know
 rows     JSONL rows, training and held-out
 models   tokenizers and models, from a folder or new
 trainer  `transformers.Trainer`, quiet and deterministic
+adapters low-rank adapters, merged into what is saved
 policy   cross-entropy on responses
 reward   Bradley-Terry on pairs
 report   what a fit came to

@@ -1,10 +1,12 @@
 """What a fit needs to know: where the rows are, which model to start from, how to optimise, where to write."""
 
+import math
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from learner.config import LoraSection
 from orchestrator.config import describe_errors, read_yaml
 from orchestrator.errors import BadInput
 from rewards.config import HuggingFaceScorerConfig, PreferencesConfig, Section
@@ -51,8 +53,10 @@ class ByteLevelBPE(Section):
 
 
 class Optimization(Section):
-    steps: int = Field(ge=1)
-    """Optimizer steps."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps. Exactly one of `steps` and `epochs`."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training rows."""
     batch_size: int = Field(ge=1)
     """Rows per optimizer step; for a reward model, prompts with all their pairs."""
     micro_batch_size: int | None = Field(default=None, ge=1)
@@ -72,6 +76,19 @@ class Optimization(Section):
     gradient_checkpointing: bool = False
     log_every: int = Field(default=50, ge=1)
     """Optimizer steps between progress lines."""
+
+    def num_steps(self, examples: int) -> int:
+        """Optimizer steps on so many rows (reward model: prompts): `steps`, or epochs x ceil(examples / batch_size)."""
+        if self.epochs is None:
+            assert self.steps is not None
+            return self.steps
+        return math.ceil(self.epochs * math.ceil(examples / self.batch_size))
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("exactly one of steps and epochs must be given")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:
@@ -121,6 +138,19 @@ class PolicyFitConfig(FitConfig):
     objectives: tuple[str, ...] = ()
     """Names in order; needed when rows carry preferences."""
     preferences: PreferencesConfig = PreferencesConfig()
+    lora: LoraSection | None = None
+    """Train low-rank adapters and merge them into the saved weights. Null: train every weight."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights, loaded and saved. `bfloat16` goes with `lora`."""
+
+    @model_validator(mode="after")
+    def _trained_weights_are_float32(self) -> Self:
+        # The trainer keeps no float32 master copy, and most updates are too small for the 8 bits of a bfloat16.
+        if self.dtype == "bfloat16" and self.lora is None:
+            raise ValueError(
+                "dtype must be float32 without lora, got bfloat16 (for mixed precision: optimization.bf16)"
+            )
+        return self
 
 
 class RewardFitConfig(FitConfig):

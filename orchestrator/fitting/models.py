@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.errors import BadInput
-from orchestrator.fitting.config import Architecture, ByteLevelBPE, FitConfig
+from orchestrator.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
 from orchestrator.fitting.trainer import seeded
 
 
@@ -59,23 +59,26 @@ def train_byte_level_bpe(settings: ByteLevelBPE, texts: Iterable[str]) -> Any:
     )
 
 
-def make_policy(config: FitConfig, tokenizer: Any) -> Any:
-    """A causal language model, from the folder or new."""
+def make_policy(config: PolicyFitConfig, tokenizer: Any) -> Any:
+    """A causal language model of the config's dtype, from the folder or new."""
+    import torch
     from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+    dtype = getattr(torch, config.dtype)
     if config.architecture is None:
-        return _load(AutoModelForCausalLM, config)
+        return _load(AutoModelForCausalLM, config, dtype=dtype)
     with seeded(config.seed):
-        return LlamaForCausalLM(llama_config(config.architecture, tokenizer))
+        return LlamaForCausalLM(llama_config(config.architecture, tokenizer)).to(dtype)
 
 
 def make_classifier(config: FitConfig, tokenizer: Any) -> Any:
     """A sequence classifier with one label, read at the last token; its head is new unless the folder has one."""
+    import torch
     from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
     with seeded(config.seed):
         if config.architecture is None:
-            model = _load(AutoModelForSequenceClassification, config, num_labels=1)
+            model = _load(AutoModelForSequenceClassification, config, dtype=torch.float32, num_labels=1)
         else:
             model = LlamaForSequenceClassification(llama_config(config.architecture, tokenizer, num_labels=1))
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -106,10 +109,8 @@ def llama_config(architecture: Architecture, tokenizer: Any, **more: Any) -> Any
 
 
 def _load(loader: Any, config: FitConfig, **more: Any) -> Any:
-    import torch
-
     try:
-        return loader.from_pretrained(config.model, dtype=torch.float32, **more)
+        return loader.from_pretrained(config.model, **more)
     except (OSError, ValueError) as error:
         raise BadInput(f"model: cannot be loaded from {config.model!r}: {_first_line(error)}") from None
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import BadInput
-from orchestrator.fitting import models, rows, trainer
+from orchestrator.fitting import adapters, models, rows, trainer
 from orchestrator.fitting.config import PolicyFitConfig, load_fit_config
 from orchestrator.fitting.report import FitReport
 from orchestrator.fitting.rows import Row
@@ -36,16 +36,18 @@ def fit_policy(
     """Fits a policy on rows {"prompt", "response"[, "preference"]} and saves it with its tokenizer in `config.output`.
 
     Prompt and response are tokenised apart, exactly as the online stage meets them, and the end token closes every
-    response that was not shortened. With a seed and one CPU thread the weights come out the same to the byte.
+    response that was not shortened. With a seed and one CPU thread the weights come out the same to the byte. With
+    `config.lora` the adapters are merged before measuring and saving: the folder is a model like any other.
 
     Args:
         training: rows; with `heldout` None a share of them is held out.
-        model: a causal model to start from, trained in place, instead of the config's.
+        model: a causal model to start from, trained in place and in its own dtype, instead of the config's.
         tokenizer: instead of the config's.
         progress: receives one line now and then.
 
     Raises:
-        BadInput: a row without response tokens, or with a preference that does not fit the objectives.
+        BadInput: a row without response tokens, or with a preference that does not fit the objectives, or an adapter
+            where the model can have none.
     """
     started = time.monotonic()
     output = trainer.require_new_output(config.output)
@@ -59,14 +61,18 @@ def fit_policy(
         encode = _Encoder(config, tokenizer)
         examples, heldout_examples = encode(training), encode(heldout)
         collate = _collator(tokenizer.pad_token_id)
+        if config.lora is not None:
+            model = adapters.add(model, config.lora, config)
         loss = trainer.train(config, model, examples, collate, _response_loss, label="policy", progress=progress)
+        if config.lora is not None:
+            model = adapters.merge(model)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
         trainer.save(model, tokenizer, output)
     return FitReport(
         output=config.output,
-        steps=config.optimization.steps,
+        steps=config.optimization.num_steps(len(training)),
         rows=len(training),
         loss=loss,
         heldout_rows=len(heldout),

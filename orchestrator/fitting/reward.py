@@ -72,7 +72,7 @@ def fit_reward(
         trainer.save(model, tokenizer, output)
     return FitReport(
         output=config.output,
-        steps=config.optimization.steps,
+        steps=config.optimization.num_steps(len(groups)),
         rows=sum(len(group.pairs) for group in groups),
         loss=loss,
         heldout_rows=sum(len(group.pairs) for group in heldout_groups),

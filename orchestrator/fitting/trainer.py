@@ -71,7 +71,7 @@ def train(
     lines = _ProgressLines(label, config.optimization.log_every, progress)
     trainer = QuietTrainer(
         model=model,
-        args=_arguments(config),
+        args=_arguments(config, config.optimization.num_steps(len(examples))),
         train_dataset=examples,
         data_collator=collate,
         callbacks=[lines],
@@ -82,13 +82,13 @@ def train(
     return sum(last) / len(last)
 
 
-def _arguments(config: FitConfig) -> TrainingArguments:
+def _arguments(config: FitConfig, steps: int) -> TrainingArguments:
     optimization = config.optimization
     micro_batch_size = optimization.micro_batch_size or optimization.batch_size
     cosine = optimization.schedule == "cosine"
     return TrainingArguments(
         output_dir=config.output,
-        max_steps=optimization.steps,
+        max_steps=steps,
         per_device_train_batch_size=micro_batch_size,
         gradient_accumulation_steps=optimization.batch_size // micro_batch_size,
         learning_rate=optimization.learning_rate,
