@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from rewards.config import NodeLabels, Section
 
+Placement = Literal["pack", "spread"]
+
 
 class RolloutConfig(Section):
     """vLLM engines inside Ray actors. One actor is one engine; on GPUs an engine may span several."""
@@ -20,7 +22,7 @@ class RolloutConfig(Section):
     """GPUs per tensor-parallel worker: 0 selects the CPU build, 1 a whole GPU, a fraction a shared one."""
     node_labels: NodeLabels = Field(default_factory=dict)
     """Only on nodes that carry all of these Ray labels."""
-    placement: Literal["pack", "spread"] = "pack"
+    placement: Placement = "pack"
     """Engines on as few nodes as possible, or on as many; an engine is always on one."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs over which one engine splits the model (above 1 only with ``num_gpus`` 1)."""

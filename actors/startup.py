@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+from actors.config import Placement
 
 QUIET_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -17,7 +19,6 @@ MAX_MESSAGE_CHARS = 400
 START_RETRIES = 10
 """Of a first load whose process dies; asking about once a second while Ray starts it again takes several of them."""
 NO_RESOURCES = {"CPU": 0.001}  # Ray refuses a bundle that asks for nothing
-Placement = Literal["pack", "spread"]
 _PLACEMENT_OF: dict[Any, Any] = {}
 """Actor handle -> the placement group it sits in, so that ``stop_actors`` gives the resources back."""
 

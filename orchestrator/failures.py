@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.metrics import Metrics
 from actors.startup import one_line
 from learner.ranks import deaths
 from learner.types import EngineLostError, RankLostError
@@ -121,12 +122,10 @@ class Failures:
 
         if not ray.is_initialized():
             return
-        from ray.util.metrics import Counter
-
-        tags = ("run", "component")
-        counter = Counter("mi_epo_failures", description="Actors lost and started again", tag_keys=tags)
+        metrics = Metrics(run=self.run_dir.name)
+        metrics.counter("mi_epo_failures", "Actors lost and started again", "component")
         while self._uncounted:
-            counter.inc(tags={"run": self.run_dir.name, "component": self._uncounted.pop()})
+            metrics.add("mi_epo_failures", 1, component=self._uncounted.pop())
 
 
 def is_loss(error: BaseException) -> bool:

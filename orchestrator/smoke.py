@@ -4,6 +4,7 @@ Shows within a minute, and without a download, that everything in a recipe fits 
 heads, objectives, method, adapters, ZeRO stage, ranks. Its numbers mean nothing.
 """
 
+import functools
 import json
 import re
 import zlib
@@ -154,6 +155,7 @@ def _small_config(model_type: str, tokenizer: Any, **more: Any) -> Any:
     return config
 
 
+@functools.cache
 def _make_tokenizer() -> Any:
     from orchestrator.fitting.models import train_byte_level_bpe
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+from tests.whole_runs import REPOSITORY
+
+DOCKERFILE = REPOSITORY / "deploy" / "Dockerfile"
 BIN = Path(sys.executable).parent
 SEARCHED = {"PATH": f"{BIN}:{os.environ['PATH']}:/usr/sbin:/sbin"}
 
@@ -124,12 +125,12 @@ def flags_of(text: str) -> set[str]:
 
 
 def line_with(text: str, path: str) -> str:
-    (found,) = [line for line in re.sub(r"\\\n", "", (ROOT / path).read_text()).splitlines() if text in line]
+    (found,) = [line for line in re.sub(r"\\\n", "", (REPOSITORY / path).read_text()).splitlines() if text in line]
     return found
 
 
 def patterns(name: str) -> list[str]:
-    return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+    return [line for line in (REPOSITORY / name).read_text().splitlines() if line and not line.startswith("#")]
 
 
 def ignored(path: str) -> bool:
@@ -145,8 +146,8 @@ def ignored(path: str) -> bool:
 
 def context() -> Iterator[Path]:
     """Every file that the build would be sent, relative to the project."""
-    for folder, folders, files in os.walk(ROOT):
-        here = Path(folder).relative_to(ROOT)
+    for folder, folders, files in os.walk(REPOSITORY):
+        here = Path(folder).relative_to(REPOSITORY)
         folders[:] = [name for name in folders if not ignored(str(here / name))]
         yield from (here / name for name in files if not ignored(str(here / name)))
 

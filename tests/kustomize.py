@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from tests.whole_runs import REPOSITORY
+
 Document = dict[str, Any]
 
-ROOT = Path(__file__).resolve().parents[1]
-K8S = ROOT / "deploy" / "k8s"
+K8S = REPOSITORY / "deploy" / "k8s"
 
 
 def render(

@@ -19,9 +19,10 @@ import yaml
 from orchestrator.config import parse_recipe
 from orchestrator.errors import BadInput
 from orchestrator.placement import Node, demands, obstacles
-from tests.kustomize import ROOT, Document, containers
+from tests.kustomize import Document, containers
+from tests.whole_runs import REPOSITORY
 
-SCHEMAS = ROOT.parent / "shared" / "kuberay"
+SCHEMAS = REPOSITORY.parent / "shared" / "kuberay"
 NO_SCHEMAS = "the closed schemas of RayJob and RayCluster are not beside this checkout, in ../shared/kuberay"
 KINDS = {"ConfigMap", "Namespace", "NetworkPolicy", "PersistentVolumeClaim", "PodMonitor", "ServiceAccount"}
 RAY_KINDS = {"RayJob": 47, "RayCluster": 53}
@@ -272,12 +273,14 @@ def _cluster(cluster: Document, pods: list[Pod]) -> Iterator[str]:
 
 
 def _image(image: str, ray_version: Any) -> Iterator[str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     engine = re.fullmatch(rf"[^@]+:{re.escape(project)}-(cpu|gpu)", image)
     if not engine:
         yield f"image {image}: the tag must be {project}-cpu or {project}-gpu"
         return
-    pin = re.search(r"^ray==(\S+)", (ROOT / "deploy/locks" / f"{engine[1]}.txt").read_text(encoding="utf-8"), re.M)
+    pin = re.search(
+        r"^ray==(\S+)", (REPOSITORY / "deploy/locks" / f"{engine[1]}.txt").read_text(encoding="utf-8"), re.M
+    )
     if pin is None or pin[1] != ray_version:
         yield f"rayVersion {ray_version} is not the ray of deploy/locks/{engine[1]}.txt, {pin and pin[1]}"
 

@@ -13,7 +13,6 @@ import pytest
 
 from tests.dockerfile import (
     DOCKERFILE,
-    ROOT,
     STAGES,
     Instruction,
     bash,
@@ -31,6 +30,7 @@ from tests.dockerfile import (
     run_line,
     uv_commands,
 )
+from tests.whole_runs import REPOSITORY
 
 TARGETS = ("cpu", "gpu")
 VENV = "/opt/venv"
@@ -82,7 +82,7 @@ def test_outside_images_are_named_once_each_by_tag_and_no_address_is_named_at_al
 
 
 def test_the_toolkit_is_of_the_cuda_that_torch_is_built_for() -> None:
-    locked = re.search(r"^cuda-toolkit==(\d+\.\d+)\.", (ROOT / "deploy/locks/gpu.txt").read_text(), re.MULTILINE)
+    locked = re.search(r"^cuda-toolkit==(\d+\.\d+)\.", (REPOSITORY / "deploy/locks/gpu.txt").read_text(), re.MULTILINE)
     assert locked
     toolkit, gpu = STAGES["toolkit"], STAGES["gpu"]
     versions = {re.search(r":(\d+\.\d+\.\d+)-", stage.base)[1] for stage in (toolkit, gpu)}  # type: ignore[index]
@@ -98,14 +98,14 @@ def test_the_toolkit_is_of_the_cuda_that_torch_is_built_for() -> None:
 def test_every_copied_file_exists_and_reaches_the_build() -> None:
     sources = [source for copy in from_context() for source in copy.copied[0]]
     assert sources
-    assert [source for source in sources if not (ROOT / source).exists() or ignored(source)] == []
+    assert [source for source in sources if not (REPOSITORY / source).exists() or ignored(source)] == []
 
 
 def test_the_image_installs_the_locks_that_set_up_installs() -> None:
     read = {
         name
         for script in ("setup.sh", "uv.sh")
-        for name in re.findall(r"deploy/locks/(\$?\w+)\.txt", (ROOT / "deploy" / script).read_text())
+        for name in re.findall(r"deploy/locks/(\$?\w+)\.txt", (REPOSITORY / "deploy" / script).read_text())
     }
     assert read == {"$extra", "build", "uv"}
     (copy,) = from_context("manifests")
@@ -139,12 +139,13 @@ def test_the_image_installs_as_set_up_does() -> None:
 
 @pytest.mark.parametrize("command", uv_commands(), ids=lambda command: " ".join(command[1:3]))
 def test_the_locked_uv_knows_every_flag_it_is_given(command: list[str]) -> None:
-    done = bash(shlex.join([*command, "--help"]), ROOT)  # which is answered after the flags before it were understood
+    # Which is answered after the flags before it were understood.
+    done = bash(shlex.join([*command, "--help"]), REPOSITORY)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_flag_that_uv_does_not_know_would_be_noticed() -> None:
-    assert "--no-such-flag" in bash("uv pip sync --python x --no-such-flag lock.txt --help", ROOT).stderr
+    assert "--no-such-flag" in bash("uv pip sync --python x --no-such-flag lock.txt --help", REPOSITORY).stderr
 
 
 def test_the_interpreter_is_one_that_the_locked_uv_can_fetch_and_the_project_admits() -> None:
@@ -153,7 +154,7 @@ def test_the_interpreter_is_one_that_the_locked_uv_can_fetch_and_the_project_adm
     assert venv[-3:] == ["--python", version, VENV]
     assert re.fullmatch(r"3\.11\.\d+", version)
     assert line_with("requires-python", "pyproject.toml") == 'requires-python = ">=3.11,<3.12"'
-    done = bash(f"uv python list --offline --only-downloads --all-versions {version}", ROOT)
+    done = bash(f"uv python list --offline --only-downloads --all-versions {version}", REPOSITORY)
     assert f"cpython-{version}-linux-x86_64-gnu " in done.stdout
     for target in TARGETS:
         assert "/opt/python /opt/python" in [copy.text for copy in STAGES[target].of("COPY")]
@@ -161,13 +162,13 @@ def test_the_interpreter_is_one_that_the_locked_uv_can_fetch_and_the_project_adm
 
 
 def test_torch_alone_is_taken_from_the_cpu_lock(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "deploy" / "locks", tmp_path / "deploy" / "locks")
+    shutil.copytree(REPOSITORY / "deploy" / "locks", tmp_path / "deploy" / "locks")
     step, _, _ = run_line("builder-cpu", "awk").partition("&& uv")
     done = bash(step, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     written = (tmp_path / "torch.txt").read_text()
     assert re.fullmatch(r"torch==[\d.]+\+cpu( \\\n +--hash=sha256:[0-9a-f]{64})+\n", written)
-    assert written in (ROOT / "deploy" / "locks" / "cpu.txt").read_text()
+    assert written in (REPOSITORY / "deploy" / "locks" / "cpu.txt").read_text()
 
 
 def test_the_gpu_lock_can_be_had_as_a_whole(tmp_path: Path) -> None:
@@ -177,11 +178,11 @@ def test_the_gpu_lock_can_be_had_as_a_whole(tmp_path: Path) -> None:
         "uv pip sync",
         **{"uv pip sync": "uv pip sync --dry-run", f"{VENV}/bin/python": f"{tmp_path}/fresh/bin/python"},
     )
-    done = bash(f"source deploy/uv.sh; follow_pip_configuration; {step}", ROOT, MI_EPO_VENV=sys.prefix)
+    done = bash(f"source deploy/uv.sh; follow_pip_configuration; {step}", REPOSITORY, MI_EPO_VENV=sys.prefix)
     if "Failed to fetch" in done.stderr:
         pytest.skip("asks the package index, which cannot be reached")
     assert done.returncode == 0, done.stderr
-    pins = re.findall(r"^[\w.-]+==", (ROOT / "deploy/locks/gpu.txt").read_text(), re.MULTILINE)
+    pins = re.findall(r"^[\w.-]+==", (REPOSITORY / "deploy/locks/gpu.txt").read_text(), re.MULTILINE)
     assert f"Would install {len(pins)} packages" in done.stderr
 
 
@@ -193,10 +194,10 @@ def test_the_project_installs_beside_its_environment_and_starts_from_there(tmp_p
     ]:
         target = build / destination / Path(source).name if destination.endswith("/") else build / destination
         target.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        if (REPOSITORY / source).is_dir():
+            shutil.copytree(REPOSITORY / source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(ROOT / source, target)
+            shutil.copy(REPOSITORY / source, target)
     step = run_line(
         "project",
         "uv pip install",
@@ -212,7 +213,7 @@ def test_the_project_installs_beside_its_environment_and_starts_from_there(tmp_p
     assert sorted(path.name for path in out.iterdir()) == ["bin", "lib"]  # what goes over the environment's own
     site = out / "lib" / "python3.11" / "site-packages"
     rooms = ("actors", "learner", "orchestrator", "rewards")
-    sources = {str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*.py")}
+    sources = {str(path.relative_to(REPOSITORY)) for room in rooms for path in (REPOSITORY / room).rglob("*.py")}
     installed = {str(path.relative_to(site)) for path in site.rglob("*.py")}
     assert installed == sources
     assert len(list(site.rglob("*.pyc"))) == len(sources)
@@ -353,7 +354,7 @@ def test_a_change_of_the_code_leaves_the_environments_as_they_are(target: str) -
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_labels_say_which_version_and_revision_was_built(target: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert [line.text for line in STAGES[target].of("ARG")] == [f"VERSION={project['version']}", "REVISION=unknown"]
     (label,) = STAGES[target].of("LABEL")
     labels = dict(pair.split("=", 1) for pair in shlex.split(label.text))
@@ -372,11 +373,11 @@ def test_downloads_are_kept_between_builds_and_out_of_the_layers() -> None:
 def test_the_build_is_sent_little() -> None:
     sent = list(context())
     assert Path("pyproject.toml") in sent
-    assert sum((ROOT / path).stat().st_size for path in sent) < MAX_CONTEXT_BYTES
+    assert sum((REPOSITORY / path).stat().st_size for path in sent) < MAX_CONTEXT_BYTES
 
 
 def test_what_stays_out_of_a_job_stays_out_of_an_image() -> None:
-    first, _, _ = (ROOT / ".dockerignore").read_text().partition("\n\n")
+    first, _, _ = (REPOSITORY / ".dockerignore").read_text().partition("\n\n")
     shared = [line.removeprefix("**/") for line in first.splitlines() if not line.startswith("#")]
     assert shared == patterns(".rayignore")
 

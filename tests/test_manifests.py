@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from orchestrator.config import load_recipe
-from tests.kustomize import K8S, ROOT, Document, apply_operation, render
+from tests.kustomize import K8S, Document, apply_operation, render
 from tests.manifests import NO_SCHEMAS, QUEUE, SCHEMAS, get, problems
+from tests.whole_runs import REPOSITORY
 
 LEAVES = ("base", "overlays/dev", "overlays/gpu")
 COMPONENTS = ((), ("kueue",), ("monitoring",), ("kueue", "monitoring"))
@@ -348,7 +349,7 @@ def test_an_image_in_a_registry_is_as_good() -> None:
     ],
 )
 def test_a_mounted_recipe_is_the_original_in_other_folders(mounted: str, original: str, overrides: list[str]) -> None:
-    assert load_recipe(K8S / mounted) == load_recipe(ROOT / "deploy" / "recipes" / original, overrides)
+    assert load_recipe(K8S / mounted) == load_recipe(REPOSITORY / "deploy" / "recipes" / original, overrides)
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
@@ -366,7 +367,7 @@ def test_two_recipes_never_share_a_run_directory() -> None:
 
 def test_a_job_gets_the_variables_that_the_page_gives_a_submitted_one() -> None:
     (job,) = (document for document in combination("base") if document["kind"] == "RayJob")
-    submitted = yaml.safe_load((ROOT / "deploy" / "runtime_env.yaml").read_text())
+    submitted = yaml.safe_load((REPOSITORY / "deploy" / "runtime_env.yaml").read_text())
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"] == submitted["env_vars"]
 
 
@@ -381,7 +382,7 @@ def test_the_page_names_folders_that_are_there() -> None:
     text = (K8S / "README.md").read_text()
     named = set(re.findall(r"deploy/[A-Za-z0-9_./-]*[A-Za-z0-9]", text))
     assert named
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
 
 
 def test_kueue_gets_the_label_alone() -> None:
