@@ -192,13 +192,19 @@ class RolloutActor:
         """[N] sums of ``token_logprobs``; 0 for an empty response."""
         return [sum(logprobs_T) for logprobs_T in self.token_logprobs(prompt_ids, response_ids)]
 
-    def weights_init(self, info: dict[str, Any]) -> None:
+    def weights_init(self, info: dict[str, Any]) -> dict[str, int]:
         """Meet a sender: ``{"backend": "host", "names": [...]}``, or vLLM's NCCL rendezvous (with ``names`` if known).
 
+        With ``adapter`` (the fields of ``actors.adapters.AdapterPlan``) what follows are adapters alone.
+
+        Returns:
+            name -> checksum of every weight that adapters are merged over; nothing when all weights travel.
+
         Raises:
-            WeightTransferError: another backend than this engine's, or part of the model is not announced.
+            WeightTransferError: another backend than this engine's, part of the model is not announced, or the base is
+                not to be found under the announced names.
         """
-        self._receiver.init(info)
+        return self._receiver.init(info)
 
     def weights_start(self) -> None:
         """Open an update: the engine serves nobody until it is finished. Clears what an aborted one left behind."""

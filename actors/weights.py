@@ -29,6 +29,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from actors.adapters import AdapterMerger, AdapterPlan
 from actors.startup import one_line
 from actors.types import WeightTransferError
 
@@ -44,10 +45,30 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         super().__init__(*args, **kwargs)
         self._hashes: dict[str, torch.Tensor] = {}
         self._reloading = False
+        self._adapters: AdapterMerger | None = None
+
+    def expect(self, adapter: Mapping[str, Any] | None) -> dict[str, int]:
+        """What will arrive: adapters as the sender describes them, or (None) full weights.
+
+        Returns:
+            name -> checksum of the base that adapters are merged into.
+        """
+        self._adapters = None
+        if adapter is None:
+            return {}
+        self._adapters = AdapterMerger(
+            self.model_config.model,
+            plan=AdapterPlan(**adapter),
+            fused=getattr(self.model, "packed_modules_mapping", {}),
+            device=self.device,
+        )
+        return self._adapters.base_checksums()
 
     def start_weight_update(self) -> None:
         self._drop_unfinished_layers()
         self._hashes = {}
+        if self._adapters is not None:
+            self._adapters.forget()
         initialize_layerwise_reload(self.model)
         self._reloading = True
 
@@ -75,7 +96,7 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         for name, tensor in named:
             # hash_tensor has no value for an empty tensor
             self._hashes[name] = torch.hash_tensor(tensor) if tensor.numel() else torch.zeros(())
-        model.load_weights(iter(named))
+        model.load_weights(iter(named) if self._adapters is None else self._adapters.merged(named))
 
     def _drop_unfinished_layers(self) -> None:
         """Forget tensors that wait in half-received layers.
@@ -171,6 +192,9 @@ class CheckedNCCLTransferEngine(LayerwiseTransferEngine, NCCLWeightTransferEngin
 class WeightTransferExtension:
     """Calls that vLLM's own worker lacks; mixed into it, reached by ``collective_rpc`` with the method's name."""
 
+    def expect_weights(self, adapter: Mapping[str, Any] | None) -> dict[str, int]:
+        return self.weight_transfer_engine.expect(adapter)  # type: ignore[attr-defined]
+
     def received_checksums(self) -> dict[str, int]:
         return self.weight_transfer_engine.checksums()  # type: ignore[attr-defined]
 
@@ -200,27 +224,36 @@ class WeightReceiver:
         self._received: set[str] = set()
         self._connected = False
         self._open = False
+        self._own_base = True
 
-    def init(self, info: Mapping[str, Any]) -> None:
-        """Meet a sender; ``info`` as in ``RolloutActor.weights_init``."""
+    def init(self, info: Mapping[str, Any]) -> dict[str, int]:
+        """Meet a sender; as ``RolloutActor.weights_init``."""
         rendezvous = dict(info)
         backend, names = rendezvous.pop("backend", "nccl"), rendezvous.pop("names", None)
+        adapter = rendezvous.pop("adapter", None)
         if backend != self.backend:
             raise WeightTransferError(f"weights_init: this engine receives by {self.backend!r}, got {backend!r}")
-        if names is not None:
+        if adapter is not None and not self._own_base:
+            raise WeightTransferError("weights_init: this engine was given other weights than its model's own base")
+        if names is not None and adapter is None:
             self._check_announced(frozenset(names))
         if self._connected:
             self._abandon()
             self._llm.shutdown_weight_transfer_engine()
         self._llm.init_weight_transfer_engine({"init_info": rendezvous})
+        self._connected = False
+        base = self._llm.collective_rpc("expect_weights", args=(adapter,))[0]
         self._announced = None if names is None else frozenset(names)
+        self._takes_adapters = adapter is not None
         self._connected = True
+        return base
 
     def start(self) -> None:
         if not self._connected:
             raise WeightTransferError("weights_start: weights_init comes first")
         self._abandon()
         self._received = set()
+        self._own_base = self._own_base and self._takes_adapters
         self._llm.start_weight_update()
         self._open = True
 

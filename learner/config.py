@@ -10,7 +10,7 @@ from rewards.config import NodeLabels, Section
 
 
 class LoraSection(Section):
-    """Low-rank adapters (peft). The adapter is merged into the weights on every broadcast and on export."""
+    """Low-rank adapters (peft), merged into the weights on export."""
 
     rank: int = Field(default=64, ge=1)
     alpha: float = Field(default=128, gt=0)
@@ -76,6 +76,9 @@ class LearnerConfig(Section):
     logprob_chunk_tokens: int = Field(default=1024, ge=1)
     """Response tokens whose [tokens, vocabulary] logits exist at once."""
 
+    broadcast: Literal["auto", "full"] = "auto"
+    """What travels to the engines. `full`: every weight. `auto`: the same without `lora`; with it the adapters alone,
+    and each engine merges them into its own copy of the base, which is compared with the learner's by checksums."""
     bucket_bytes: int = Field(default=32 << 20, ge=1 << 10)
     """Size of one bucket of a weight broadcast; a larger tensor travels alone."""
     start_timeout_s: float = Field(default=600, gt=0)

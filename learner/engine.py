@@ -36,7 +36,7 @@ from learner.types import (
     PreferencePair,
     StepReport,
 )
-from learner.weights import WeightSource
+from learner.weights import AdapterSource, BucketSource, WeightSource
 
 STAND_IN = PreferencePair(
     prompt_ids_pos=(0,), prompt_ids_neg=((0,),), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
@@ -109,6 +109,11 @@ class LearnerEngine:
         self.policy = policy
         self._reference = self._start_reference(deepspeed, settings)
         self._weights = WeightSource(policy, bucket_bytes=config.bucket_bytes)
+        only_adapters = config.lora is not None and config.broadcast == "auto"
+        self.broadcast: BucketSource = (
+            AdapterSource(policy, bucket_bytes=config.bucket_bytes) if only_adapters else self._weights
+        )
+        """What goes to the rollout engines; iterate its buckets on all ranks."""
         self._state = TrainedState(self._engine, policy)
 
     def update(self, batch: PairBatch | LabelledBatch, *, total_prompts: float) -> StepReport:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.senders import BucketSource, Engines
+from learner.senders import Engines
 from learner.types import WeightEntry, WeightManifest, WeightSyncError
-from learner.weights import WeightSpec, entry
+from learner.weights import BucketSource, WeightSpec, entry
 
 
 class NcclSender:
@@ -44,8 +44,8 @@ class NcclSender:
         if self._trainer is not None:
             self._trainer.shutdown()
         engines = Engines(handles, timeout_s=self.timeout_s)
-        names = [spec.name for spec in self.source.specs]
-        self._client = _NcclClient(engines, names=names, workers_per_engine=self.workers_per_engine)
+        base = self.source.base_checksums()
+        self._client = _NcclClient(engines, self.source.announcement, base, workers_per_engine=self.workers_per_engine)
         self._stream = _NcclStream(self.source)
         address, port = _free_endpoint() if self.rank == 0 else ("", 0)
         self._trainer = WeightTransferTrainerFactory.trainer_init(
@@ -79,9 +79,12 @@ class NcclSender:
 class _NcclClient:
     """vLLM's weight-sync client protocol over independent engines."""
 
-    def __init__(self, engines: Engines, *, names: list[str], workers_per_engine: int) -> None:
+    def __init__(
+        self, engines: Engines, announcement: dict[str, Any], base: dict[str, int], *, workers_per_engine: int
+    ) -> None:
         self.engines = engines
-        self.names = names
+        self.announcement = announcement
+        self.base = base
         self.workers_per_engine = workers_per_engine
         self.policy_version = 0
         self.entries: list[WeightEntry] = []
@@ -89,10 +92,9 @@ class _NcclClient:
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         # vLLM's own Ray client hands every engine rank_offset 1, which makes duplicate NCCL ranks of several engines.
-        common = {**init_info, "backend": "nccl", "names": self.names}
+        common = {**init_info, **self.announcement, "backend": "nccl"}
         offsets = [1 + index * self.workers_per_engine for index in range(len(self.engines.handles))]
-        infos = [{**common, "rank_offset": offset} for offset in offsets]
-        self.engines.wait(self.engines.start_each("weights_init", infos), "weights_init")
+        self.engines.meet([{**common, "rank_offset": offset} for offset in offsets], self.base)
 
     def start_weight_update(self) -> None:
         self.engines.wait(self.engines.start("weights_start"), "weights_start")

@@ -3,18 +3,18 @@
     HostSender               Ray's object store; CPU engines; crosses nodes, survives restarted engines
     learner.nccl.NcclSender  vLLM's own packed NCCL broadcast; GPU engines
 
-An engine is any Ray actor handle with `weights_init(info)`, `weights_start()`, `weights_update(info, data)` and
-`weights_finish(policy_version) -> {name: checksum}`. One whose process was started again in the meantime says so by an
-error with a true attribute `restarted`. Every rank calls `connect` and `send`: rank 0 does the talking,
-the others take part in gathering what ZeRO-3 has partitioned. When rank 0 fails it still gathers to the end, so that
-no rank waits for it, and raises then.
+An engine is any Ray actor handle with `weights_init(info) -> {name: checksum}` (of the base that it merges adapters
+into), `weights_start()`, `weights_update(info, data)` and `weights_finish(policy_version) -> {name: checksum}` (of what
+it received). One whose process was started again in the meantime says so by an error with a true attribute `restarted`.
+Every rank calls `connect` and `send`: rank 0 does the talking, the others take part in gathering what ZeRO-3 has
+partitioned. When rank 0 fails it still gathers to the end, so that no rank waits for it, and raises then.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,21 +22,10 @@ from torch import Tensor
 
 from learner.ranks import deaths
 from learner.types import EngineLostError, WeightEntry, WeightManifest, WeightSyncError
-from learner.weights import WeightSpec, entry
+from learner.weights import BucketSource, WeightSpec, entry
 
 BUCKETS_IN_FLIGHT = 2
 """One is loaded by the engines while the next is gathered and put; more only costs object store."""
-
-
-class BucketSource(Protocol):
-    """Where weights come from: `learner.weights.WeightSource`, or `learner.soup.SoupSource`."""
-
-    bucket_bytes: int
-
-    @property
-    def specs(self) -> list[WeightSpec]: ...
-
-    def buckets(self) -> Iterator[list[tuple[WeightSpec, Tensor]]]: ...
 
 
 class WeightSender(Protocol):
@@ -97,6 +86,22 @@ class Engines:
                 raise WeightSyncError(failed) from error
         return results
 
+    def meet(self, infos: Sequence[Mapping[str, Any]], base: Mapping[str, int]) -> None:
+        """Announce to every engine what it will get, and compare the base it holds with the learner's.
+
+        Raises:
+            WeightSyncError: as `wait`, and when a weight that does not travel is another one there; names engine,
+                tensor and both values.
+        """
+        held = self.wait(self.start_each("weights_init", infos), "weights_init")
+        for index, checksums in enumerate(held):
+            for name, expected in base.items():
+                if checksums[name] != expected:
+                    raise WeightSyncError(
+                        f"rollout engine {index}: {name!r} of its policy.model is not the learner's: checksum "
+                        f"{checksums[name]:#018x} there, {expected:#018x} here (learner.broadcast: full sends it all)"
+                    )
+
     def finish(self, policy_version: int, entries: Sequence[WeightEntry]) -> WeightManifest:
         """Put the update into service and compare what every engine received with what was sent.
 
@@ -135,11 +140,11 @@ class HostSender:
 
     def connect(self, handles: Sequence[Any]) -> None:
         """Announce the backend and every tensor's name to the engines."""
+        base = self.source.base_checksums()
         if not self.is_sender:
             return
         self._engines = Engines(handles, timeout_s=self.timeout_s)
-        info = {"backend": "host", "names": [spec.name for spec in self.source.specs]}
-        self._engines.wait(self._engines.start("weights_init", info), "weights_init")
+        self._engines.meet([{**self.source.announcement, "backend": "host"}] * len(handles), base)
 
     def send(self, policy_version: int) -> WeightManifest | None:
         """See `WeightSender`. Raises WeightSyncError on rank 0."""

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from learner.types import LearnerError
-from learner.weights import WeightSpec
+from learner.weights import BucketSource, WeightSpec
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-class SoupSource:
+class SoupSource(BucketSource):
     """Iterates averaged weights in buckets, as `learner.weights.WeightSource` iterates a policy's.
 
     Args:

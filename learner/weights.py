@@ -1,6 +1,8 @@
-"""Full parameters of a policy under their Hugging Face names, bucket by bucket, from any ZeRO stage.
+"""Tensors of a policy under their Hugging Face names, bucket by bucket, from any ZeRO stage.
 
-Adapters are merged on the way out; a tied matrix appears once. Used by the weight broadcast and by the export.
+Either all its weights, adapters merged on the way out and a tied matrix once (`WeightSource`: the export, and the
+broadcast to engines that are given everything), or its adapters alone (`AdapterSource`: the broadcast to engines that
+merge them into their own copy of the base).
 """
 
 from __future__ import annotations
@@ -8,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from learner.logprobs import PolicyModule
 from learner.types import LearnerError, WeightEntry
 
 ADAPTER = "default"
+HALVES = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,56 +45,141 @@ class WeightSpec:
         return str(self.dtype).removeprefix("torch.")
 
 
-class WeightSource:
-    """Iterates a policy's weights in buckets. Collective under ZeRO-3: every rank iterates, to the end.
+class BucketSource(Protocol):
+    """Tensors to send, in an order that stays, in buckets of at most `bucket_bytes` (a larger one travels alone).
 
-    Order and names never change while the policy lives. Persistent buffers come last.
+    Under ZeRO-3 all of it is collective: every rank calls it, and iterates to the end.
+    """
+
+    bucket_bytes: int
+
+    @property
+    def specs(self) -> list[WeightSpec]: ...
+
+    def buckets(self) -> Iterator[list[tuple[WeightSpec, Tensor]]]:
+        """Lists of (spec, full tensor on its own device, contiguous). Tensors are valid until the next bucket."""
+        ...
+
+    @property
+    def announcement(self) -> dict[str, Any]:
+        """What the engines are told first: the name of every tensor they will get."""
+        return {"names": [spec.name for spec in self.specs]}
+
+    def base_checksums(self) -> dict[str, int]:
+        """Name -> checksum of every weight that the engines must hold already, because it does not travel."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One tensor of a policy, and how to come by it."""
+
+    spec: WeightSpec
+    parts: tuple[Tensor, ...]
+    """Parameters that must be whole when it is made."""
+    make: Callable[[], Tensor]
+
+
+class PolicyTensors(BucketSource):
+    """Tensors of a live policy, gathered bucket by bucket.
+
+    Args:
+        items: in the order in which they travel.
+        bucket_bytes: see `BucketSource`.
+    """
+
+    def __init__(self, items: Sequence[Item], *, bucket_bytes: int) -> None:
+        self.bucket_bytes = bucket_bytes
+        self._items = list(items)
+
+    @property
+    def specs(self) -> list[WeightSpec]:
+        return [item.spec for item in self._items]
+
+    def buckets(self) -> Iterator[list[tuple[WeightSpec, Tensor]]]:
+        bucket: list[Item] = []
+        size = 0
+        for item in self._items:
+            if bucket and size + item.spec.num_bytes > self.bucket_bytes:
+                yield from self._gathered(bucket)
+                bucket, size = [], 0
+            bucket.append(item)
+            size += item.spec.num_bytes
+        if bucket:
+            yield from self._gathered(bucket)
+
+    @staticmethod
+    def _gathered(bucket: list[Item]) -> Iterator[list[tuple[WeightSpec, Tensor]]]:
+        with _gather([part for item in bucket for part in item.parts]), torch.no_grad():
+            yield [(item.spec, item.make().contiguous()) for item in bucket]
+
+
+class WeightSource(PolicyTensors):
+    """All weights of a policy; persistent buffers come last.
 
     Args:
         policy: the module DeepSpeed trains.
-        bucket_bytes: bound of one bucket; a larger tensor is a bucket of its own.
+        bucket_bytes: see `BucketSource`.
+        merged: with its adapters; False: the frozen base under them.
 
     Raises:
         LearnerError: an adapter sits on a tied matrix, whose two uses would need different merged weights, or on a
             layer that is not linear.
     """
 
-    def __init__(self, policy: PolicyModule, *, bucket_bytes: int) -> None:
-        self.bucket_bytes = bucket_bytes
+    def __init__(self, policy: PolicyModule, *, bucket_bytes: int, merged: bool = True) -> None:
         causal_lm = policy.causal_lm
         adapted = _adapted_layers(causal_lm)
-        self._items: list[tuple[WeightSpec, Tensor, Any]] = []
+        items = []
         for name, tensor in [*causal_lm.named_parameters(), *_persistent_buffers(causal_lm)]:
             if ".lora_" in name:
                 continue
             spec = WeightSpec(name=name.replace(".base_layer.", "."), dtype=tensor.dtype, shape=full_shape(tensor))
-            self._items.append((spec, tensor, adapted.get(name)))
+            layer = adapted.get(name) if merged else None
+            halves = () if layer is None else tuple(_half(layer, half) for half in HALVES)
+            items.append(Item(spec=spec, parts=(tensor, *halves), make=partial(_merged, tensor, layer)))
+        super().__init__(items, bucket_bytes=bucket_bytes)
+
+
+class AdapterSource(PolicyTensors):
+    """Both halves of every adapter, one after the other: `<module>.lora_A.weight` [rank, in] and B's [out, rank].
+
+    Args:
+        policy: the module DeepSpeed trains, with adapters.
+        bucket_bytes: see `BucketSource`.
+    """
+
+    def __init__(self, policy: PolicyModule, *, bucket_bytes: int) -> None:
+        self._base = WeightSource(policy, bucket_bytes=bucket_bytes, merged=False)
+        self._base_checksums: dict[str, int] | None = None
+        layers = {
+            name.removesuffix(".base_layer.weight"): layer for name, layer in _adapted_layers(policy.causal_lm).items()
+        }
+        items = []
+        for module, layer in layers.items():
+            for half in HALVES:
+                tensor = _half(layer, half)
+                spec = WeightSpec(name=f"{module}.{half}.weight", dtype=tensor.dtype, shape=full_shape(tensor))
+                items.append(Item(spec=spec, parts=(tensor,), make=tensor.detach))
+        super().__init__(items, bucket_bytes=bucket_bytes)
+        self._adapter = {
+            "base": {spec.name: spec.dtype_name for spec in self._base.specs},
+            "scaling": {module: float(layer.scaling[ADAPTER]) for module, layer in layers.items()},
+            "transposed": [module for module, layer in layers.items() if layer.fan_in_fan_out],
+        }
 
     @property
-    def specs(self) -> list[WeightSpec]:
-        return [spec for spec, _, _ in self._items]
+    def announcement(self) -> dict[str, Any]:
+        """Also how to merge what is named, and into which base."""
+        return {**super().announcement, "adapter": self._adapter}
 
-    def buckets(self) -> Iterator[list[tuple[WeightSpec, Tensor]]]:
-        """Lists of (spec, full tensor on its own device, contiguous). Tensors are valid until the next bucket."""
-        bucket: list[tuple[WeightSpec, Tensor, Any]] = []
-        size = 0
-        for item in self._items:
-            if bucket and size + item[0].num_bytes > self.bucket_bytes:
-                yield from self._gathered(bucket)
-                bucket, size = [], 0
-            bucket.append(item)
-            size += item[0].num_bytes
-        if bucket:
-            yield from self._gathered(bucket)
-
-    @staticmethod
-    def _gathered(bucket: list[tuple[WeightSpec, Tensor, Any]]) -> Iterator[list[tuple[WeightSpec, Tensor]]]:
-        needed = [tensor for _, tensor, _ in bucket]
-        needed += [
-            half[ADAPTER].weight for _, _, layer in bucket if layer is not None for half in (layer.lora_A, layer.lora_B)
-        ]
-        with _gather(needed), torch.no_grad():
-            yield [(spec, _merged(tensor, layer).contiguous()) for spec, tensor, layer in bucket]
+    def base_checksums(self) -> dict[str, int]:
+        """Of the whole base. It never changes: gathered once."""
+        if self._base_checksums is None:
+            self._base_checksums = {
+                spec.name: checksum(tensor) for bucket in self._base.buckets() for spec, tensor in bucket
+            }
+        return self._base_checksums
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
@@ -107,6 +196,10 @@ def checksum(tensor: Tensor) -> int:
 def entry(spec: WeightSpec, tensor: Tensor) -> WeightEntry:
     """Manifest line of a tensor as it is sent."""
     return WeightEntry(name=spec.name, dtype=spec.dtype_name, shape=spec.shape, checksum=checksum(tensor))
+
+
+def _half(layer: Any, half: str) -> Tensor:
+    return getattr(layer, half)[ADAPTER].weight
 
 
 def _merged(tensor: Tensor, layer: Any) -> Tensor:

@@ -95,7 +95,7 @@ class LearnerWorker:
         if self._sender is None:  # kept, so that what it holds of an earlier group is given back
             self._sender = make_sender(
                 backend,
-                self._engine.weights(),
+                self._engine.broadcast,
                 rank=self.rank,
                 timeout_s=self.config.sync_timeout_s,
                 workers_per_engine=workers_per_engine,

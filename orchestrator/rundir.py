@@ -305,6 +305,10 @@ def _versions() -> dict[str, str]:
 
 
 def _git_sha() -> str | None:
+    """Of the checkout that runs, or as the image was told when it was built from one; None when neither is known."""
+    built_from = os.environ.get("MI_EPO_REVISION", "unknown")
+    if built_from != "unknown":
+        return built_from
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"],

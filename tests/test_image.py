@@ -349,7 +349,7 @@ def test_a_change_of_the_code_leaves_the_environments_as_they_are(target: str) -
     assert order == ["builder", f"builder-{target}", "context", "project"]
     assert [copy.copied[0] for copy in from_context(target)] == [["deploy/recipes"]]
     after = list(itertools.dropwhile(lambda line: line.flags.get("from") != "project", STAGES[target].instructions))
-    assert [line.keyword for line in after] == ["COPY", "USER", "RUN", "ARG", "ARG", "LABEL", "CMD"]
+    assert [line.keyword for line in after] == ["COPY", "USER", "RUN", "ARG", "ARG", "ENV", "LABEL", "CMD"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -360,6 +360,7 @@ def test_the_labels_say_which_version_and_revision_was_built(target: str) -> Non
     labels = dict(pair.split("=", 1) for pair in shlex.split(label.text))
     said = {name.removeprefix("org.opencontainers.image."): value for name, value in labels.items()}
     assert (said["version"], said["revision"]) == ("$VERSION", "$REVISION")
+    assert STAGES[target].of("ENV")[-1].text == "MI_EPO_REVISION=$REVISION"  # for run.json
     assert (said["title"], said["licenses"]) == (project["name"], project["license"])
 
 

@@ -180,13 +180,13 @@ def test_a_dead_rank_is_named_and_the_group_refuses_more_work(two_ranks: Learner
         two_ranks.push_weights(11)
 
 
-def test_one_rank_with_adapters_sends_merged_weights_and_meets_the_deadline(
+def test_one_rank_with_adapters_sends_merged_weights_when_asked_and_meets_the_deadline(
     engines: list[Any], model: str, tmp_path: Path
 ) -> None:
     import ray
 
     lora = {"rank": 4, "alpha": 8, "dropout": 0}
-    with start_group(model, "lora", lora=lora, sync_timeout_s=8) as group:
+    with start_group(model, "lora", lora=lora, broadcast="full", sync_timeout_s=8) as group:
         engines = engines[1:]
         group.connect(engines)
         group.push_weights(0)
@@ -229,7 +229,7 @@ def test_engines_of_two_gpus_each_get_ranks_of_their_own_in_the_nccl_group(engin
 
     from learner.nccl import _NcclClient
 
-    client = _NcclClient(Engines(engines, timeout_s=120), names=["a"], workers_per_engine=2)
+    client = _NcclClient(Engines(engines, timeout_s=120), {"names": ["a"]}, {}, workers_per_engine=2)
     client.init_weight_transfer_engine(
         {"master_address": "192.0.2.1", "master_port": 5, "rank_offset": 1, "world_size": 5}
     )

@@ -57,6 +57,16 @@ def test_run_json_says_what_ran_and_how_it_ended(tmp_path):
     assert record["start"] <= record["end"]
 
 
+def test_run_json_names_the_revision_that_an_image_was_built_from(tmp_path, monkeypatch):
+    run = RunDir.create(tmp_path / "run", RECIPE)
+    monkeypatch.setenv("MI_EPO_REVISION", "0123abcd")
+    run.start(RECIPE)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["git_sha"] == "0123abcd"
+    monkeypatch.setenv("MI_EPO_REVISION", "unknown")  # an image that was not told
+    run.start(RECIPE)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["git_sha"] != "unknown"
+
+
 def test_a_resumed_run_keeps_its_first_start_and_forgets_its_error(tmp_path):
     run = RunDir.create(tmp_path / "run", RECIPE)
     run.start(RECIPE)

@@ -264,7 +264,10 @@ def test_a_bucket_the_model_cannot_take_ends_the_update_but_not_the_engine(
     ("name", "changes"),
     [
         ("zero-0", {"zero_stage": 0}),
-        ("zero-3-lora", {"zero_stage": 3, "ranks": 2, "lora": LoraSection(rank=4, alpha=64, dropout=0.0)}),
+        (
+            "zero-3-lora",
+            {"zero_stage": 3, "ranks": 2, "lora": LoraSection(rank=4, alpha=64, dropout=0.0), "broadcast": "full"},
+        ),
     ],
 )
 def test_after_an_update_and_a_push_engine_and_learner_agree(

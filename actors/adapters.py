@@ -1,0 +1,144 @@
+"""Low-rank adapters merged into an engine's own base weights: what travels is a hundredth of what they change.
+
+Imported only inside engine processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from actors.types import WeightTransferError
+
+Named = tuple[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPlan:
+    """What a sender announces of its adapters.
+
+    Example:
+        AdapterPlan(
+            base={"model.norm.weight": "bfloat16"}, scaling={"model.layers.0.mlp.up_proj": 2.0}, transposed=()
+        )
+    """
+
+    base: Mapping[str, str]
+    """Name -> dtype, as the learner holds it, of every weight under the adapters."""
+    scaling: Mapping[str, float]
+    """Adapted module -> alpha / rank."""
+    transposed: tuple[str, ...]
+    """Adapted modules whose matrix is stored [in, out]."""
+
+
+class AdapterMerger:
+    """Turns adapters into the full weights of the layers that they change, in whatever order the halves arrive.
+
+    The base stays in the model folder's files, mapped and not copied: engines of one node share what is cached.
+
+    Args:
+        model: Hugging Face folder or hub id that the engine has loaded.
+        plan: the sender's announcement.
+        fused: vLLM's fused module -> the modules of the checkpoint that it holds. Such a layer is loaded as a whole,
+            so the parts without an adapter come from the base.
+        device: where to merge.
+
+    Raises:
+        WeightTransferError: a weight of the plan does not stand in the model's files under that name.
+    """
+
+    def __init__(
+        self, model: str, *, plan: AdapterPlan, fused: Mapping[str, Iterable[str]], device: torch.device
+    ) -> None:
+        self._plan = plan
+        self._device = device
+        self._files: dict[str, safe_open] = {}
+        for path in sorted(model_folder(model).glob("*.safetensors")):
+            file = safe_open(path, framework="pt")
+            self._files |= dict.fromkeys(file.keys(), file)
+        unknown = [name for name in plan.base if name not in self._files]
+        if unknown:
+            raise WeightTransferError(
+                f"weights_init: {unknown[0]!r} does not stand in {model!r} under that name ({len(unknown)} such "
+                "tensors): its adapters cannot be merged here (learner.broadcast: full sends merged weights)"
+            )
+        parts_of = {part: tuple(parts) for parts in fused.values() for part in parts}
+        self._weights_in: dict[str, list[str]] = {}
+        for name in plan.base:
+            self._weights_in.setdefault(name.rpartition(".")[0], []).append(name)
+        self._layer_of: dict[str, tuple[str, ...]] = {}
+        for module in plan.scaling:
+            parent, _, leaf = module.rpartition(".")
+            self._layer_of[module] = tuple(f"{parent}.{part}" for part in parts_of.get(leaf, (leaf,)))
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop halves that wait for others."""
+        self._halves: dict[str, torch.Tensor] = {}
+
+    def base_checksums(self) -> dict[str, int]:
+        """Name -> ``torch.hash_tensor`` of every weight of the plan, in the learner's dtype."""
+        bases = ((name, self._base(name)) for name in self._plan.base)
+        return {name: int(torch.hash_tensor(base).item()) if base.numel() else 0 for name, base in bases}
+
+    def merged(self, arrived: Iterable[Named]) -> Iterator[Named]:
+        """All weights of every layer whose adapters are complete now, under their checkpoint names."""
+        for name, half in arrived:
+            # vLLM packs several tensors into a buffer that the next ones overwrite
+            self._halves[name] = half.to(self._device, copy=True)
+            layer = self._layer_of[name.rpartition(".lora_")[0]]
+            adapted = [module for module in layer if module in self._plan.scaling]
+            if all(half_name in self._halves for module in adapted for half_name in _halves(module)):
+                yield from self._weights_of(layer)
+                for module in adapted:
+                    for half_name in _halves(module):
+                        del self._halves[half_name]
+
+    def _weights_of(self, layer: tuple[str, ...]) -> Iterator[Named]:
+        for module in layer:
+            for name in self._weights_in.get(module, ()):
+                yield name, self._merge(module, name) if name == f"{module}.weight" else self._base(name)
+
+    def _merge(self, module: str, name: str) -> torch.Tensor:
+        base = self._base(name)
+        if module not in self._plan.scaling:
+            return base
+        lora_A, lora_B = (self._halves[half] for half in _halves(module))
+        delta = adapter_delta(
+            lora_A, lora_B, scaling=self._plan.scaling[module], transposed=module in self._plan.transposed
+        )
+        return (base.float() + delta.float()).to(base.dtype)
+
+    def _base(self, name: str) -> torch.Tensor:
+        return self._files[name].get_tensor(name).to(self._device, getattr(torch, self._plan.base[name]))
+
+
+def adapter_delta(lora_A: torch.Tensor, lora_B: torch.Tensor, *, scaling: float, transposed: bool) -> torch.Tensor:
+    """scaling * B A [out, in] (transposed [in, out]), rounded as peft rounds it when the learner merges.
+
+    Args:
+        lora_A: [rank, in].
+        lora_B: [out, rank].
+    """
+    dtype = lora_B.dtype
+    if lora_B.device.type == "cpu":
+        lora_A, lora_B = lora_A.float(), lora_B.float()
+    delta = lora_B @ lora_A
+    return ((delta.T if transposed else delta) * scaling).to(dtype)
+
+
+def model_folder(model: str) -> Path:
+    """The folder itself, or where the Hugging Face cache keeps this hub id."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, local_files_only=True))
+
+
+def _halves(module: str) -> tuple[str, str]:
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
