@@ -97,6 +97,10 @@ class LayerwiseTransferEngine(WeightTransferEngine):
             # hash_tensor has no value for an empty tensor
             self._hashes[name] = torch.hash_tensor(tensor) if tensor.numel() else torch.zeros(())
         model.load_weights(iter(named) if self._adapters is None else self._adapters.merged(named))
+        if self.device.type == "cuda":
+            # vLLM's consumer receives every bucket on a CUDA stream of its own, and what a bucket's end cuts in two (a
+            # fused layer, an adapter) is put together on the second bucket's stream, which does not wait for the first.
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _drop_unfinished_layers(self) -> None:
         """Forget tensors that wait in half-received layers.
