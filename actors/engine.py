@@ -20,6 +20,11 @@ CPU_BLOCK_TOKENS = 32
 MAX_CPU_KV_CACHE_BYTES = 1 << 30
 
 
+def weight_backend(config: RolloutConfig) -> Backend:
+    """How an engine of this recipe receives: not by NCCL where it shares its GPU, because NCCL refuses that."""
+    return "nccl" if config.num_gpus and not config.colocated else "host"
+
+
 def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
     """Environment of an engine's process; must be set before vLLM is imported there."""
     env = {
@@ -42,7 +47,7 @@ def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
     return env
 
 
-def load_engine(config: RolloutConfig, *, model: str, seed: int, backend: Backend) -> Any:
+def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
     """A synchronous ``vllm.LLM`` that draws from the policy as it is: no top-k, no penalties of the model's own."""
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would override kv_cache_memory_bytes
     from transformers import AutoConfig
@@ -56,6 +61,7 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int, backend: Backen
             "dtype": "bfloat16" if config.dtype == "auto" else config.dtype,
             "kv_cache_memory_bytes": config.kv_cache_bytes,
             "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enable_sleep_mode": config.colocated,
         }
     else:
         dtype = "float32" if config.dtype == "auto" else config.dtype
@@ -82,7 +88,7 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int, backend: Backen
         # Named, because inside a Ray placement group vLLM would otherwise start its workers as Ray actors.
         distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
         worker_extension_cls=WORKER_EXTENSION,
-        weight_transfer_config=WeightTransferConfig(backend=VLLM_BACKENDS[backend]),
+        weight_transfer_config=WeightTransferConfig(backend=VLLM_BACKENDS[weight_backend(config)]),
         disable_log_stats=False,  # `actors.metrics` passes them on
         use_tqdm_on_load=False,
         **platform,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.config import RolloutConfig
-from actors.engine import Backend, engine_environment
+from actors.engine import engine_environment, weight_backend
 from actors.metrics import EngineMetrics
 from actors.startup import ActorSpec, one_line, start_actors, stop_actors
 from actors.types import (
@@ -47,6 +48,7 @@ class RolloutActor:
         self.seed = seed
         self._llm: Any = None
         self._version: int | None = None
+        self._asleep = False
         self._calls = 0
 
     def __repr__(self) -> str:
@@ -192,6 +194,21 @@ class RolloutActor:
         """[N] sums of ``token_logprobs``; 0 for an empty response."""
         return [sum(logprobs_T) for logprobs_T in self.token_logprobs(prompt_ids, response_ids)]
 
+    def sleep(self) -> None:
+        """Leave the GPU to the learner: the weights go to host memory, the cache is dropped. The next call wakes it up.
+
+        Raises:
+            EngineFailedError: vLLM could not.
+        """
+        self._check_loaded()
+        if self._asleep:
+            return
+        try:
+            self._llm.sleep(level=1)  # the level whose weights come back as they were, so the policy version stays true
+        except Exception as error:
+            raise EngineFailedError(f"engine {self.engine}: could not go to sleep: {one_line(error)}") from error
+        self._asleep = True
+
     def weights_init(self, info: dict[str, Any]) -> dict[str, int]:
         """Meet a sender: ``{"backend": "host", "names": [...]}``, or vLLM's NCCL rendezvous (with ``names`` if known).
 
@@ -242,26 +259,36 @@ class RolloutActor:
         from actors.engine import load_engine
         from actors.weights import WeightReceiver
 
-        backend: Backend = "nccl" if self.config.num_gpus else "host"
-        self._llm = load_engine(self.config, model=self.model, seed=self.seed, backend=backend)
+        self._llm = load_engine(self.config, model=self.model, seed=self.seed)
         # One token, because some of what vLLM cannot run (a head size, say) shows only in the first step.
         self._llm.generate(
             [{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), use_tqdm=False
         )
         self._tokenizer = self._llm.get_tokenizer()
-        self._weights = WeightReceiver(self._llm, backend=backend, model=self.model)
+        self._weights = WeightReceiver(self._llm, backend=weight_backend(self.config), model=self.model)
 
     @property
     def _receiver(self) -> WeightReceiver:
-        self._check_loaded()
+        self._wake()
         return self._weights
+
+    def _wake(self) -> None:
+        """Whatever touches the model comes through here first."""
+        self._check_loaded()
+        if not self._asleep:
+            return
+        try:
+            self._llm.wake_up()
+        except Exception as error:
+            raise EngineFailedError(f"engine {self.engine}: could not wake up: {one_line(error)}") from error
+        self._asleep = False
 
     def _check_loaded(self) -> None:
         if self._llm is None:
             raise EngineRestartedError(f"engine {self.engine}: its process was started again, no model is loaded")
 
     def _loaded_version(self) -> int:
-        self._check_loaded()
+        self._wake()
         if self._version is None:
             raise StaleWeightsError(f"engine {self.engine}: holds no policy version, a weight update is open or failed")
         return self._version
@@ -311,8 +338,11 @@ def _rollout(request: GenerationRequest, responses: Sequence[Response], version:
     return Rollout(request=request, responses=tuple(responses), min_policy_version=version, max_policy_version=version)
 
 
-def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: int) -> list[Any]:
+def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: int, reserved: Any = None) -> list[Any]:
     """Start every engine side by side and wait until all have loaded.
+
+    Args:
+        reserved: the placement group whose bundle i engine i shares with a learner rank; None: one of their own.
 
     Returns:
         Ray actor handles in engine order, named ``<run_name>/rollout-<engine>``.
@@ -320,13 +350,16 @@ def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: in
     Raises:
         RolloutError: no room on the cluster, or an engine that could not load; nothing is left running.
     """
+    num_gpus = config.num_gpus * config.tensor_parallel_size
+    if config.colocated and reserved is None:
+        num_gpus = math.ceil(num_gpus)  # no rank is there, but two engines on one GPU would not fit either
     return start_actors(
         RolloutActor,
         [
             ActorSpec(
                 name=f"{run_name}/rollout-{engine}",
                 num_cpus=config.num_cpus,
-                num_gpus=config.num_gpus * config.tensor_parallel_size,
+                num_gpus=num_gpus,
                 env=engine_environment(config, model),
                 node_labels=config.node_labels,
                 kwargs={"config": config, "model": model, "engine": engine, "seed": seed},
@@ -334,6 +367,7 @@ def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: in
             for engine in range(config.engines)
         ],
         group=f"{run_name}/rollout",
+        reserved=reserved,
         placement=config.placement,
         timeout_s=config.start_timeout_s,
         error=RolloutError,

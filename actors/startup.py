@@ -47,6 +47,7 @@ def start_actors(
     specs: Sequence[ActorSpec],
     *,
     group: str,
+    reserved: Any = None,
     placement: Placement = "pack",
     timeout_s: float,
     error: type[Exception],
@@ -59,6 +60,7 @@ def start_actors(
     Args:
         actor_class: a plain class with a ``ready()`` method; loading belongs there, so that its error is the answer.
         group: the placement group's name in the dashboard.
+        reserved: the caller's own placement group, with a bundle for each; None: one is made, and goes with the actors.
         placement: on as few nodes as possible, or on as many.
         timeout_s: longest wait for resources, and again for the actors.
         error: raised, with one line that names the actor, for whatever goes wrong; nothing is left running then.
@@ -67,7 +69,9 @@ def start_actors(
     from ray.util import remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    reserved = _reserve(specs, group=group, placement=placement, timeout_s=timeout_s, error=error)
+    own = None
+    if reserved is None:
+        own = reserved = reserve(specs, group=group, placement=placement, timeout_s=timeout_s, error=error)
     remote_class: Any = ray.remote(actor_class)
     handles: list[Any] = []
     try:
@@ -84,11 +88,13 @@ def start_actors(
                 handles.append(options.remote(**spec.kwargs))
             except ValueError as failure:  # the name is taken by an actor of another run
                 raise error(f"{spec.name}: {one_line(failure)}") from None
-            _PLACEMENT_OF[handles[-1]] = reserved
+            if own is not None:
+                _PLACEMENT_OF[handles[-1]] = own
         _wait_ready(handles, specs, timeout_s=timeout_s, error=error)
     except BaseException:
         stop_actors(handles)
-        remove_placement_group(reserved)
+        if own is not None:
+            remove_placement_group(own)
         raise
     return handles
 
@@ -119,9 +125,10 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
 
 
-def _reserve(
+def reserve(
     specs: Sequence[ActorSpec], *, group: str, placement: Placement, timeout_s: float, error: type[Exception]
 ) -> Any:
+    """A Ray placement group with a bundle for each spec: all of them, or `error` after `timeout_s`."""
     import ray
     from ray.util import placement_group, remove_placement_group
 

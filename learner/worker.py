@@ -6,7 +6,7 @@ import dataclasses
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class LearnerWorker:
             torch.set_num_threads(_num_threads(self.config))
         join_group(self.config, address, port, rank=self.rank, listener=self._listener)
         self._engine = LearnerEngine(self.config, **options)
+        self._give_back_cache()
         return {
             "rank": self.rank,
             "pid": os.getpid(),
@@ -82,12 +83,16 @@ class LearnerWorker:
         }
 
     def update(self, batch: PairBatch | LabelledBatch, total_prompts: float) -> StepReport:
-        return self._engine.update(batch, total_prompts=total_prompts)
+        report = self._engine.update(batch, total_prompts=total_prompts)
+        self._give_back_cache()
+        return report
 
     def token_logprobs(
         self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], reference: bool
     ) -> list[list[float]]:
-        return self._engine.token_logprobs(prompt_ids, response_ids, reference=reference)
+        logprobs = self._engine.token_logprobs(prompt_ids, response_ids, reference=reference)
+        self._give_back_cache()
+        return logprobs
 
     def connect(self, handles: Sequence[Any], backend: str, workers_per_engine: int) -> None:
         from learner.senders import make_sender
@@ -113,6 +118,13 @@ class LearnerWorker:
 
     def load_checkpoint(self, path: Path) -> None:
         self._engine.load_checkpoint(path)
+
+    def _give_back_cache(self) -> None:
+        """What torch keeps for the next pass goes to those who share the GPU."""
+        if 0 < self.config.num_gpus < 1:
+            import torch
+
+            torch.cuda.empty_cache()
 
 
 class PendingUpdate:
@@ -145,6 +157,8 @@ class LearnerGroup:
         self.config = config
         self.info: list[dict[str, Any]] = []
         """What each rank runs: rank, pid, library versions."""
+        self.make_room: Callable[[], None] = lambda: None
+        """Called before the ranks compute; for those who share their GPUs."""
         self._ranks = Ranks([])
         self._placement = placement
 
@@ -159,10 +173,12 @@ class LearnerGroup:
         seed: int,
         method: str = "mi-epo",
         run_name: str,
+        reserved: Any = None,
     ) -> LearnerGroup:
         """Reserve resources, start every rank side by side and wait until all have loaded.
 
-        Actors are named `<run_name>/learner-<rank>`. Other arguments as `learner.engine.LearnerEngine`.
+        Actors are named `<run_name>/learner-<rank>`. `reserved` is the caller's own placement group with a bundle for
+        each rank; without it one is made, and goes with the ranks. Other arguments as `learner.engine.LearnerEngine`.
 
         Raises:
             LearnerError: no such method, no room on the cluster, or a rank that could not load. Nothing is left
@@ -173,9 +189,10 @@ class LearnerGroup:
 
         if method not in METHODS:
             raise LearnerError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
-        placement = reserve(config, name=f"{run_name}/learner")
+        own = reserve(config, name=f"{run_name}/learner") if reserved is None else None
+        placement: Any = own if reserved is None else reserved
         actor = ray.remote(LearnerWorker)
-        group = cls(config, placement=placement)
+        group = cls(config, placement=own)
         try:
             for rank in range(config.ranks):
                 options = actor.options(
@@ -209,6 +226,7 @@ class LearnerGroup:
 
     def update_async(self, batch: PairBatch | LabelledBatch) -> PendingUpdate:
         """Deal the pairs to the ranks round-robin and start one optimizer step on the mean loss over all prompts."""
+        self.make_room()
         ranks, total = self.config.ranks, sum(pair.prompt_share for pair in batch.pairs)
         shares = [_share(batch, rank, ranks) for rank in range(ranks)]
         references = self._ranks.start("update", [(share, total) for share in shares])
@@ -223,6 +241,7 @@ class LearnerGroup:
             raise ValueError(f"one response per prompt, got {total} prompts and {len(response_ids)} responses")
         if not total:
             return []
+        self.make_room()
         # Ranks need equal numbers of sequences: the last deal wraps around, and what it repeats is left out again.
         width = -(-total // ranks)
         deals = [[(rank + ranks * row) % total for row in range(width)] for rank in range(ranks)]

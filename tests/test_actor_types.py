@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from actors.config import RolloutConfig
-from actors.engine import cpu_kv_cache_bytes
+from actors.engine import cpu_kv_cache_bytes, weight_backend
 from actors.types import GenerationRequest, Response, Rollout, StaleWeightsError, WeightTransferError, response_seed
 
 
@@ -29,6 +29,14 @@ def test_response_seeds_are_stable_distinct_and_fit_a_signed_64_bit_integer() ->
     assert len(seeds) == 800
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert response_seed(7, 0) == 5751740483655848561
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "colocated", "backend"),
+    [(0, False, "host"), (0, True, "host"), (1, False, "nccl"), (0.5, True, "host")],
+)
+def test_weights_travel_by_nccl_only_between_gpus_that_nobody_shares(num_gpus, colocated, backend) -> None:
+    assert weight_backend(RolloutConfig(num_gpus=num_gpus, colocated=colocated)) == backend
 
 
 def test_a_request_without_prompt_or_responses_is_refused_by_name() -> None:

@@ -97,6 +97,20 @@ def test_log_probabilities_come_back_in_order_from_both_ranks(two_ranks: Learner
             assert logprobs == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_who_shares_the_gpus_makes_room_before_the_ranks_compute(two_ranks: LearnerGroup) -> None:
+    def refuse() -> None:
+        raise TimeoutError("an engine does not sleep")
+
+    try:
+        two_ranks.make_room = refuse
+        with pytest.raises(TimeoutError, match="does not sleep"):
+            two_ranks.update(make_batch(0, PAIRS))
+        with pytest.raises(TimeoutError, match="does not sleep"):
+            two_ranks.token_logprobs(PROMPTS, RESPONSES)
+    finally:
+        two_ranks.make_room = lambda: None
+
+
 def test_first_update_has_the_mean_loss_over_all_pairs(two_ranks: LearnerGroup) -> None:
     """At the start every log-ratio is 0, so a pair costs (a1 + a2) log 2 + log 2 whatever its rank."""
     batch = make_batch(0, PAIRS)

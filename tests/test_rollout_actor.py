@@ -187,6 +187,19 @@ def test_another_policy_version_is_refused(engine: Any) -> None:
         groups(engine, make_requests(1), version=3)
 
 
+def test_an_engine_that_slept_gives_the_same_answers_under_the_same_version(engine: Any) -> None:
+    import ray
+
+    requests = make_requests(6)
+    before = answers(engine, requests)
+    for _ in range(2):  # the second time asleep already
+        ray.get(engine.sleep.remote(), timeout=CALL_S)
+    assert ray.get(engine.policy_version.remote(), timeout=CALL_S) == 0
+    assert answers(engine, requests) == before
+    ray.get(engine.sleep.remote(), timeout=CALL_S)
+    assert ray.get(engine.logprobs.remote([(5, 6)], [(7, 8)]), timeout=CALL_S)[0] < 0
+
+
 def test_a_request_the_engine_refuses_is_named_and_leaves_it_clean(engine: Any) -> None:
     import ray
 

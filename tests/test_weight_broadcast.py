@@ -279,6 +279,7 @@ def test_after_an_update_and_a_push_engine_and_learner_agree(
     with LearnerGroup.start(
         config, model=str(policy), total_steps=4, pairs_per_step=4, seed=0, run_name=f"test-broadcast-{name}"
     ) as learner:
+        learner.make_room = lambda: ray.get(engine.sleep.remote(), timeout=60)  # as in a colocated run
         learner.connect([engine])
         first = learner.push_weights(0)
         start = engine_logprobs(engine)
