@@ -199,6 +199,43 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _colocated_pairs_fit_together(self) -> "Recipe":
+        rollout, learner = self.rollout, self.learner
+        num_gpus = (rollout.num_gpus, learner.num_gpus)
+        rules = (
+            (self.loop.max_staleness == 0, "loop.max_staleness must be 0", self.loop.max_staleness),
+            (
+                rollout.engines == learner.ranks,
+                f"rollout.engines must equal learner.ranks = {learner.ranks}",
+                rollout.engines,
+            ),
+            (
+                rollout.tensor_parallel_size == 1,
+                "rollout.tensor_parallel_size must be 1",
+                rollout.tensor_parallel_size,
+            ),
+            (
+                all(num_gpus) or not any(num_gpus),
+                "rollout.num_gpus and learner.num_gpus must both be above 0, or both 0",
+                "{:g} and {:g}".format(*num_gpus),
+            ),
+            (
+                round(sum(num_gpus), 4) <= 1,  # Ray counts in ten-thousandths
+                "rollout.num_gpus + learner.num_gpus must be at most 1",
+                "{:g} + {:g}".format(*num_gpus),
+            ),
+            (
+                rollout.node_labels == learner.node_labels,
+                f"rollout.node_labels must equal learner.node_labels = {learner.node_labels}",
+                rollout.node_labels,
+            ),
+        )
+        for holds, rule, got in rules if rollout.colocated else ():
+            if not holds:
+                raise ValueError(f"{rule} with rollout.colocated, got {got}")
+        return self
+
     def same_work(self, other: "Recipe") -> bool:
         """Whether both give the same results: where a run runs, what it tells, survives and saves changes none."""
         return self._work() == other._work()
@@ -210,7 +247,7 @@ class Recipe(Section):
                 "telemetry": True,
                 "health": True,
                 "loop": {"checkpoint_every", "keep_checkpoints"},
-                "rollout": {"node_labels", "placement"},
+                "rollout": {"node_labels", "placement", "colocated"},
                 "learner": {"node_labels"},
                 "objectives": {"__all__": {"node_labels"}},
             }

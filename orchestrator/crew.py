@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from actors.startup import ActorSpec, reserve
+from actors.types import RolloutError
 from orchestrator.failures import Failures
 from orchestrator.fleet import Fleet, Replica
 from orchestrator.judging import Judges
+from orchestrator.placement import pair_demand
 from orchestrator.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -22,11 +25,11 @@ def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], d
 
     started: list[Callable[[], None]] = []
     try:
+        reserved = None
+        if recipe.rollout.colocated:
+            reserved = _reserve_pairs(recipe, run_name)
+            started.append(lambda: _give_back(reserved))
         with ThreadPoolExecutor(max_workers=3) as pool:
-            rollouts = pool.submit(
-                rollout.start_rollouts, recipe.rollout, model=recipe.policy.model, run_name=run_name, seed=recipe.seed
-            )
-            rewards = pool.submit(reward.start_rewards, recipe.objectives, run_name=run_name)
             learner = pool.submit(
                 LearnerGroup.start,
                 recipe.learner,
@@ -36,7 +39,20 @@ def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], d
                 seed=recipe.seed,
                 method=recipe.method,
                 run_name=run_name,
+                reserved=reserved,
             )
+            rewards = pool.submit(reward.start_rewards, recipe.objectives, run_name=run_name)
+
+            def start_rollouts() -> list[Any]:
+                if reserved is not None:
+                    # vLLM measures its GPU when it loads, so the rank's part must be there and stay as it is; the same
+                    # when an engine is started again later.
+                    learner.result()
+                return rollout.start_rollouts(
+                    recipe.rollout, model=recipe.policy.model, run_name=run_name, seed=recipe.seed, reserved=reserved
+                )
+
+            rollouts = pool.submit(start_rollouts)
             failures = [future.exception() for future in (rollouts, rewards, learner)]
             if not failures[0]:
                 started.append(lambda: rollout.stop(rollouts.result()))
@@ -52,6 +68,37 @@ def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], d
         for stop in reversed(started):
             with contextlib.suppress(Exception):
                 stop()
+
+
+def _reserve_pairs(recipe: "Recipe", run_name: str) -> Any:
+    """The placement group whose bundle i holds engine i and learner rank i.
+
+    One for both: where fractions of GPUs are reserved apart, two ranks may get one GPU and two engines the other.
+    """
+    pair = pair_demand(recipe)
+    specs = [
+        ActorSpec(
+            name=f"{run_name}/pair-{index}",
+            num_cpus=pair.num_cpus,
+            num_gpus=pair.num_gpus,
+            env={},
+            node_labels=pair.node_labels,
+        )
+        for index in range(pair.count)
+    ]
+    return reserve(
+        specs,
+        group=f"{run_name}/{pair.role}",
+        placement=recipe.rollout.placement,
+        timeout_s=recipe.rollout.start_timeout_s,
+        error=RolloutError,
+    )
+
+
+def _give_back(reserved: Any) -> None:
+    from ray.util import remove_placement_group
+
+    remove_placement_group(reserved)
 
 
 def make_fleet(recipe: "Recipe", rollouts: Sequence[Any], failures: Failures, **broadcast: Any) -> Fleet:

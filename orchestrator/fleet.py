@@ -196,6 +196,20 @@ class Fleet:
             self.version = policy_version
             return report
 
+    def sleep(self) -> None:
+        """Have every engine leave its GPU to the learner; the next call to it wakes it up.
+
+        One that is away is waited for: it would load into the memory that the learner is about to take.
+
+        Raises:
+            ComponentLost: an engine did not come back in time.
+            RunFailed: too many failures.
+        """
+        self._wait_for_sampling()
+        awake = self.engines
+        while awake:
+            awake = self._put_to_sleep(awake)
+
     def with_engines(self, policy_version: int, work: Callable[[], Result]) -> Result:
         """Do `work`, which needs engines of this version, again whenever it ended for want of one.
 
@@ -239,6 +253,26 @@ class Fleet:
             returning = [engine.returning for engine in self.engines]
             if not ray.wait(returning, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))[0]:
                 raise ComponentLost(f"rollout engines: none came back within {self._start_timeout_s:g} s")
+
+    def _put_to_sleep(self, engines: Sequence[Replica]) -> list[Replica]:
+        """Those that died or hung on the way, and are loaded again."""
+        import ray
+
+        for engine in engines:
+            if not engine.is_back(max(0.0, self._start_timeout_s - engine.away_s)):
+                raise ComponentLost(f"{engine.name}: not back within {self._start_timeout_s:g} s")
+        deadline = time.monotonic() + self._start_timeout_s
+        lost = []
+        for engine, (life, asleep) in [(engine, engine.call("sleep")) for engine in engines]:
+            try:
+                ray.get(asleep, timeout=max(0.0, deadline - time.monotonic()))
+            except deaths() as error:
+                engine.died(life, error)
+                lost.append(engine)
+            except ray.exceptions.GetTimeoutError as error:
+                engine.died(life, error, end=True)
+                lost.append(engine)
+        return lost
 
     def _send(self, members: Sequence[tuple[Replica, int]], policy_version: int) -> SyncReport | None:
         if self._connect is None or self._push is None:

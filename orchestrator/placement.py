@@ -38,7 +38,13 @@ class Node:
 
 def demands(recipe: "Recipe") -> list[ActorDemand]:
     """Every actor of a training run, with what each asks of the cluster."""
+    return [*_engines_and_ranks(recipe), *_judges(recipe)]
+
+
+def _engines_and_ranks(recipe: "Recipe") -> list[ActorDemand]:
     rollout, learner = recipe.rollout, recipe.learner
+    if rollout.colocated:
+        return [pair_demand(recipe)]
     return [
         ActorDemand(
             role="rollout",
@@ -54,16 +60,31 @@ def demands(recipe: "Recipe") -> list[ActorDemand]:
             num_gpus=learner.num_gpus,
             node_labels=learner.node_labels,
         ),
-        *(
-            ActorDemand(
-                role=f"reward-{objective.name}",
-                count=objective.replicas,
-                num_cpus=objective.num_cpus,
-                num_gpus=objective.num_gpus,
-                node_labels=objective.node_labels,
-            )
-            for objective in recipe.objectives
-        ),
+    ]
+
+
+def pair_demand(recipe: "Recipe") -> ActorDemand:
+    """Of a colocated run: an engine and its learner rank as one, on a whole GPU of their own."""
+    rollout, learner = recipe.rollout, recipe.learner
+    return ActorDemand(
+        role="rollout+learner",
+        count=learner.ranks,
+        num_cpus=round(rollout.num_cpus + learner.num_cpus, 4),  # as Ray counts
+        num_gpus=1.0 if learner.num_gpus else 0.0,
+        node_labels=learner.node_labels,
+    )
+
+
+def _judges(recipe: "Recipe") -> list[ActorDemand]:
+    return [
+        ActorDemand(
+            role=f"reward-{objective.name}",
+            count=objective.replicas,
+            num_cpus=objective.num_cpus,
+            num_gpus=objective.num_gpus,
+            node_labels=objective.node_labels,
+        )
+        for objective in recipe.objectives
     ]
 
 

@@ -228,6 +228,8 @@ def _train(
             connect=partial(learner.connect, workers_per_engine=recipe.rollout.tensor_parallel_size),
             push=learner.push_weights,
         )
+        if recipe.rollout.colocated:
+            learner.make_room = fleet.sleep
         sampler = make_sampler(recipe, fleet, rewards, failures, threads)
         first_step, policy_version = 0, 0
         if checkpoint is not None:

@@ -79,7 +79,8 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
             judged[role] |= {"model": made, "dtype": "float32", "device": "cpu"}
     tree["data"] = {name: _write_prompts(folder / f"{name}.jsonl", name) for name in ("train", "heldout")}
     tree["rollout"] |= {
-        **{"engines": 1, "num_cpus": 0.3, "num_gpus": 0, "tensor_parallel_size": 1, "node_labels": {}},
+        **{"num_cpus": 0.3, "num_gpus": 0, "tensor_parallel_size": 1, "node_labels": {}},
+        **{"engines": ranks if recipe.rollout.colocated else 1},
         **{"dtype": "auto", "enforce_eager": True, "kv_cache_bytes": None},
         **{"max_model_len": min(512, recipe.rollout.max_model_len), "max_new_tokens": 8, "max_num_seqs": 16},
     }

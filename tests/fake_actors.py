@@ -24,6 +24,7 @@ class FakeRollout:
         self.delay_s = delay_s
         self.version: int | None = None
         self.loaded = False
+        self.asleep = False
         self.broken = False
 
     def break_down(self) -> None:
@@ -37,7 +38,16 @@ class FakeRollout:
 
     def receive(self, version: int) -> None:
         self.check_loaded()
-        self.version = version
+        self.version, self.asleep = version, False
+
+    def sleep(self) -> None:
+        self.check_loaded()
+        if self.broken:
+            raise EngineFailedError("Memory usage increased after sleeping.")
+        self.asleep = True
+
+    def is_asleep(self) -> bool:
+        return self.asleep
 
     def generate(
         self, requests: list[GenerationRequest], policy_version: int, temperature: float | None = None

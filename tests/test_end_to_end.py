@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from orchestrator.rundir import RunDir
 from tests.test_telemetry import CONTRACT_KEYS
-from tests.whole_runs import REPOSITORY, assert_same_results, command, lines, steps_done, timeless, tiny_recipe
+from tests.whole_runs import REPOSITORY, assert_same_results, command, lines, steps_done, tiny_recipe
 
 pytestmark = pytest.mark.ray
 TIMEOUT_S = 420
@@ -189,17 +190,19 @@ def test_rewards_in_context_is_trained_and_its_policy_asked_again_gives_the_same
 
 
 def test_on_a_cluster_as_many_runs_go_at_once_as_it_has_room_for_and_equal_ones_end_equal(tmp_path, ray_cluster):
-    """Two runs of one seed and one recipe (its beta_w is 0.03), side by side: every number but the times agrees."""
+    """Two runs of one seed and one recipe, one of them colocated, side by side: all but the times agrees."""
     import ray
 
-    methods = "mi-epo,mi-epo@learner.beta_w=0.03"
+    methods = "mi-epo,mi-epo@rollout.colocated=true"
     overrides = (f"cluster.address={ray.get_runtime_context().gcs_address}", "loop.max_staleness=0")
     folder = tmp_path / "comparison"
     asked = ("compare", tiny_recipe(tmp_path), *overrides, "--methods", methods, "--seeds", "0", "--output", folder)
     events = [line.split(maxsplit=2)[2] for line in mi_epo(*asked).splitlines() if line.startswith("run ")]
     assert [event.endswith("...") for event in events] == [True, True, False, False]
-    one, other = (timeless(path) for path in folder.glob("cells/*/metrics.jsonl"))
-    assert len(one) == 4 and one == other
+    runs = [path.parent for path in folder.glob("cells/*/run.json")]
+    assert sorted(RunDir.open(run).recipe().rollout.colocated for run in runs) == [False, True]
+    assert [steps_done(run) for run in runs] == [4, 4]
+    assert_same_results(*runs)
     one, other = (cell["evaluations"] for cell in json.loads((folder / "results.json").read_text())["cells"])
     assert one == other
 

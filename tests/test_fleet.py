@@ -107,6 +107,11 @@ class Crew:
         if not after_s:
             time.sleep(0.3)
 
+    def asleep(self) -> list[bool]:
+        import ray
+
+        return ray.get([handle.is_asleep.remote() for handle in self.handles], timeout=30)
+
     def lost(self) -> list[str]:
         return [failure["component"] for failure in failures(self.folder)]
 
@@ -229,6 +234,46 @@ def test_no_weights_are_sent_while_a_batch_is_sampled(crew):
     pending = made.sampler.submit(BATCH, 1)
     made.fleet.push_weights(2)
     assert {rollout.min_policy_version for rollout in pending.result().rollouts} == {1}
+
+
+@pytest.mark.ray
+def test_engines_sleep_only_after_sampling_and_are_awake_with_the_next_weights(crew):
+    made = crew(delay_s=0.2)
+    made.fleet.push_weights(1)
+    pending = made.sampler.submit(BATCH, 1)
+    made.fleet.sleep()
+    assert pending.result().scores == pytest.approx(expected_scores(), abs=0)
+    assert made.asleep() == [True, True]
+    assert [engine.holds for engine in made.fleet.engines] == [1, 1]
+    made.fleet.push_weights(2)
+    assert made.asleep() == [False, False] and made.lost() == []
+
+
+@pytest.mark.ray
+def test_an_engine_that_dies_or_fails_on_its_way_to_sleep_is_loaded_again_and_sleeps_too(crew):
+    import ray
+
+    made = crew()
+    made.fleet.push_weights(1)
+    made.send(signal.SIGKILL, made.handles[0])
+    ray.get(made.handles[1].break_down.remote(), timeout=30)
+    made.fleet.sleep()
+    assert made.asleep() == [True, True]
+    assert [engine.holds for engine in made.fleet.engines] == [None, None]
+    assert made.lost() == ["rollout-0", "rollout-1"]
+    made.fleet.push_weights(2)
+    assert [engine.holds for engine in made.fleet.engines] == [2, 2]
+
+
+@pytest.mark.ray
+def test_the_learner_waits_for_an_engine_that_is_away(crew):
+    made = crew()
+    made.fleet.push_weights(1)
+    made.send(signal.SIGKILL, made.handles[0])
+    made.sampler.sample(REQUESTS, 1)
+    made.fleet.sleep()
+    assert made.fleet.engines[0].returning is None
+    assert made.asleep() == [True, True] and made.lost() == ["rollout-0"]
 
 
 @pytest.mark.ray

@@ -220,6 +220,21 @@ def test_every_actor_of_a_recipe_is_asked_for():
     ]
 
 
+@pytest.mark.parametrize(("share", "gpus"), [(0, 0), (0.4, 1)])
+def test_an_engine_and_its_rank_on_one_gpu_are_asked_for_as_one(share, gpus):
+    overrides = ["rollout.colocated=true", f"rollout.num_gpus={share}", f"learner.num_gpus={share}"]
+    overrides += ["rollout.engines=2", "learner.ranks=2", "learner.micro_batch_pairs=16", "rollout.num_cpus=2"]
+    pair, *judges = demands(load_recipe(MINIATURE, overrides))
+    assert (pair.role, pair.count, pair.num_cpus, pair.num_gpus) == ("rollout+learner", 2, 2.35, gpus)
+    assert [judge.role for judge in judges] == ["reward-helpfulness", "reward-harmlessness"]
+
+
+def test_the_plan_shows_what_shares_a_gpu(capsys, workplace):
+    code, said = run(capsys, workplace, "rollout.colocated=true")
+    assert code == 0
+    assert next(line.split()[:2] for line in said.out.splitlines() if "rollout" in line) == ["rollout+learner", "1"]
+
+
 def test_a_running_cluster_must_be_named_to_be_asked(capsys):
     assert main(["plan", str(MINIATURE), "--live"]) == 2
     assert "plan --live: no cluster is named" in capsys.readouterr().err

@@ -85,6 +85,43 @@ def test_a_fixed_preference_must_be_one(fixed):
         load_recipe(MINIATURE, [f"preferences.fixed={fixed}"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["loop.max_staleness=1"], "loop.max_staleness must be 0 with rollout.colocated, got 1"),
+        (["rollout.engines=2"], "rollout.engines must equal learner.ranks = 1 with rollout.colocated, got 2"),
+        (
+            ["rollout.tensor_parallel_size=2", "rollout.num_gpus=1"],
+            "rollout.tensor_parallel_size must be 1 with rollout.colocated, got 2",
+        ),
+        (
+            ["rollout.num_gpus=0.5"],
+            "rollout.num_gpus and learner.num_gpus must both be above 0, or both 0 with rollout.colocated, "
+            "got 0.5 and 0",
+        ),
+        (
+            ["rollout.num_gpus=0.5", "learner.num_gpus=0.6"],
+            "rollout.num_gpus + learner.num_gpus must be at most 1 with rollout.colocated, got 0.5 + 0.6",
+        ),
+        (
+            ["learner.node_labels={pool: h100}"],
+            "rollout.node_labels must equal learner.node_labels = {'pool': 'h100'} with rollout.colocated, got {}",
+        ),
+    ],
+)
+def test_engines_and_ranks_that_cannot_share_their_gpus_are_refused(overrides, said):
+    with pytest.raises(BadInput) as error:
+        load_recipe(MINIATURE, ["rollout.colocated=true", *overrides])
+    assert str(error.value) == f"{MINIATURE}: recipe: {said}"
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.7])
+def test_engines_and_ranks_may_share_gpus_and_that_is_the_same_work(share):
+    gpus = [f"rollout.num_gpus={share}", f"learner.num_gpus={1 - share if share else 0}"]
+    colocated = load_recipe(MINIATURE, ["rollout.colocated=true", *gpus])
+    assert colocated.same_work(load_recipe(MINIATURE, gpus))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_learner_may_be_named(method):
     assert load_recipe(MINIATURE, [f"method={method}"]).method == method
