@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from actors.startup import ActorSpec, reserve
@@ -109,6 +110,20 @@ def make_fleet(recipe: "Recipe", rollouts: Sequence[Any], failures: Failures, **
         generate_timeout_s=recipe.rollout.generate_timeout_s,
         **broadcast,
     )
+
+
+def make_training_fleet(recipe: "Recipe", rollouts: Sequence[Any], learner: Any, failures: Failures) -> Fleet:
+    """The engines and the learner that sends them weights; a colocated run's sleep while it computes."""
+    fleet = make_fleet(
+        recipe,
+        rollouts,
+        failures,
+        connect=partial(learner.connect, workers_per_engine=recipe.rollout.tensor_parallel_size),
+        push=learner.push_weights,
+    )
+    if recipe.rollout.colocated:
+        learner.make_room = fleet.sleep
+    return fleet
 
 
 def make_sampler(

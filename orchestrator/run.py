@@ -22,7 +22,7 @@ from learner.types import PoisonedUpdateError
 from orchestrator import cluster, loop, ric
 from orchestrator.batching import Batcher, ScoredBatch
 from orchestrator.conditioning import save_conditioning
-from orchestrator.crew import make_fleet, make_sampler, start_actors
+from orchestrator.crew import make_sampler, make_training_fleet, start_actors
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.evaluate import Evaluator, measure_normalizers
 from orchestrator.failures import Failures
@@ -221,15 +221,7 @@ def _train(
         if context.dashboard_url:
             say(f"Ray dashboard http://{context.dashboard_url}")
         rollouts, rewards, learner = actors
-        fleet = make_fleet(
-            recipe,
-            rollouts,
-            failures,
-            connect=partial(learner.connect, workers_per_engine=recipe.rollout.tensor_parallel_size),
-            push=learner.push_weights,
-        )
-        if recipe.rollout.colocated:
-            learner.make_room = fleet.sleep
+        fleet = make_training_fleet(recipe, rollouts, learner, failures)
         sampler = make_sampler(recipe, fleet, rewards, failures, threads)
         first_step, policy_version = 0, 0
         if checkpoint is not None:
