@@ -34,7 +34,8 @@ class LearnerConfig(Section):
     num_cpus: float = Field(default=1, gt=0)
     """CPUs Ray reserves for each rank; also its thread count on CPU (at least 1)."""
     num_gpus: float = Field(default=0, ge=0, le=1)
-    """GPUs of each rank: 0 for CPU, 1 for one GPU, a fraction to share one with other actors."""
+    """GPUs of each rank: 0 for CPU, 1 for one GPU, a fraction to share one with other actors, which get back what torch
+    caches after each pass."""
     node_labels: NodeLabels = Field(default_factory=dict)
     """Only on nodes that carry all of these Ray labels. Ranks are packed on as few nodes as possible."""
     zero_stage: Literal[0, 1, 2, 3] = 0
