@@ -89,6 +89,9 @@ class EngineRestartedError(RolloutError):
 class EngineFailedError(RolloutError):
     """The engine broke or hangs, though its process lives: what it holds is lost, and only a new process helps."""
 
+    broken = True
+    """Tells the same caller that the process is to be ended."""
+
 
 class WeightTransferError(RolloutError):
     """A weight update does not match what was announced; the engine needs a full push before it serves again."""

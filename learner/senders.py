@@ -5,7 +5,8 @@
 
 An engine is any Ray actor handle with `weights_init(info) -> {name: checksum}` (of the base that it merges adapters
 into), `weights_start()`, `weights_update(info, data)` and `weights_finish(policy_version) -> {name: checksum}` (of what
-it received). One whose process was started again in the meantime says so by an error with a true attribute `restarted`.
+it received). One whose process was started again in the meantime says so by an error with a true attribute `restarted`,
+one that only a new process can mend by `broken`.
 Every rank calls `connect` and `send`: rank 0 does the talking, the others take part in gathering what ZeRO-3 has
 partitioned. When rank 0 fails it still gathers to the end, so that no rank waits for it, and raises then.
 """
@@ -66,7 +67,7 @@ class Engines:
         """Results in engine order.
 
         Raises:
-            EngineLostError: an engine died or was late.
+            EngineLostError: an engine died, broke or was late.
             WeightSyncError: an engine refused.
         """
         import ray
@@ -83,6 +84,8 @@ class Engines:
                 failed = f"rollout engine {index}: {method} failed: {cause}"
                 if isinstance(error, deaths()) or getattr(cause, "restarted", False):
                     raise EngineLostError(failed, index, died=True) from error
+                if getattr(cause, "broken", False):
+                    raise EngineLostError(failed, index, died=False) from error
                 raise WeightSyncError(failed) from error
         return results
 

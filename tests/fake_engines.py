@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.types import EngineFailedError
+
 
 class FakeEngine:
     """The receiving half of a rollout engine: keeps and hashes what arrives, and misbehaves on demand."""
@@ -31,6 +33,8 @@ class FakeEngine:
         self.calls.append("update")
         if self.misbehaviour == "refuse":
             raise ValueError("no room for this bucket")
+        if self.misbehaviour == "break":
+            raise EngineFailedError("could not wake up")
         if self.misbehaviour == "sleep":
             time.sleep(60)
         for name, dtype, shape, raw in zip(info["names"], info["dtype_names"], info["shapes"], data, strict=True):

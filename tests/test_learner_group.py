@@ -16,7 +16,7 @@ from torch import Tensor
 
 from learner.config import LearnerConfig
 from learner.senders import Engines, compare_checksums
-from learner.types import LearnerError, PairBatch, WeightEntry, WeightSyncError
+from learner.types import EngineLostError, LearnerError, PairBatch, WeightEntry, WeightSyncError
 from learner.worker import LearnerGroup
 
 pytestmark = pytest.mark.ray
@@ -167,6 +167,10 @@ def test_an_engine_that_fails_or_dies_in_a_push_leaves_the_ranks_in_step(
     ray.get(engines[0].misbehave.remote("refuse"))
     with pytest.raises(WeightSyncError, match=r"rollout engine 0: weights_update failed: .*no room for this bucket"):
         two_ranks.push_weights(10)
+    ray.get(engines[0].misbehave.remote("break"))
+    with pytest.raises(EngineLostError, match="rollout engine 0: weights_update failed: could not wake up") as lost:
+        two_ranks.push_weights(10)
+    assert not lost.value.died  # its process is still to be ended
     ray.kill(engines[0])
     with pytest.raises(WeightSyncError, match="rollout engine 0: weights_start failed"):
         two_ranks.push_weights(10)
