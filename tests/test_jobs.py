@@ -1,26 +1,22 @@
 """A run as a Ray job on a head of its own: submit, watch, stop, submit again, as the README says."""
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
 
-from tests.learner_ranks import free_port
+from tests.heads import RAY, TIMEOUT_S, Head, started_head, wait_for
 from tests.monitoring import asked_metrics
 from tests.whole_runs import REPOSITORY, lines, steps_done, tiny_recipe
 
 pytestmark = pytest.mark.ray
-RAY = str(Path(sys.executable).with_name("ray"))
 STEPS = 90
-TIMEOUT_S = 150
 
 
 def ray(*arguments: str) -> str:
@@ -35,67 +31,23 @@ def ray(*arguments: str) -> str:
     return done.stdout
 
 
-def wait_for(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what if isinstance(what, str) else what()} within {TIMEOUT_S} s"
-        time.sleep(0.5)
+def told_metrics(head: Head) -> set[str]:
+    """Names on the endpoint that Prometheus reads."""
+    text = requests.get(head.metrics, timeout=10).text
+    return {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
 
 
-@dataclass(frozen=True)
-class Head:
-    """A head node that ends with the test."""
-
-    process: "subprocess.Popen[bytes]"
-    dashboard: str
-    metrics: str
-
-    def told_metrics(self) -> set[str]:
-        """Names on the endpoint that Prometheus reads."""
-        text = requests.get(self.metrics, timeout=10).text
-        return {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
-
-    def kill_a_judge(self) -> None:
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        judges = [process for process in family if "ray::RewardActor" in " ".join(process.cmdline())]
-        judges[0].kill()
+def kill_a_judge(head: Head) -> None:
+    family = psutil.Process(head.process.pid).children(recursive=True)
+    judges = [process for process in family if "ray::RewardActor" in " ".join(process.cmdline())]
+    judges[0].kill()
 
 
 @pytest.fixture
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    port, gcs, agent, metrics = (free_port() for _ in range(4))
-    log = (tmp_path_factory.mktemp("head") / "log").open("w+")
-    process = subprocess.Popen(
-        [
-            *(RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=2"),
-            *(
-                "--dashboard-host=127.0.0.1",
-                f"--dashboard-port={port}",
-                f"--dashboard-agent-listen-port={agent}",
-                f"--metrics-export-port={metrics}",
-                "--object-store-memory=200000000",
-            ),
-        ],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "RAY_metrics_report_interval_ms": "1000"},  # so that the run need not be a long one
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(lambda: process.poll() is not None or answers(address), "dashboard")
-        assert process.poll() is None, Path(log.name).read_text()
-        yield Head(process, address, f"http://127.0.0.1:{metrics}/metrics")
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-        log.close()
-
-
-def answers(address: str) -> bool:
-    try:
-        return bool(requests.get(f"{address}/api/version", timeout=2).ok)
-    except requests.RequestException:
-        return False
+    often = {"RAY_metrics_report_interval_ms": "1000"}  # so that the run need not be a long one
+    with started_head(tmp_path_factory.mktemp("head") / "log", cpus=2, environment=often) as head:
+        yield head
 
 
 def test_a_job_tells_its_metrics_survives_a_judge_saves_when_stopped_and_goes_on_when_submitted_again(
@@ -119,9 +71,9 @@ def test_a_job_tells_its_metrics_survives_a_judge_saves_when_stopped_and_goes_on
 
     submit("first")
     wait_for(lambda: ended("first") or steps_done(run) > 2, "step")
-    head.kill_a_judge()
+    kill_a_judge(head)
     asked = asked_metrics() - {"ray_node_gpus_utilization"}  # Ray tells it where there is a GPU
-    wait_for(lambda: asked <= head.told_metrics(), lambda: f"metrics {asked - head.told_metrics()}")
+    wait_for(lambda: asked <= told_metrics(head), lambda: f"metrics {asked - told_metrics(head)}")
     ray("job", "stop", "--address", dashboard, "first")
     wait_for(lambda: ended("first"), "end of the stopped job")
     assert json.loads((run / "run.json").read_text())["status"] == "stopped", logs("first")
