@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import socket
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.contact import check_head
 from orchestrator.errors import BadInput, ComponentLost
 from orchestrator.placement import Node, copies_that_fit, demands, obstacles, placement_table
 
@@ -34,27 +33,12 @@ def runs_that_fit(recipe: "Recipe") -> int:
     return max(1, copies_that_fit(demands(recipe), cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0)))
 
 
-def _wait_for_listener(address: str, timeout_s: float) -> None:
-    """Raises ConnectionError when nothing listens at host:port; ray.init itself would go on trying for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or "://" in address or not port.isdigit():
-        return
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=max(1.0, deadline - time.monotonic())):
-                return
-        except (OSError, OverflowError) as error:
-            if time.monotonic() > deadline - 1:
-                raise ConnectionError(f"nothing answers there: {getattr(error, 'strerror', None) or error}") from None
-        time.sleep(1)
-
-
 def this_machine(recipe: "Recipe") -> Node:
     """The one node of the local cluster that `connect` would start."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = list(Path("/proc/driver/nvidia/gpus").glob("*"))
-    gpus = len([d for d in visible.split(",") if d.strip()]) if visible is not None and devices else len(devices)
+    # A sandbox may show either without the other.
+    devices = max(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))), len(list(Path("/dev").glob("nvidia[0-9]*"))))
+    gpus = len([d for d in visible.split(",") if d.strip()]) if visible is not None and devices else devices
     return Node(name="this machine", cpus=recipe.cluster.num_cpus or float(os.cpu_count() or 1), gpus=float(gpus))
 
 
@@ -80,6 +64,20 @@ def check_fits(recipe: "Recipe", nodes: Sequence[Node], where: str) -> None:
     found = list(obstacles(asked, nodes))
     if found:
         raise BadInput(f"{where} has no room for the recipe: {'; '.join(found)}\n{placement_table(asked, nodes)}")
+
+
+def check(recipe: "Recipe") -> list[Node]:
+    """The nodes that the recipe's actors would get; nothing stays started.
+
+    Raises:
+        BadInput: there is no such cluster, it refuses this process, or it is too small.
+    """
+    if joins_existing(recipe) is None:
+        nodes = [this_machine(recipe)]
+        check_fits(recipe, nodes, "this machine")
+        return nodes
+    with connect(recipe):
+        return live_nodes()
 
 
 def joins_existing(recipe: "Recipe") -> str | None:
@@ -109,27 +107,32 @@ def connect(recipe: "Recipe", *, check: bool = True) -> Iterator[Any]:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
-    common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": "warning"}
+    def refused(error: Exception) -> BadInput | ComponentLost:
+        where, why = repr(address or "local"), " ".join(str(error).split())
+        if check:
+            return BadInput(f"cluster.address: no Ray cluster could be joined at {where}: {why}")
+        return ComponentLost(f"the Ray cluster at {where} does not answer: {why}")
+
+    wanted: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": "warning", "address": address or "local"}
+    if address:
+        try:
+            check_head(address, FIRST_CONTACT_S if check else LATER_CONTACT_S)
+        except ConnectionError as error:
+            raise refused(error) from None
+    else:
+        wanted |= {
+            "num_cpus": recipe.cluster.num_cpus,
+            "object_store_memory": recipe.cluster.object_store_bytes,
+            "include_dashboard": recipe.cluster.dashboard,
+            "dashboard_host": "127.0.0.1",
+        }
     try:
-        if address:
-            _wait_for_listener(address, FIRST_CONTACT_S if check else LATER_CONTACT_S)
-            context = ray.init(address=address, **common)
-        else:
-            context = ray.init(
-                address="local",
-                num_cpus=recipe.cluster.num_cpus,
-                object_store_memory=recipe.cluster.object_store_bytes,
-                include_dashboard=recipe.cluster.dashboard,
-                dashboard_host="127.0.0.1",
-                **common,
-            )
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        if not check:
-            raise ComponentLost(f"the Ray cluster at {address or 'local'!r} does not answer: {error}") from None
-        raise BadInput(f"cluster.address: no Ray cluster could be joined at {address or 'local'!r}: {error}") from None
-    try:
+        try:
+            context = ray.init(**wanted)
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise refused(error) from None
         if check:
             check_fits(recipe, live_nodes(), f"Ray cluster {address or '(local)'}")
         yield context
     finally:
-        ray.shutdown()
+        ray.shutdown()  # also of what `ray.init` left half done

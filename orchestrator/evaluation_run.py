@@ -49,6 +49,7 @@ def evaluate(
             f"{policy}: is a policy for the objectives {list(trained_for)}, "
             f"the recipe has {list(recipe.objective_names)}"
         )
+    cluster.check(recipe)
     build_assets(recipe, say)
     inputs = check_inputs(recipe)
     renderer = conditioning.renderer(inputs.renderer.tokenizer) if conditioning else inputs.renderer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learner.methods import METHODS
-from orchestrator.cluster import check_fits, connect, joins_existing, live_nodes, this_machine
+from orchestrator import cluster
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from orchestrator.placement import Node, demands, placement_table
@@ -153,7 +153,7 @@ def count_parameters(model: str) -> int | None:
 
 def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]) -> str:
     """Placement, batch arithmetic and memory estimate, for a person; no `nodes`: not known."""
-    address = joins_existing(recipe)
+    address = cluster.joins_existing(recipe)
     lines = [
         f"{recipe.name}: method {recipe.method}, seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}",
         f"\nPlacement ({f'Ray cluster at {address}' if address else 'local Ray cluster'})",
@@ -233,15 +233,10 @@ def _memory_rows(recipe: "Recipe") -> list[str]:
 
 def plan(recipe: "Recipe", *, live: bool = False) -> str:
     """Check everything, then describe it; `live`: against the running cluster. Raises BadInput."""
-    nodes: list[Node] = []
-    if live:
-        if joins_existing(recipe) is None:
-            raise BadInput("plan --live: no cluster is named; set cluster.address or RAY_ADDRESS")
-        with connect(recipe):
-            nodes = live_nodes()
-    elif joins_existing(recipe) is None:
-        nodes = [this_machine(recipe)]
-        check_fits(recipe, nodes, "this machine")
+    local = cluster.joins_existing(recipe) is None
+    if live and local:
+        raise BadInput("plan --live: no cluster is named; set cluster.address or RAY_ADDRESS")
+    nodes = cluster.check(recipe) if live or local else []
     assets = recipe.assets
     if assets is not None and not Path(assets.directory).is_dir():
         if assets.build is None:

@@ -143,8 +143,11 @@ def record_run(
 ) -> int:
     """Check the inputs, do the work between the first and the last word of run.json, write the report.
 
-    Returns its exit code. The work of a finished run is not done again.
+    Returns its exit code. The work of a finished run is not done again. A cluster that cannot hold the run is told
+    before anything is built or written.
     """
+    if resume or RunDir(run_path).status != "finished":
+        cluster.check(recipe)
     with RunDir.claim(run_path, recipe, resume=resume) as run_dir:
         if run_dir.status == "finished" and not resume:
             say(f"{run_path}: finished already")
