@@ -240,6 +240,14 @@ MISTAKES: dict[str, tuple[Damage, str]] = {
         "Secret/registry is",
     ),
     "a secret that nobody described": (put(f"{RAY}/envFrom/0/secretRef/name", "mine"), "Secret/mine is not declared"),
+    "a key of a secret that nobody described": (
+        put(f"{RAY}/env/-", {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}),
+        "Secret/hub is not declared",
+    ),
+    "a volume of a secret that nobody described": (
+        put(f"{POD}/volumes/-", {"name": "keys", "secret": {"secretName": "keys"}}),
+        "Secret/keys is not declared",
+    ),
     "an identity that is gone": (lose("ServiceAccount", "mi-epo"), "ServiceAccount/mi-epo is not declared"),
     "a mount without a volume": (put(f"{RAY}/volumeMounts/-", {"name": "x", "mountPath": "/x"}), "mounts x, no volume"),
     "checkpoints out of reach of a group": (
