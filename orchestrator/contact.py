@@ -1,8 +1,8 @@
 """First contact with the head of a Ray cluster: does one answer, does it take this process's token, is its Ray ours?
 
-Symptom without it: `ray.init` asks a head that refuses it for half a minute and then names no reason; at a port of
-something else it goes on for a quarter of an hour. Cause: it takes every failure for a head that is still starting.
-Delete when ray.init says at once why it was refused.
+Symptom without it: `ray.init` asks a head that refuses it for twenty seconds and then names no reason; at a port of
+something else it goes on for minutes. Cause: it takes every failure for a head that is still starting. Delete when
+ray.init says at once why it was refused.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ ANSWER_S = 10.0
 def check_head(address: str, timeout_s: float) -> None:
     """Raises ConnectionError with the reason in one line.
 
-    Addresses that only `ray.init` can resolve ("auto", "ray://...") pass.
+    Addresses that only `ray.init` can resolve ("auto", for which it also finds the token; "ray://...") pass.
 
     Args:
         timeout_s: longest wait for something to listen there.

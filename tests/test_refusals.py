@@ -22,7 +22,7 @@ TOKEN = "0123456789abcdef" * 2
 ITS_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 MINIATURE = REPOSITORY / "deploy" / "recipes" / "miniature.yaml"
 SOON_S = 30.0
-"""Of which a loaded machine needs most to import Ray; `ray.init` alone would take as long to give up."""
+"""A few on an idle machine; a loaded one needs as long to import Ray."""
 TELL_OTHER_VERSIONS = """
 import json, sys
 from ray._raylet import GcsClient
