@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from actors.metrics import JudgeMetrics
-from actors.startup import QUIET_ENV, ActorSpec, start_actors, stop_actors
+from actors.startup import QUIET_ENV, ActorSpec, one_line, start_actors, stop_actors
+from actors.types import ActorFailedError
 from rewards.config import ObjectiveConfig
 from rewards.scorers import Scorer, ScorerError, build_scorer
 
@@ -45,8 +46,14 @@ class RewardActor:
 
         Raises:
             ScorerError: the judge fails as a whole, or the objective has no audit judge.
+            ActorFailedError: the GPU failed under it.
         """
-        scores = self._scorer(judge).score(prompts, responses)
+        try:
+            scores = self._scorer(judge).score(prompts, responses)
+        except Exception as error:
+            if is_device_failure(error):
+                raise ActorFailedError(one_line(error)) from error
+            raise
         self._metrics = self._metrics or JudgeMetrics(self.objective.name)
         self._metrics.scored(len(scores), missing=len(scores) - int(np.isfinite(scores).sum()))
         return scores
@@ -58,6 +65,13 @@ class RewardActor:
                 raise ScorerError(f"objective {self.objective.name!r} has no {judge} judge")
             self._scorers[judge] = build_scorer(config)
         return self._scorers[judge]
+
+
+def is_device_failure(error: BaseException | None) -> bool:
+    """Whether torch lost its device on the way to this error: every later call of the process fails then as well."""
+    while error is not None and type(error).__name__ != "AcceleratorError":  # by name: light judges load no torch
+        error = error.__cause__
+    return error is not None
 
 
 def start_rewards(

@@ -86,11 +86,15 @@ class EngineRestartedError(RolloutError):
     """Tells a caller that does not know this class (`learner.senders`)."""
 
 
-class EngineFailedError(RolloutError):
-    """The engine broke or hangs, though its process lives: what it holds is lost, and only a new process helps."""
+class ActorFailedError(RuntimeError):
+    """An actor broke or hangs, though its process lives: what it holds is lost, and only a new process helps."""
 
     broken = True
     """Tells the same caller that the process is to be ended."""
+
+
+class EngineFailedError(RolloutError, ActorFailedError):
+    """The same of a rollout engine."""
 
 
 class WeightTransferError(RolloutError):

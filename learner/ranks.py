@@ -96,7 +96,7 @@ class Ranks:
                 return error
         rank, cause = next(iter(causes.items()))
         self._broken = f"{what}: rank {rank} failed: {type(cause).__name__}: {_one_line(cause)}"
-        return RankLostError(self._broken) if _is_broken_collective(cause) else LearnerError(self._broken)
+        return RankLostError(self._broken) if is_mended_by_restart(cause) else LearnerError(self._broken)
 
 
 def reserve(config: LearnerConfig, *, name: str) -> Any:
@@ -128,10 +128,15 @@ def deaths() -> tuple[type[Exception], ...]:
     return ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError
 
 
-def _is_broken_collective(cause: BaseException) -> bool:
-    """Whether a rank failed because another one, or an engine, did not answer: torch has no class that tells."""
+def is_mended_by_restart(cause: BaseException) -> bool:
+    """Whether a rank failed because another one, or an engine, did not answer, or because its GPU failed.
+
+    For the first torch has no class that tells; the second (`torch.AcceleratorError`) fails every later call too, and
+    is known by name because the driver loads no torch.
+    """
     said = str(cause).lower()
-    return isinstance(cause, RuntimeError) and any(word in said for word in ("gloo", "nccl", "connection", "timed out"))
+    silent = any(word in said for word in ("gloo", "nccl", "connection", "timed out"))
+    return isinstance(cause, RuntimeError) and (silent or type(cause).__name__ == "AcceleratorError")
 
 
 def _one_line(error: object) -> str:

@@ -163,8 +163,8 @@ def explain(error: Exception) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from learner.methods import METHODS
-    from orchestrator.config import load_recipe
     from orchestrator.errors import BadInput
+    from orchestrator.recipes import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.resume and arguments.run_dir is None:
@@ -182,16 +182,16 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from orchestrator.config import load_recipe
     from orchestrator.plan import plan
+    from orchestrator.recipes import load_recipe
 
     print(plan(load_recipe(arguments.recipe, arguments.overrides), live=arguments.live))
     return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from orchestrator.config import load_recipe
     from orchestrator.evaluation_run import evaluate
+    from orchestrator.recipes import load_recipe
 
     recipe = load_recipe(arguments.recipe) if arguments.recipe else None
     evaluate(arguments.target, recipe, arguments.output, say=_say)

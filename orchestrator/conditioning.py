@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from learner.methods import METHODS
-from orchestrator.config import describe_errors
 from orchestrator.errors import BadInput
+from orchestrator.recipes import describe_errors
 from rewards.config import PreferencesConfig, Section
 from rewards.preferences import PromptRenderer
 from rewards.targets import TargetRenderer

@@ -1,26 +1,16 @@
-"""The recipe: every room's section composed into one model, and the YAML file it comes from.
-
-A recipe is YAML; dotted overrides (`learner.learning_rate=1e-4`, `objectives.0.scorer.model=./rm`) are applied to the
-parsed tree before it is checked, so an override obeys the same rules as the file. `{seed}` in `assets.directory` and
-`{assets}` in any other string are filled in before checking.
-"""
+"""The recipe: every room's section composed into one model, with the rules that bind several sections."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from actors.config import RolloutConfig
 from learner.config import LearnerConfig
 from learner.methods import METHODS
-from orchestrator.errors import BadInput
 from rewards.config import ObjectiveConfig, PreferencesConfig, Section
 from rewards.preferences import parse_preference
 
-MAX_NODES = 10_000
-"""Values of a recipe, far above any that a person writes: a small file of aliases can unfold to billions."""
 OWN_PACKAGES = ("actors", "learner", "orchestrator", "rewards")
 EVALUATION_LATTICE_LIMIT = 5
 """Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""
@@ -286,125 +276,3 @@ class Recipe(Section):
         """[K], normalised scores."""
         point = self.evaluate.reference_point
         return point if isinstance(point, tuple) else (point,) * self.num_objectives
-
-
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read, override, fill in and check a recipe. Raises BadInput naming file, key path, rule and value."""
-    tree = read_yaml(Path(path))
-    for item in overrides or []:
-        _apply_override(tree, item)
-    return parse_recipe(tree, where=str(path))
-
-
-def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
-    tree = _fill_assets(tree)
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise BadInput("\n".join(describe_errors(error, where))) from None
-
-
-def describe_errors(error: ValidationError, where: str) -> list[str]:
-    """One line per problem: place, key path, rule, value."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "recipe"
-        rule = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            rule = "unknown key"
-        value = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r:.200}"
-        lines.append(f"{where}: {key}: {rule}{value}")
-    return lines
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())[:500]}") from None
-    if not isinstance(tree, dict):
-        raise BadInput(f"{path}: must hold a mapping of sections, got {type(tree).__name__}")
-    if _is_larger_than(tree, MAX_NODES):
-        raise BadInput(f"{path}: must hold at most {MAX_NODES} values, aliases unfolded")
-    return tree
-
-
-def _is_larger_than(tree: Any, limit: int) -> bool:
-    """Whether a tree has more nodes than `limit`; an alias counts each time, and counting ends at the limit."""
-    pending, count = [tree], 0
-    while pending and count <= limit:
-        node = pending.pop()
-        count += 1
-        pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return count > limit
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Resolved recipe as YAML; loads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _apply_override(tree: dict[str, Any], item: str) -> None:
-    key, equals, text = item.partition("=")
-    if not equals or not key:
-        raise BadInput(f"override {item!r}: must read section.key=value")
-    try:
-        value = _parse_value(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise BadInput(f"override {item!r}: the value is not valid YAML, got {text!r}") from None
-    *parents, last = key.split(".")
-    node: Any = tree
-    for part in parents:
-        node = _child(node, part, item, create=True)
-    if isinstance(node, list):
-        _child(node, last, item, create=False)
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise BadInput(f"override {item!r}: {'.'.join(parents)} is not a section, got {node!r}")
-
-
-def _parse_value(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 (no dot) as text; every user means the number.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _child(node: Any, part: str, item: str, *, create: bool) -> Any:
-    if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
-            raise BadInput(f"override {item!r}: {part!r} must be an index below {len(node)}")
-        return node[int(part)]
-    if not isinstance(node, dict):
-        raise BadInput(f"override {item!r}: {part!r} lies below a plain value, got {node!r}")
-    if create and node.get(part) is None:
-        node[part] = {}
-    return node[part]
-
-
-def _fill_assets(tree: dict[str, Any]) -> dict[str, Any]:
-    """Replace `{seed}` in assets.directory and `{assets}` everywhere else; leaves malformed trees to the checker."""
-    assets = tree.get("assets")
-    if not isinstance(assets, dict) or not isinstance(assets.get("directory"), str):
-        return tree
-    directory = assets["directory"].replace("{seed}", str(tree.get("seed", 0)))
-
-    def fill(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: fill(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [fill(value) for value in node]
-        return node.replace("{assets}", directory) if isinstance(node, str) else node
-
-    return {
-        **fill({key: value for key, value in tree.items() if key != "assets"}),
-        "assets": {**assets, "directory": directory},
-    }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], dict[str, list[Any]], Any]]:
     """Start all actors side by side and wait until every one is ready; stop exactly these on the way out."""
     from actors import reward, rollout
-    from learner.worker import LearnerGroup
+    from learner.group import LearnerGroup
 
     started: list[Callable[[], None]] = []
     try:

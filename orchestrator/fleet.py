@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from actors.startup import call_ready, one_line
-from actors.types import EngineFailedError, EngineRestartedError
+from actors.types import ActorFailedError, EngineRestartedError
 from learner import ranks
 from learner.types import EngineLostError, SyncReport
 from orchestrator.errors import ComponentLost
@@ -22,7 +22,7 @@ class EnginesLost(ComponentLost):
 
 def deaths() -> tuple[type[Exception], ...]:
     """What a call raises when its actor has died, is of no further use, or was started again since."""
-    return *ranks.deaths(), EngineFailedError, EngineRestartedError
+    return *ranks.deaths(), ActorFailedError, EngineRestartedError
 
 
 class Replica:
@@ -77,7 +77,7 @@ class Replica:
             if life != self.life or self._returning is not None:
                 return
             self.life += 1
-            if end or isinstance(error, EngineFailedError):
+            if end or isinstance(error, ActorFailedError):
                 _end(self.handle)
             self._returning, self._left = call_ready(self.handle), time.monotonic()
         self._failures.add(self.name, one_line(getattr(error, "cause", None) or error), action="started again")

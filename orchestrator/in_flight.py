@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from actors.types import Response, Rollout
 from orchestrator.batching import RequestBatch, ScoredBatch
-from orchestrator.config import describe_errors
 from orchestrator.errors import BadInput
+from orchestrator.recipes import describe_errors
 from rewards.config import Section
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from pydantic import Field, ValidationError
 
 from learner.checkpoint_meta import read_meta, sha256_of
 from learner.types import LearnerError
-from orchestrator.config import Recipe, describe_errors, dump_recipe, parse_recipe, read_yaml
+from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.locks import locked
+from orchestrator.recipes import describe_errors, dump_recipe, parse_recipe, read_yaml
 from orchestrator.report import read_lines
 from rewards.config import Section
 

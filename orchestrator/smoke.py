@@ -11,9 +11,10 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import Recipe, parse_recipe
+from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.fitting.config import ByteLevelBPE
+from orchestrator.recipes import parse_recipe
 
 if TYPE_CHECKING:
     from rewards.config import HuggingFaceScorerConfig

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.types import (
+    ActorFailedError,
     EngineFailedError,
     EngineRestartedError,
     GenerationRequest,
@@ -75,12 +76,18 @@ class FakeJudge:
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
+        self.broken = False
+
+    def break_down(self) -> None:
+        self.broken = True
 
     def ready(self) -> dict[str, Any]:
         return {"pid": os.getpid()}
 
     def score(self, prompts: list[str], responses: list[str], judge: str) -> np.ndarray:
         time.sleep(self.delay_s)
+        if self.broken:
+            raise ActorFailedError("an illegal memory access was encountered")
         return np.array([len(response) + len(responses) / 1000 for response in responses])
 
 

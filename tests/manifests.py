@@ -16,9 +16,9 @@ from typing import Any
 import jsonschema
 import yaml
 
-from orchestrator.config import parse_recipe
 from orchestrator.errors import BadInput
 from orchestrator.placement import Node, demands, obstacles
+from orchestrator.recipes import parse_recipe
 from tests.kustomize import Document, containers
 from tests.whole_runs import REPOSITORY
 

@@ -15,10 +15,10 @@ from actors.config import RolloutConfig
 from actors.rollout import start_rollouts, stop
 from actors.types import WeightTransferError
 from learner.config import LearnerConfig, LoraSection
+from learner.group import LearnerGroup
 from learner.policy import load_policy
 from learner.types import PairBatch, PreferencePair, WeightSyncError
 from learner.weights import AdapterSource, WeightSource
-from learner.worker import LearnerGroup
 from tests.test_weight_broadcast import PROMPTS, RESPONSES, call, changed_model, engine_logprobs, flat, push
 from tests.tiny_models import make_tiny_policy
 

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator import cluster, contact
 from orchestrator.cli import main
-from orchestrator.config import load_recipe
+from orchestrator.recipes import load_recipe
 from orchestrator.rundir import RunDir
 from tests.tiny_models import make_tiny_policy
 from tests.whole_runs import REPOSITORY, tiny_recipe
@@ -22,13 +22,13 @@ LOOK = """
 import json, sys, time
 import psutil
 from orchestrator import cluster
-from orchestrator.config import load_recipe
+from orchestrator.recipes import load_recipe
 
 with cluster.connect(load_recipe(sys.argv[1], ["cluster.dashboard=true"])):
     import ray
 
     from learner.config import LearnerConfig
-    from learner.worker import LearnerGroup
+    from learner.group import LearnerGroup
 
     options = dict(model=sys.argv[2], total_steps=1, pairs_per_step=2, seed=0, run_name="look")
     with LearnerGroup.start(LearnerConfig(num_cpus=0.1, ranks=2), **options) as learner:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import load_recipe
 from orchestrator.crew import make_training_fleet, start_actors
 from orchestrator.failures import Failures
+from orchestrator.recipes import load_recipe
 from tests.whole_runs import tiny_recipe
 
 CALL_S = 60

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from actors.types import Response, Rollout
-from orchestrator.config import load_recipe
 from orchestrator.errors import RunFailed
 from orchestrator.evaluate import Evaluator, front_metrics, measure_normalizers
 from orchestrator.plan import make_renderer
+from orchestrator.recipes import load_recipe
 from orchestrator.sampling import Scored
 from rewards.normalize import Normalizer
 from tests.word_tokenizer import WordTokenizer

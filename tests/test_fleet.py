@@ -164,6 +164,17 @@ def test_an_engine_that_is_broken_is_ended_and_its_share_sampled_again(crew):
 
 
 @pytest.mark.ray
+def test_a_judge_whose_gpu_failed_is_ended_and_asked_again(crew):
+    import ray
+
+    made = crew()
+    ray.get(made.judge_handles[0].break_down.remote(), timeout=30)
+    assert made.sampler.submit(BATCH, 0).result().scores == pytest.approx(expected_scores(), abs=0)
+    [failure] = failures(made.folder)
+    assert failure["component"].startswith("reward-") and "illegal memory access" in failure["what"]
+
+
+@pytest.mark.ray
 def test_an_engine_that_came_back_serves_again_from_the_next_weights_on(crew):
     made = crew()
     made.fleet.push_weights(1)

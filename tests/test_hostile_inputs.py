@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from orchestrator.cli import main
-from orchestrator.config import load_recipe
+from orchestrator.recipes import load_recipe
 from orchestrator.rundir import CheckpointMeta, RunDir
 from tests.test_plan_and_cli import MINIATURE, recipe_tree
 from tests.tiny_models import make_tiny_policy

@@ -19,7 +19,8 @@ ROOMS: dict[str, frozenset[str]] = {  # room -> other rooms it may import
 }
 NOT_ROOMS = frozenset({"deploy", "tests"})
 HEAVY = frozenset({"deepspeed", "ray", "torch", "transformers", "vllm"})
-LIGHT_FILES = frozenset({"cli.py", "config.py", "preferences.py", "types.py"})  # importable in well under a second
+# importable in well under a second
+LIGHT_FILES = frozenset({"cli.py", "config.py", "preferences.py", "recipes.py", "types.py"})
 UNPICKLERS = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "ray.cloudpickle"})
 
 

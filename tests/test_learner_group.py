@@ -15,9 +15,10 @@ from tiny_models import make_tiny_policy
 from torch import Tensor
 
 from learner.config import LearnerConfig
+from learner.group import LearnerGroup
+from learner.ranks import is_mended_by_restart
 from learner.senders import Engines, compare_checksums
 from learner.types import EngineLostError, LearnerError, PairBatch, WeightEntry, WeightSyncError
-from learner.worker import LearnerGroup
 
 pytestmark = pytest.mark.ray
 
@@ -254,6 +255,13 @@ def test_engines_of_two_gpus_each_get_ranks_of_their_own_in_the_nccl_group(engin
     infos = ray.get([engine.rendezvous_info.remote() for engine in engines], timeout=120)
     assert [info["rank_offset"] for info in infos] == [1, 3]
     assert all(info["backend"] == "nccl" and info["names"] == ["a"] and info["world_size"] == 5 for info in infos)
+
+
+def test_a_rank_whose_gpu_failed_or_whose_peer_is_silent_is_mended_by_a_restart_and_a_defect_is_not() -> None:
+    assert is_mended_by_restart(torch.AcceleratorError("CUDA error: unspecified launch failure"))
+    assert is_mended_by_restart(RuntimeError("[gloo] Connection closed by peer"))
+    assert not is_mended_by_restart(torch.OutOfMemoryError("CUDA out of memory"))  # it would be again
+    assert not is_mended_by_restart(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_checksums_are_compared_name_by_name() -> None:

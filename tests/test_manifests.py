@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.config import load_recipe
+from orchestrator.recipes import load_recipe
 from tests.kustomize import K8S, Document, apply_operation, render
 from tests.manifests import NO_SCHEMAS, QUEUE, SCHEMAS, get, problems
 from tests.whole_runs import REPOSITORY

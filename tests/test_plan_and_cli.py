@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from orchestrator.cli import explain, main, parse_arguments
-from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.placement import demands
 from orchestrator.plan import count_parameters, is_local
+from orchestrator.recipes import load_recipe
 from tests.tiny_models import make_tiny_policy
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"

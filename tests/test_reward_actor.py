@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.reward import RewardActor, start_rewards, stop
+from actors.reward import RewardActor, is_device_failure, start_rewards, stop
 from rewards.config import ObjectiveConfig, PythonScorerConfig
 from rewards.scorers import ScorerError
 
@@ -72,6 +72,16 @@ def test_a_judge_that_returns_the_wrong_length_fails_the_call(rewards: dict[str,
 
     with pytest.raises(ScorerError, match="must return 2 scores, got 1"):
         ray.get(rewards["care"][0].score.remote(["p"] * 2, ["a", "b"]), timeout=CALL_S)
+
+
+def test_a_lost_gpu_is_told_from_other_errors_by_what_torch_raised() -> None:
+    import torch
+
+    lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    wrapped = ScorerError("my.scorer raised it")
+    wrapped.__cause__ = lost
+    assert is_device_failure(lost) and is_device_failure(wrapped)
+    assert not is_device_failure(ScorerError("must return 2 scores")) and not is_device_failure(None)
 
 
 def test_light_judges_load_no_torch(rewards: dict[str, list[Any]]) -> None:

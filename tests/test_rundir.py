@@ -10,8 +10,8 @@ import pytest
 
 from learner.types import PoisonedUpdateError
 from orchestrator.cli import explain
-from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput, RunFailed
+from orchestrator.recipes import load_recipe
 from orchestrator.run import skip_update
 from orchestrator.rundir import CheckpointMeta, RunDir
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput
 from orchestrator.fitting.config import PolicyFitConfig, load_fit_config
+from orchestrator.recipes import load_recipe
 from orchestrator.smoke import smoke_recipe
 from rewards.scorers import build_scorer
 from tests.whole_runs import REPOSITORY, command, lines

@@ -12,10 +12,10 @@ from actors.types import GenerationRequest, Response, Rollout
 from learner.soup import SoupSource, average
 from learner.types import LearnerError
 from orchestrator.conditioning import PolicyConditioning
-from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput
 from orchestrator.generate import generate
 from orchestrator.plan import make_renderer
+from orchestrator.recipes import load_recipe
 from orchestrator.sampling import Scored
 from orchestrator.soups import RememberingRenderer, SoupSampler, expert_recipe, train_soup
 from rewards.config import PreferencesConfig

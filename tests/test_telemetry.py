@@ -9,7 +9,7 @@ import numpy as np
 from actors.types import GenerationRequest, Response, Rollout
 from learner.types import StepReport
 from orchestrator.batching import PairStatistics, RequestBatch, ScoredBatch
-from orchestrator.config import load_recipe
+from orchestrator.recipes import load_recipe
 from orchestrator.telemetry import Recorder, json_line, step_metrics
 from rewards.normalize import Normalizer
 

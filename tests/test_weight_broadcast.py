@@ -10,8 +10,8 @@ from actors.config import RolloutConfig
 from actors.rollout import start_rollouts, stop
 from actors.types import GenerationRequest, Rollout, StaleWeightsError, WeightTransferError
 from learner.config import LearnerConfig, LoraSection
+from learner.group import LearnerGroup
 from learner.types import PairBatch, PreferencePair, WeightSyncError
-from learner.worker import LearnerGroup
 from tests.tiny_models import make_tiny_policy
 
 pytestmark = pytest.mark.ray

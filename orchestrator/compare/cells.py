@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from learner.methods import METHODS, Method
-from orchestrator.config import load_recipe
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.locks import locked
+from orchestrator.recipes import load_recipe
 from orchestrator.rundir import RunDir
 
 if TYPE_CHECKING:

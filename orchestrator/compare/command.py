@@ -21,8 +21,9 @@ from orchestrator.compare.results import (
     write_results,
 )
 from orchestrator.compare.tables import QUALITY, quality_table
-from orchestrator.config import Recipe, load_recipe
+from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
+from orchestrator.recipes import load_recipe
 from orchestrator.summary import as_text
 
 Say = Callable[[str], None]

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from orchestrator.compare.cells import Cell, Work, method_of
-from orchestrator.config import describe_errors
 from orchestrator.errors import BadInput
+from orchestrator.recipes import describe_errors
 from orchestrator.report import read_lines
 from orchestrator.summary import summarize_side
 from rewards.config import Section

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from orchestrator.config import describe_errors
 from orchestrator.dialogues.transcript import ASSISTANT, HUMAN, read_source, read_transcripts
 from orchestrator.errors import BadInput
+from orchestrator.recipes import describe_errors
 from rewards.config import Section
 from rewards.preferences import sample_preference_pairs
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.config import describe_errors
 from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
+from orchestrator.recipes import describe_errors
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 

@@ -7,8 +7,8 @@ from typing import Literal, Self, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from learner.config import LoraSection
-from orchestrator.config import describe_errors, read_yaml
 from orchestrator.errors import BadInput
+from orchestrator.recipes import describe_errors, read_yaml
 from rewards.config import HuggingFaceScorerConfig, PreferencesConfig, Section
 
 
