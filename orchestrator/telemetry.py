@@ -3,10 +3,10 @@
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from orchestrator.batching import PairStatistics, ScoredBatch
 from orchestrator.health import Watch, find_problems
 from orchestrator.monitoring import Monitor
+from orchestrator.wandb_log import WandbLog, start_wandb
 from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         self._metrics_file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._samples_file = (self.run_dir / "samples.jsonl").open("a", encoding="utf-8")
-        self._wandb = _start_wandb(self.recipe, self.run_dir)
         self._progress = _start_progress(self.recipe.loop.steps, self._first_step)
+        self._wandb = WandbLog(partial(start_wandb, self.recipe, self.run_dir), self.say)
         self._step_started = time.monotonic()
         return self
 
@@ -79,8 +80,7 @@ class Recorder:
         self._monitor.close()
         self._metrics_file.close()
         self._samples_file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if exc_info[0] is None else 1)
+        self._wandb.finish(exit_code=0 if exc_info[0] is None else 1)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -114,9 +114,8 @@ class Recorder:
         self._write(self._metrics_file, metrics)
         for record in _samples(self.recipe, scored, policy_version):
             self._write(self._samples_file, record)
-        if self._wandb is not None:
-            numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-            self._wandb.log({**numbers, "problems": len(problems)}, step=step)
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        self._wandb.log({**numbers, "problems": len(problems)}, step=step)
         self._monitor.step(metrics)
         self._show(metrics, scored)
         for line in self._watch.step(step, problems):
@@ -127,11 +126,8 @@ class Recorder:
         with (self.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
             self._write(file, record)
         self._monitor.evaluation(record)
-        if getattr(self, "_wandb", None) is not None:
-            scalars = {
-                f"evaluation/{key}": record[key] for key in ("hypervolume", "mip", "crd", "identification_accuracy")
-            }
-            self._wandb.log(scalars)
+        scalars = ("hypervolume", "mip", "crd", "identification_accuracy")
+        self._wandb.log({f"evaluation/{key}": record[key] for key in scalars})
 
     def say(self, text: str) -> None:
         """A line for a person; never breaks the bar."""
@@ -269,31 +265,3 @@ def _start_progress(steps: int, first_step: int) -> Any:
     progress.add_task("training", total=steps, completed=first_step)
     progress.start()
     return progress
-
-
-def _start_wandb(recipe: "Recipe", run_dir: Path) -> Any:
-    mode = recipe.telemetry.wandb
-    if mode == "auto":
-        mode = "online" if _has_wandb_key() else "offline"
-    if mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    return wandb.init(
-        project=recipe.telemetry.project,
-        name=run_dir.name,
-        dir=str(run_dir),
-        mode=mode,
-        config=recipe.model_dump(mode="json"),
-        settings=wandb.Settings(console="off", x_disable_stats=True),
-    )
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    with contextlib.suppress(OSError):
-        return "wandb" in netrc.read_text(encoding="utf-8")
-    return False
