@@ -5,6 +5,8 @@
     rollout.py   RolloutActor (a vLLM engine behind a door) and ``start_rollouts``
     engine.py    how that engine is built
     weights.py   the engine's end of the weight broadcast
+    adapters.py  low-rank adapters merged into the engine's own base
+    metrics.py   what the actors tell Ray of themselves
     reward.py    RewardActor (a scorer behind a door) and ``start_rewards``
     startup.py   placing a group of actors and waiting for it, with deadlines
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from actors.config import RolloutConfig
-from actors.startup import QUIET_ENV
+from rewards.environment import process_environment, whole_threads
 
 Backend = Literal["host", "nccl"]
 """How weights reach an engine: through the Ray object store, or by NCCL broadcast."""
@@ -27,23 +26,18 @@ def weight_backend(config: RolloutConfig) -> Backend:
 
 def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
     """Environment of an engine's process; must be set before vLLM is imported there."""
-    env = {
-        **QUIET_ENV,
+    # More threads than free cores collapse the decode loop (spin barriers), so never more than were reserved.
+    env = process_environment(model, threads=None if config.num_gpus else whole_threads(config.num_cpus)) | {
         # In process: starts three times faster and takes a third of the memory of the three-process engine.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
-    if Path(model).is_dir():
-        env["HF_HUB_OFFLINE"] = "1"
-    if not config.num_gpus:
-        # More threads than free cores collapse the decode loop (spin barriers), so never more than were reserved.
-        env["OMP_NUM_THREADS"] = str(max(1, int(config.num_cpus)))
-        if config.enforce_eager:
-            # Symptom: the first batch takes 8 s longer, 40 s where no compiler cache is warm. Cause: vLLM compiles the
-            # kernel that ranks log-probabilities in eager mode too. Delete when it stops, or has a switch for it.
-            env["TORCH_COMPILE_DISABLE"] = "1"
+    if config.enforce_eager and not config.num_gpus:
+        # Symptom: the first batch takes 8 s longer, 40 s where no compiler cache is warm. Cause: vLLM compiles the
+        # kernel that ranks log-probabilities in eager mode too. Delete when it stops, or has a switch for it.
+        env["TORCH_COMPILE_DISABLE"] = "1"
     return env
 
 

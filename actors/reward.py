@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from actors.metrics import JudgeMetrics
-from actors.startup import QUIET_ENV, ActorSpec, one_line, start_actors, stop_actors
+from actors.startup import ActorSpec, one_line, start_actors, stop_actors
 from actors.types import ActorFailedError
 from rewards.config import ObjectiveConfig
+from rewards.environment import process_environment, whole_threads
 from rewards.scorers import Scorer, ScorerError, build_scorer
 
 Judge = Literal["reward", "audit"]
@@ -91,7 +92,7 @@ def start_rewards(
                 name=f"{run_name}/reward-{objective.name}-{replica}",
                 num_cpus=objective.num_cpus,
                 num_gpus=objective.num_gpus,
-                env={**QUIET_ENV, "OMP_NUM_THREADS": str(max(1, int(objective.num_cpus)))},
+                env=process_environment(threads=whole_threads(objective.num_cpus)),
                 node_labels=objective.node_labels,
                 kwargs={"objective": objective},
             )

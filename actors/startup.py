@@ -9,12 +9,6 @@ from typing import Any
 
 from actors.config import Placement
 
-QUIET_ENV = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 MAX_MESSAGE_CHARS = 400
 START_RETRIES = 10
 """Of a first load whose process dies; asking about once a second while Ray starts it again takes several of them."""

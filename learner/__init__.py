@@ -11,9 +11,12 @@ logprobs.py  log-probabilities of response tokens without a [B, T, V] block of l
 policy.py    Hugging Face folder -> the module DeepSpeed trains, its frozen reference, and back to a folder
 backend.py   what DeepSpeed is told: device, dtype, process group, configuration
 engine.py    one DeepSpeed rank; works without Ray
-weights.py   full, merged, Hugging-Face-named parameters bucket by bucket, from any ZeRO stage
+weights.py   Hugging-Face-named parameters bucket by bucket, from any ZeRO stage: all of them, or the adapters
+soup.py      the same of averaged policies
 senders.py   how those buckets reach the rollout engines, through Ray's object store
 nccl.py      the same between GPUs, by vLLM's NCCL broadcast
+checkpoint.py, checkpoint_meta.py  weights and optimizer state on disk
 ranks.py     calls to all ranks at once, with deadlines and errors that name the rank
-worker.py    the Ray actor around one rank, and the group of all ranks
+worker.py    the Ray actor around one rank
+group.py     all ranks as one learner
 """

@@ -12,7 +12,8 @@ from learner.config import LearnerConfig
 from learner.methods import METHODS
 from learner.ranks import Ranks, reserve
 from learner.types import LabelledBatch, LearnerError, PairBatch, StepReport, SyncReport, WeightSyncError
-from learner.worker import LearnerWorker, num_threads
+from learner.worker import LearnerWorker
+from rewards.environment import process_environment, whole_threads
 
 SYNC_GRACE_S = 30.0
 """Rank 0 names the engine that missed the broadcast's deadline; the group waits this much longer for its word."""
@@ -208,14 +209,6 @@ def _share(batch: Any, rank: int, ranks: int) -> Any:
 
 
 def _environment(config: LearnerConfig, model: str) -> dict[str, str]:
-    env = {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONWARNINGS": "ignore::FutureWarning",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-    if Path(model).is_dir():
-        env["HF_HUB_OFFLINE"] = "1"
-    if not config.num_gpus:
-        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(num_threads(config))}
-    return env
+    on_gpu = config.num_gpus > 0
+    env = process_environment(model, threads=None if on_gpu else whole_threads(config.num_cpus))
+    return env if on_gpu else env | {"DS_ACCELERATOR": "cpu"}

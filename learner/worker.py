@@ -10,6 +10,7 @@ from typing import Any
 
 from learner.config import LearnerConfig
 from learner.types import LabelledBatch, PairBatch, StepReport, WeightManifest
+from rewards.environment import whole_threads
 
 
 class LearnerWorker:
@@ -55,7 +56,7 @@ class LearnerWorker:
         from learner.engine import LearnerEngine
 
         if not self.config.num_gpus:
-            torch.set_num_threads(num_threads(self.config))
+            torch.set_num_threads(whole_threads(self.config.num_cpus))
         join_group(self.config, address, port, rank=self.rank, listener=self._listener)
         self._engine = LearnerEngine(self.config, **options)
         self._give_back_cache()
@@ -110,11 +111,6 @@ class LearnerWorker:
             import torch
 
             torch.cuda.empty_cache()
-
-
-def num_threads(config: LearnerConfig) -> int:
-    """Of one rank on CPU."""
-    return max(1, int(config.num_cpus))
 
 
 def _network_interface() -> str | None:
