@@ -60,6 +60,7 @@ def test_a_job_tells_its_metrics_survives_a_judge_saves_when_stopped_and_goes_on
     def submit(name: str) -> None:
         entry = (sys.executable, "-m", "orchestrator", "train", str(recipe), f"loop.steps={STEPS}")
         given = ("--address", dashboard, "--submission-id", name, "--runtime-env", "deploy/runtime_env.yaml")
+        given += ("--metadata-json", '{"experiment": "tiny"}')
         ray("job", "submit", "--no-wait", *given, "--", *entry, "--run-dir", str(run))
 
     def logs(name: str) -> str:
@@ -70,6 +71,7 @@ def test_a_job_tells_its_metrics_survives_a_judge_saves_when_stopped_and_goes_on
         return any(word in said for word in ("succeeded", "stopped", "failed"))
 
     submit("first")
+    assert "'experiment': 'tiny'" in ray("job", "list", "--address", dashboard)
     wait_for(lambda: ended("first") or steps_done(run) > 2, "step")
     kill_a_judge(head)
     asked = asked_metrics() - {"ray_node_gpus_utilization"}  # Ray tells it where there is a GPU
