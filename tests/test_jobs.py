@@ -60,8 +60,8 @@ def test_a_job_tells_its_metrics_survives_a_judge_saves_when_stopped_and_goes_on
     def submit(name: str) -> None:
         entry = (sys.executable, "-m", "orchestrator", "train", str(recipe), f"loop.steps={STEPS}")
         given = ("--address", dashboard, "--submission-id", name, "--runtime-env", "deploy/runtime_env.yaml")
-        given += ("--metadata-json", '{"experiment": "tiny"}')
-        ray("job", "submit", "--no-wait", *given, "--", *entry, "--run-dir", str(run))
+        label = ("--metadata-json", '{"experiment": "tiny"}')
+        ray("job", "submit", "--no-wait", *given, *label, "--", *entry, "--run-dir", str(run))
 
     def logs(name: str) -> str:
         return ray("job", "logs", "--address", dashboard, name)
