@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -54,12 +55,9 @@ class AdapterMerger:
     def __init__(
         self, model: str, *, plan: AdapterPlan, fused: Mapping[str, Iterable[str]], device: torch.device
     ) -> None:
-        self._plan = plan
+        self.plan = plan
         self._device = device
-        self._files: dict[str, safe_open] = {}
-        for path in sorted(model_folder(model).glob("*.safetensors")):
-            file = safe_open(path, framework="pt")
-            self._files |= dict.fromkeys(file.keys(), file)
+        self._files = tensor_files(model_folder(model))
         unknown = [name for name in plan.base if name not in self._files]
         if unknown:
             raise WeightTransferError(
@@ -80,10 +78,10 @@ class AdapterMerger:
         """Drop halves that wait for others."""
         self._halves: dict[str, torch.Tensor] = {}
 
+    @cached_property
     def base_checksums(self) -> dict[str, int]:
-        """Name -> ``torch.hash_tensor`` of every weight of the plan, in the learner's dtype."""
-        bases = ((name, self._base(name)) for name in self._plan.base)
-        return {name: int(torch.hash_tensor(base).item()) if base.numel() else 0 for name, base in bases}
+        """Name -> hash of every weight of the plan, in the learner's dtype; read once, whoever comes and goes."""
+        return {name: int(tensor_hash(self._base(name)).item()) for name in self.plan.base}
 
     def merged(self, arrived: Iterable[Named]) -> Iterator[Named]:
         """All weights of every layer whose adapters are complete now, under their checkpoint names."""
@@ -91,7 +89,7 @@ class AdapterMerger:
             # vLLM packs several tensors into a buffer that the next ones overwrite
             self._halves[name] = half.to(self._device, copy=True)
             layer = self._layer_of[name.rpartition(".lora_")[0]]
-            adapted = [module for module in layer if module in self._plan.scaling]
+            adapted = [module for module in layer if module in self.plan.scaling]
             if all(half_name in self._halves for module in adapted for half_name in _halves(module)):
                 yield from self._weights_of(layer)
                 for module in adapted:
@@ -105,16 +103,16 @@ class AdapterMerger:
 
     def _merge(self, module: str, name: str) -> torch.Tensor:
         base = self._base(name)
-        if module not in self._plan.scaling:
+        if module not in self.plan.scaling:
             return base
         lora_A, lora_B = (self._halves[half] for half in _halves(module))
         delta = adapter_delta(
-            lora_A, lora_B, scaling=self._plan.scaling[module], transposed=module in self._plan.transposed
+            lora_A, lora_B, scaling=self.plan.scaling[module], transposed=module in self.plan.transposed
         )
         return (base.float() + delta.float()).to(base.dtype)
 
     def _base(self, name: str) -> torch.Tensor:
-        return self._files[name].get_tensor(name).to(self._device, getattr(torch, self._plan.base[name]))
+        return self._files[name].get_tensor(name).to(self._device, getattr(torch, self.plan.base[name]))
 
 
 def adapter_delta(lora_A: torch.Tensor, lora_B: torch.Tensor, *, scaling: float, transposed: bool) -> torch.Tensor:
@@ -129,6 +127,20 @@ def adapter_delta(lora_A: torch.Tensor, lora_B: torch.Tensor, *, scaling: float,
         lora_A, lora_B = lora_A.float(), lora_B.float()
     delta = lora_B @ lora_A
     return ((delta.T if transposed else delta) * scaling).to(dtype)
+
+
+def tensor_hash(tensor: torch.Tensor) -> torch.Tensor:
+    """``torch.hash_tensor``, and 0 for an empty tensor, which has none."""
+    return torch.hash_tensor(tensor) if tensor.numel() else torch.zeros((), dtype=torch.int64)
+
+
+def tensor_files(folder: Path) -> dict[str, safe_open]:
+    """Tensor name -> the open safetensors file of the folder that holds it; empty when there are none."""
+    found: dict[str, safe_open] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        file = safe_open(path, framework="pt")
+        found |= dict.fromkeys(file.keys(), file)
+    return found
 
 
 def model_folder(model: str) -> Path:

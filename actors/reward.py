@@ -12,7 +12,7 @@ from actors.metrics import JudgeMetrics
 from actors.startup import ActorSpec, one_line, start_actors, stop_actors
 from actors.types import ActorFailedError
 from rewards.config import ObjectiveConfig
-from rewards.environment import process_environment, whole_threads
+from rewards.environment import is_device_failure, process_environment, whole_threads
 from rewards.scorers import Scorer, ScorerError, build_scorer
 
 Judge = Literal["reward", "audit"]
@@ -66,13 +66,6 @@ class RewardActor:
                 raise ScorerError(f"objective {self.objective.name!r} has no {judge} judge")
             self._scorers[judge] = build_scorer(config)
         return self._scorers[judge]
-
-
-def is_device_failure(error: BaseException | None) -> bool:
-    """Whether torch lost its device on the way to this error: every later call of the process fails then as well."""
-    while error is not None and type(error).__name__ != "AcceleratorError":  # by name: light judges load no torch
-        error = error.__cause__
-    return error is not None
 
 
 def start_rewards(

@@ -11,8 +11,6 @@ the engine named by ``WeightTransferConfig.backend``, in tensor-parallel workers
 
 from __future__ import annotations
 
-import json
-import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from actors.adapters import AdapterMerger, AdapterPlan
+from actors.adapters import AdapterMerger, AdapterPlan, tensor_files, tensor_hash
 from actors.startup import one_line
 from actors.types import WeightTransferError
 
@@ -53,16 +51,18 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         Returns:
             name -> checksum of the base that adapters are merged into.
         """
-        self._adapters = None
         if adapter is None:
+            self._adapters = None
             return {}
-        self._adapters = AdapterMerger(
-            self.model_config.model,
-            plan=AdapterPlan(**adapter),
-            fused=getattr(self.model, "packed_modules_mapping", {}),
-            device=self.device,
-        )
-        return self._adapters.base_checksums()
+        plan = AdapterPlan(**adapter)
+        if self._adapters is None or self._adapters.plan != plan:
+            self._adapters = AdapterMerger(
+                self.model_config.model,
+                plan=plan,
+                fused=getattr(self.model, "packed_modules_mapping", {}),
+                device=self.device,
+            )
+        return self._adapters.base_checksums
 
     def start_weight_update(self) -> None:
         self._drop_unfinished_layers()
@@ -93,9 +93,7 @@ class LayerwiseTransferEngine(WeightTransferEngine):
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         model: Any = self.model
         named = list(tensors)
-        for name, tensor in named:
-            # hash_tensor has no value for an empty tensor
-            self._hashes[name] = torch.hash_tensor(tensor) if tensor.numel() else torch.zeros(())
+        self._hashes |= {name: tensor_hash(tensor) for name, tensor in named}
         model.load_weights(iter(named) if self._adapters is None else self._adapters.merged(named))
         if self.device.type == "cuda":
             # vLLM's consumer receives every bucket on a CUDA stream of its own, and what a bucket's end cuts in two (a
@@ -311,12 +309,7 @@ class WeightReceiver:
 
 def checkpoint_names(model: str) -> frozenset[str]:
     """Tensor names in the headers of a model folder's safetensors files; empty when there are none on this machine."""
-    names: set[str] = set()
-    for file in Path(model).glob("*.safetensors"):
-        with file.open("rb") as stream:
-            (header_bytes,) = struct.unpack("<Q", stream.read(8))
-            names.update(json.loads(stream.read(header_bytes)))
-    return frozenset(names - {"__metadata__"})
+    return frozenset(tensor_files(Path(model)))
 
 
 for _backend, _engine in (("host", HostTransferEngine), ("nccl", CheckedNCCLTransferEngine)):

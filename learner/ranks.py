@@ -8,6 +8,7 @@ from typing import Any
 
 from learner.config import LearnerConfig
 from learner.types import LearnerError, RankLostError, WeightSyncError
+from rewards.environment import is_device_failure
 
 DEATH_GRACE_S = 5.0
 """A rank's death breaks the collectives of the others first; wait this long for the cause before naming a symptom."""
@@ -131,12 +132,11 @@ def deaths() -> tuple[type[Exception], ...]:
 def is_mended_by_restart(cause: BaseException) -> bool:
     """Whether a rank failed because another one, or an engine, did not answer, or because its GPU failed.
 
-    For the first torch has no class that tells; the second (`torch.AcceleratorError`) fails every later call too, and
-    is known by name because the driver loads no torch.
+    For the first torch has no class that tells.
     """
     said = str(cause).lower()
     silent = any(word in said for word in ("gloo", "nccl", "connection", "timed out"))
-    return isinstance(cause, RuntimeError) and (silent or type(cause).__name__ == "AcceleratorError")
+    return isinstance(cause, RuntimeError) and (silent or is_device_failure(cause))
 
 
 def _one_line(error: object) -> str:

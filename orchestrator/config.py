@@ -192,6 +192,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _colocated_pairs_fit_together(self) -> "Recipe":
         rollout, learner = self.rollout, self.learner
+        if not rollout.colocated:
+            return self
         num_gpus = (rollout.num_gpus, learner.num_gpus)
         rules = (
             (self.loop.max_staleness == 0, "loop.max_staleness must be 0", self.loop.max_staleness),
@@ -221,7 +223,7 @@ class Recipe(Section):
                 rollout.node_labels,
             ),
         )
-        for holds, rule, got in rules if rollout.colocated else ():
+        for holds, rule, got in rules:
             if not holds:
                 raise ValueError(f"{rule} with rollout.colocated, got {got}")
         return self

@@ -69,9 +69,9 @@ class WandbLog:
 
 def _tear_down() -> None:
     """Without it wandb says good-bye to its service once more when the process ends, and prints how that fails."""
-    import wandb
-
     with contextlib.suppress(Exception):
+        import wandb
+
         wandb.teardown(exit_code=1)
 
 

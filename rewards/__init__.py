@@ -4,7 +4,7 @@
 - ``preferences``: weights on the simplex: samplers, grids, quantisation, and how weights are written into a prompt
 - ``scorers``: one objective's score for each response, from a classifier, a Python function or a server
 - ``normalize``: scores brought to one scale, measured once and frozen
-- ``environment``: of every process that loads a model
+- ``environment``: of every process that loads a model; whether its device failed
 - ``pareto``: hypervolume, mean inner product, dispersion and rank correlation of a front
 
 Nothing here imports another room, Ray or vLLM; torch and transformers are imported only when a classifier is loaded.

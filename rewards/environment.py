@@ -1,4 +1,4 @@
-"""What every process of a run that loads a model has in its environment."""
+"""The processes of a run that load a model: what is in their environment, and whether their device failed."""
 
 from pathlib import Path
 
@@ -23,6 +23,14 @@ def process_environment(model: str | None = None, *, threads: int | None) -> dic
     if threads is not None:
         env["OMP_NUM_THREADS"] = str(threads)
     return env
+
+
+def is_device_failure(error: BaseException | None) -> bool:
+    """Whether torch lost its device on the way to this error: every later call of the process fails then as well."""
+    # by name: the driver and light judges load no torch
+    while error is not None and type(error).__name__ != "AcceleratorError":
+        error = error.__cause__
+    return error is not None
 
 
 def whole_threads(num_cpus: float) -> int:

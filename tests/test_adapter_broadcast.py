@@ -61,7 +61,8 @@ def test_an_engine_merges_to_the_learners_own_weights_bit_for_bit(folder: Path, 
         name for name in expected if ".q_proj" in name or ".k_proj" in name or ".v_proj" in name
     } | {name for name in expected if ".down_proj" in name}
     assert all(tensor.dtype == dtype and torch.equal(tensor, expected[name]) for name, tensor in merged.items())
-    changed = [name for name in merged if not torch.equal(merged[name], dict(sent(source._base))[name])]
+    base = dict(sent(source._base))
+    changed = [name for name in merged if not torch.equal(merged[name], base[name])]
     assert len(changed) == 2 * len(LORA.target_modules)  # in each of two layers; the keys come along unchanged
 
 
@@ -112,9 +113,9 @@ def test_a_transposed_matrix_gets_a_transposed_change() -> None:
 
 def test_the_bases_of_two_sides_are_compared_in_the_learners_dtype(folder: Path, tmp_path: Path) -> None:
     source = AdapterSource(adapted_policy(folder, torch.bfloat16), bucket_bytes=1 << 20)
-    assert merger_for(folder, source).base_checksums() == source.base_checksums()
+    assert merger_for(folder, source).base_checksums == source.base_checksums()
     other = make_tiny_policy(tmp_path / "other", seed=1)
-    theirs = merger_for(other, source).base_checksums()
+    theirs = merger_for(other, source).base_checksums
     assert all(theirs[name] != value for name, value in source.base_checksums().items() if "norm" not in name)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.reward import RewardActor, is_device_failure, start_rewards, stop
+from actors.reward import RewardActor, start_rewards, stop
 from rewards.config import ObjectiveConfig, PythonScorerConfig
+from rewards.environment import is_device_failure
 from rewards.scorers import ScorerError
 
 pytestmark = pytest.mark.ray
