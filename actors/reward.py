@@ -13,7 +13,8 @@ from actors.startup import ActorSpec, one_line, start_actors, stop_actors
 from actors.types import ActorFailedError
 from rewards.config import ObjectiveConfig
 from rewards.environment import is_device_failure, process_environment, whole_threads
-from rewards.scorers import Scorer, ScorerError, build_scorer
+from rewards.judges import build_scorer
+from rewards.scorers import Scorer, ScorerError
 
 Judge = Literal["reward", "audit"]
 """``reward``: what the policy learns from. ``audit``: the independent second judge, for evaluation only."""

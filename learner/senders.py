@@ -200,16 +200,3 @@ def _describe(specs: Sequence[WeightSpec]) -> dict[str, Any]:
 
 def _num_bytes(item: WeightEntry) -> int:
     return torch.Size(item.shape).numel() * getattr(torch, item.dtype).itemsize
-
-
-def make_sender(
-    backend: str, source: BucketSource, *, rank: int, timeout_s: float, workers_per_engine: int
-) -> WeightSender:
-    """The sender for what the engines receive by: `host` or `nccl`."""
-    if backend == "host":
-        return HostSender(source, rank=rank, timeout_s=timeout_s)
-    if backend == "nccl":
-        from learner.nccl import NcclSender
-
-        return NcclSender(source, rank=rank, timeout_s=timeout_s, workers_per_engine=workers_per_engine)
-    raise WeightSyncError(f"weight_backend must be 'host' or 'nccl', got {backend!r}")

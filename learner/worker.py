@@ -6,11 +6,14 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learner.config import LearnerConfig
-from learner.types import LabelledBatch, PairBatch, StepReport, WeightManifest
+from learner.types import LabelledBatch, PairBatch, StepReport, WeightManifest, WeightSyncError
 from rewards.environment import whole_threads
+
+if TYPE_CHECKING:
+    from learner.senders import WeightSender
 
 
 class LearnerWorker:
@@ -81,16 +84,8 @@ class LearnerWorker:
         return logprobs
 
     def connect(self, handles: Sequence[Any], backend: str, workers_per_engine: int) -> None:
-        from learner.senders import make_sender
-
         if self._sender is None:  # kept, so that what it holds of an earlier group is given back
-            self._sender = make_sender(
-                backend,
-                self._engine.broadcast,
-                rank=self.rank,
-                timeout_s=self.config.sync_timeout_s,
-                workers_per_engine=workers_per_engine,
-            )
+            self._sender = self._make_sender(backend, workers_per_engine)
         self._sender.connect(handles)
 
     def push_weights(self, policy_version: int) -> WeightManifest | None:
@@ -104,6 +99,19 @@ class LearnerWorker:
 
     def load_checkpoint(self, path: Path) -> None:
         self._engine.load_checkpoint(path)
+
+    def _make_sender(self, backend: str, workers_per_engine: int) -> WeightSender:
+        """The sender for what the engines receive by: `host` or `nccl`."""
+        source, timeout_s = self._engine.broadcast, self.config.sync_timeout_s
+        if backend == "host":
+            from learner.senders import HostSender
+
+            return HostSender(source, rank=self.rank, timeout_s=timeout_s)
+        if backend == "nccl":
+            from learner.nccl import NcclSender
+
+            return NcclSender(source, rank=self.rank, timeout_s=timeout_s, workers_per_engine=workers_per_engine)
+        raise WeightSyncError(f"weight_backend must be 'host' or 'nccl', got {backend!r}")
 
     def _give_back_cache(self) -> None:
         """What torch keeps for the next pass goes to those who share the GPU."""

@@ -149,13 +149,12 @@ def explain(error: Exception) -> int:
     from actors.types import RolloutError
     from learner.types import LearnerError
     from orchestrator.errors import BadInput, RunFailed
-    from orchestrator.report import ReportError
     from rewards.scorers import ScorerError
 
     cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised
     if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
         cause = RunFailed(f"{cause.filename or 'a file'}: cannot be written: {cause.strerror}")
-    if not isinstance(cause, BadInput | RunFailed | RolloutError | LearnerError | ScorerError | ReportError):
+    if not isinstance(cause, BadInput | RunFailed | RolloutError | LearnerError | ScorerError):
         raise error
     print(f"mi-epo: {cause}", file=sys.stderr)
     return EXIT_BAD_INPUT if isinstance(cause, BadInput) else EXIT_FAILED
@@ -170,15 +169,26 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.run_dir is None:
         raise BadInput("--resume: needs --run-dir, the folder of the run to continue")
     if arguments.smoke:
-        from orchestrator.smoke import smoke_recipe
+        from orchestrator.tasks.smoke import smoke_recipe
 
         recipe = smoke_recipe(recipe, Path(".cache") / "smoke" / recipe.name)
     run_dir = arguments.run_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if METHODS[recipe.method].experts:
-        from orchestrator.soups import train_soup as train
+        from orchestrator.run.soups import train_soup as train
     else:
-        from orchestrator.run import train
-    return train(recipe, run_dir, resume=arguments.resume, say=_say)
+        from orchestrator.run.train import train
+    code = train(recipe, run_dir, resume=arguments.resume, say=_say)
+    if code == 0:
+        _tell(run_dir)
+    return code
+
+
+def _tell(run_dir: Path) -> None:
+    """Write the report, and say the table before and after."""
+    from orchestrator.bench.report import write_report
+
+    report, table = write_report(run_dir)
+    _say(f"{table}\nreport  {report}")
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -190,17 +200,17 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from orchestrator.evaluation_run import evaluate
     from orchestrator.recipes import load_recipe
+    from orchestrator.run.evaluation_run import evaluate
 
     recipe = load_recipe(arguments.recipe) if arguments.recipe else None
-    evaluate(arguments.target, recipe, arguments.output, say=_say)
+    _tell(evaluate(arguments.target, recipe, arguments.output, say=_say))
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from learner.methods import METHODS
-    from orchestrator.compare.command import Question, compare
+    from orchestrator.bench.compare import Question, compare
     from orchestrator.errors import BadInput
 
     def numbers(option: str, text: str, kind: type) -> tuple:
@@ -234,15 +244,15 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from orchestrator.compare.document import write_document
-    from orchestrator.compare.results import read_results
+    from orchestrator.bench.document import write_document
+    from orchestrator.bench.results import read_results
 
     print(write_document([read_results(file) for file in arguments.files], arguments.output))
     return 0
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from orchestrator.generate import generate
+    from orchestrator.run.generate import generate
 
     def prompts() -> Iterator[str]:
         if arguments.prompt is not None:
@@ -258,7 +268,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _miniature(arguments: argparse.Namespace) -> int:
-    from orchestrator.miniature.build import build_miniature
+    from orchestrator.tasks.miniature.build import build_miniature
 
     objectives = tuple(name.strip() for name in arguments.objectives.split(","))
     build_miniature(arguments.directory, objectives=objectives, seed=arguments.seed, progress=_say)
@@ -267,21 +277,21 @@ def _miniature(arguments: argparse.Namespace) -> int:
 
 
 def _fit_policy(arguments: argparse.Namespace) -> int:
-    from orchestrator.fitting.policy import run_policy_fit
+    from orchestrator.tasks.fitting.policy import run_policy_fit
 
     print(run_policy_fit(arguments.config))
     return 0
 
 
 def _fit_reward(arguments: argparse.Namespace) -> int:
-    from orchestrator.fitting.reward import run_reward_fit
+    from orchestrator.tasks.fitting.reward import run_reward_fit
 
     print(run_reward_fit(arguments.config))
     return 0
 
 
 def _dialogues(arguments: argparse.Namespace) -> int:
-    from orchestrator.dialogues.build import build_dialogues
+    from orchestrator.tasks.dialogues.build import build_dialogues
 
     build_dialogues(arguments.directory, data=arguments.data, seed=arguments.seed, progress=_say)
     print(arguments.directory)
@@ -289,7 +299,7 @@ def _dialogues(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from orchestrator.dialogues.prepare import prepare, read_options
+    from orchestrator.tasks.dialogues.prepare import prepare, read_options
 
     objectives = arguments.objectives and tuple(name.strip() for name in arguments.objectives.split(","))
     options = read_options({**vars(arguments), "objectives": objectives})

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learner.methods import METHODS
-from orchestrator import cluster
+from orchestrator.cluster import connection
+from orchestrator.cluster.placement import Node, demands, placement_table
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
-from orchestrator.placement import Node, demands, placement_table
+from rewards.judges import check_scorer
 from rewards.preferences import PromptRenderer, evaluation_grid
-from rewards.scorers import ScorerError, check_scorer, load_function
+from rewards.scorers import ScorerError, load_function
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -153,7 +154,7 @@ def count_parameters(model: str) -> int | None:
 
 def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]) -> str:
     """Placement, batch arithmetic and memory estimate, for a person; no `nodes`: not known."""
-    address = cluster.joins_existing(recipe)
+    address = connection.joins_existing(recipe)
     lines = [
         f"{recipe.name}: method {recipe.method}, seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}",
         f"\nPlacement ({f'Ray cluster at {address}' if address else 'local Ray cluster'})",
@@ -233,10 +234,10 @@ def _memory_rows(recipe: "Recipe") -> list[str]:
 
 def plan(recipe: "Recipe", *, live: bool = False) -> str:
     """Check everything, then describe it; `live`: against the running cluster. Raises BadInput."""
-    local = cluster.joins_existing(recipe) is None
+    local = connection.joins_existing(recipe) is None
     if live and local:
         raise BadInput("plan --live: no cluster is named; set cluster.address or RAY_ADDRESS")
-    nodes = cluster.check(recipe) if live or local else []
+    nodes = connection.check(recipe) if live or local else []
     assets = recipe.assets
     if assets is not None and not Path(assets.directory).is_dir():
         if assets.build is None:

@@ -3,6 +3,7 @@
 - ``config``: the recipe sections of this room, and ``Section``, the base of every room's sections
 - ``preferences``: weights on the simplex: samplers, grids, quantisation, and how weights are written into a prompt
 - ``scorers``: one objective's score for each response, from a classifier, a Python function or a server
+- ``judges``: from a recipe's section to a scorer, and what can be known of one before it loads
 - ``normalize``: scores brought to one scale, measured once and frozen
 - ``environment``: of every process that loads a model; whether its device failed
 - ``pareto``: hypervolume, mean inner product, dispersion and rank correlation of a front

@@ -7,15 +7,13 @@ response only; a scorer that fails as a whole raises ScorerError. Shape: N respo
 from __future__ import annotations
 
 import importlib
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
+from rewards.config import PythonScorerConfig
 
 
 class ScorerError(RuntimeError):
@@ -28,34 +26,6 @@ class Scorer(Protocol):
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Score ``responses[i]`` as an answer to ``prompts[i]``: float64 [N], NaN where the score is missing."""
         ...
-
-
-def build_scorer(config: ScorerConfig) -> Scorer:
-    """Load the scorer a recipe names. Raises ScorerError when it cannot be loaded."""
-    if isinstance(config, PythonScorerConfig):
-        return PythonScorer(config)
-    if isinstance(config, HTTPScorerConfig):
-        from rewards.remote import HTTPScorer
-
-        return HTTPScorer(config)
-    from rewards.classifier import ClassifierScorer
-
-    return ClassifierScorer(config)
-
-
-def check_scorer(config: ScorerConfig, where: str) -> list[str]:
-    """Problems that can be known before anything loads, one line each, starting with ``where`` (the recipe's key)."""
-    if isinstance(config, PythonScorerConfig):
-        try:
-            load_function(config.function)
-        except ScorerError as error:
-            return [f"{where}.function: {error}"]
-        return []
-    if isinstance(config, HTTPScorerConfig):
-        if config.token_env is not None and not os.environ.get(config.token_env):
-            return [f"{where}.token_env: environment variable {config.token_env!r} is not set"]
-        return []
-    return [f"{where}.model: {problem}" for problem in _folder_problems(config)]
 
 
 def load_function(dotted: str) -> Callable[..., Any]:
@@ -130,28 +100,3 @@ def describe(error: Exception) -> str:
 def looks_like_path(model: str) -> bool:
     """Whether a model string means a folder rather than a hub id."""
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists()
-
-
-def _folder_problems(config: HuggingFaceScorerConfig) -> list[str]:
-    if not looks_like_path(config.model):
-        return []
-    folder = Path(config.model).expanduser()
-    if not folder.is_dir():
-        return [f"folder {config.model!r} does not exist"]
-    if not (folder / "config.json").is_file():
-        return [f"folder {config.model!r} holds no config.json"]
-    try:
-        model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architectures = [str(name) for name in model_config.get("architectures") or []]
-        # The library's own default of two labels is what an absent entry means.
-        labels = len(model_config.get("id2label") or [None] * int(model_config.get("num_labels", 2)))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return [f"config.json of {config.model!r} cannot be read: {describe(error)}"]
-    problems = []
-    if architectures and not any("SequenceClassification" in name for name in architectures):
-        problems.append(f"folder {config.model!r} holds {', '.join(architectures)}, not a sequence classifier")
-    elif config.label >= labels:
-        problems.append(f"folder {config.model!r} has {labels} labels, so label must be < {labels}, got {config.label}")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        problems.append(f"folder {config.model!r} holds no tokenizer")
-    return problems

@@ -16,8 +16,8 @@ from typing import Any
 import jsonschema
 import yaml
 
+from orchestrator.cluster.placement import Node, demands, obstacles
 from orchestrator.errors import BadInput
-from orchestrator.placement import Node, demands, obstacles
 from orchestrator.recipes import parse_recipe
 from tests.kustomize import Document, containers
 from tests.whole_runs import REPOSITORY

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from orchestrator.assets import build_once, code_digest, read_manifest
 from orchestrator.errors import BadInput
+from orchestrator.tasks.assets import build_once, code_digest, read_manifest
 
 
 class Builder:

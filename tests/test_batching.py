@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from actors.types import Response, Rollout
-from orchestrator.batching import Batcher, ScoredBatch, derive_seed, make_request
 from orchestrator.errors import BadInput
-from orchestrator.in_flight import load_in_flight, save_in_flight
 from orchestrator.plan import make_renderer
 from orchestrator.recipes import load_recipe
+from orchestrator.run.batching import Batcher, ScoredBatch, derive_seed, make_request
+from orchestrator.run.in_flight import load_in_flight, save_in_flight
 from rewards.normalize import Normalizer
 from tests.word_tokenizer import WordTokenizer
 

@@ -10,10 +10,11 @@ import time
 
 import pytest
 
-from orchestrator import cluster, contact
 from orchestrator.cli import main
+from orchestrator.cluster import connection as cluster
+from orchestrator.cluster import contact
 from orchestrator.recipes import load_recipe
-from orchestrator.rundir import RunDir
+from orchestrator.run.rundir import RunDir
 from tests.tiny_models import make_tiny_policy
 from tests.whole_runs import REPOSITORY, tiny_recipe
 
@@ -21,7 +22,7 @@ MINIATURE = REPOSITORY / "deploy" / "recipes" / "miniature.yaml"
 LOOK = """
 import json, sys, time
 import psutil
-from orchestrator import cluster
+from orchestrator.cluster import connection as cluster
 from orchestrator.recipes import load_recipe
 
 with cluster.connect(load_recipe(sys.argv[1], ["cluster.dashboard=true"])):

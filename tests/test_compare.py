@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.cli import main
-from orchestrator.compare.cells import Cell, Work, is_finished, make_cells
-from orchestrator.compare.command import Question, sweep_cells
-from orchestrator.compare.document import write_document
-from orchestrator.compare.reading import reading
-from orchestrator.compare.results import (
+from orchestrator.bench.cells import Cell, Work, is_finished, make_cells
+from orchestrator.bench.compare import Question, sweep_cells
+from orchestrator.bench.document import write_document
+from orchestrator.bench.reading import reading
+from orchestrator.bench.results import (
     CellResult,
     Results,
     Sweep,
@@ -22,8 +21,8 @@ from orchestrator.compare.results import (
     read_results,
     write_results,
 )
-from orchestrator.compare.statistics import at_kl, estimate, paired_difference, t_975
-from orchestrator.compare.tables import (
+from orchestrator.bench.statistics import at_kl, estimate, paired_difference, t_975
+from orchestrator.bench.tables import (
     QUALITY,
     as_markdown,
     cost_table,
@@ -33,10 +32,11 @@ from orchestrator.compare.tables import (
     sweep_table,
     tuning_table,
 )
+from orchestrator.cli import main
 from orchestrator.errors import BadInput
-from orchestrator.evaluate import front_metrics
-from orchestrator.rundir import RunDir
-from orchestrator.summary import as_text
+from orchestrator.lines import as_text
+from orchestrator.run.evaluate import front_metrics
+from orchestrator.run.rundir import RunDir
 from rewards.preferences import evaluation_grid
 
 MINIATURE = str(Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.crew import make_training_fleet, start_actors
-from orchestrator.failures import Failures
+from orchestrator.cluster.failures import Failures
 from orchestrator.recipes import load_recipe
+from orchestrator.run.wiring import make_training_fleet, start_actors
 from tests.whole_runs import tiny_recipe
 
 CALL_S = 60

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from orchestrator.rundir import RunDir
+from orchestrator.run.rundir import RunDir
 from tests.test_telemetry import CONTRACT_KEYS
 from tests.whole_runs import REPOSITORY, assert_same_results, command, lines, steps_done, tiny_recipe
 

@@ -7,10 +7,10 @@ import pytest
 
 from actors.types import Response, Rollout
 from orchestrator.errors import RunFailed
-from orchestrator.evaluate import Evaluator, front_metrics, measure_normalizers
 from orchestrator.plan import make_renderer
 from orchestrator.recipes import load_recipe
-from orchestrator.sampling import Scored
+from orchestrator.run.evaluate import Evaluator, front_metrics, measure_normalizers
+from orchestrator.run.sampling import Scored
 from rewards.normalize import Normalizer
 from tests.word_tokenizer import WordTokenizer
 

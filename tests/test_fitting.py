@@ -9,10 +9,10 @@ import torch
 
 from learner.config import LoraSection
 from orchestrator.errors import BadInput
-from orchestrator.fitting import adapters, models, reward, rows, trainer
-from orchestrator.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
-from orchestrator.fitting.policy import fit_policy, run_policy_fit
-from orchestrator.fitting.reward import fit_reward, run_reward_fit
+from orchestrator.tasks.fitting import adapters, models, reward, rows, trainer
+from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
+from orchestrator.tasks.fitting.policy import fit_policy, run_policy_fit
+from orchestrator.tasks.fitting.reward import fit_reward, run_reward_fit
 
 SMALL = Architecture(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=48, max_positions=64)
 TOKENIZER = ByteLevelBPE(vocab_size=280)
@@ -114,7 +114,7 @@ def test_a_fit_leaves_the_global_random_state_of_new_models_alone(tmp_path):
 
 
 def test_rows_with_preferences_are_written_by_the_renderer_and_only_responses_are_learned(tmp_path):
-    from orchestrator.fitting.policy import _Encoder
+    from orchestrator.tasks.fitting.policy import _Encoder
 
     config = _policy_config(tmp_path / "policy", objectives=("short", "kind"))
     tokenizer = models.make_tokenizer(config, ["some text"])
@@ -148,7 +148,7 @@ def test_preferences_without_objectives_are_refused(tmp_path):
 
 
 def test_long_rows_lose_the_start_of_the_prompt_first(tmp_path):
-    from orchestrator.fitting.policy import _Encoder
+    from orchestrator.tasks.fitting.policy import _Encoder
 
     config = _policy_config(tmp_path / "policy", max_length=8)
     tokenizer = models.make_tokenizer(config, [])
@@ -188,7 +188,7 @@ def test_a_fit_can_start_from_a_folder(tmp_path):
 
 def test_a_reward_model_learns_its_pairs_and_serves_as_a_scorer(tmp_path):
     from rewards.config import HuggingFaceScorerConfig
-    from rewards.scorers import build_scorer
+    from rewards.judges import build_scorer
 
     learned = Optimization(steps=30, batch_size=4, learning_rate=1e-2, warmup_steps=3)
     report = fit_reward(

@@ -16,13 +16,13 @@ from fake_actors import FakeJudge, FakeRollout
 
 from actors.types import GenerationRequest
 from learner.types import EngineLostError
-from orchestrator.batching import RequestBatch
+from orchestrator.cluster.failures import Failures, is_loss
+from orchestrator.cluster.fleet import Fleet, Replica
+from orchestrator.cluster.judging import Judges
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import ComponentLost, RunFailed
-from orchestrator.failures import Failures, is_loss
-from orchestrator.fleet import Fleet, Replica
-from orchestrator.judging import Judges
-from orchestrator.sampling import Sampler
+from orchestrator.run.batching import RequestBatch
+from orchestrator.run.sampling import Sampler
 from tests.whole_runs import failures
 
 REQUESTS = tuple(

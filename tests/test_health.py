@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from actors.types import GenerationRequest, Response, Rollout
-from orchestrator.batching import RequestBatch, ScoredBatch
 from orchestrator.config import HealthConfig
 from orchestrator.errors import RunFailed
-from orchestrator.health import Watch, find_problems
+from orchestrator.run.batching import RequestBatch, ScoredBatch
+from orchestrator.run.health import Watch, find_problems
 
 OBJECTIVES = ("helpfulness", "harmlessness")
 

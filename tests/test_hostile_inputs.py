@@ -11,7 +11,7 @@ import yaml
 
 from orchestrator.cli import main
 from orchestrator.recipes import load_recipe
-from orchestrator.rundir import CheckpointMeta, RunDir
+from orchestrator.run.rundir import CheckpointMeta, RunDir
 from tests.test_plan_and_cli import MINIATURE, recipe_tree
 from tests.tiny_models import make_tiny_policy
 

@@ -217,7 +217,7 @@ def test_the_project_installs_beside_its_environment_and_starts_from_there(tmp_p
     installed = {str(path.relative_to(site)) for path in site.rglob("*.py")}
     assert installed == sources
     assert len(list(site.rglob("*.pyc"))) == len(sources)
-    assert (site / "orchestrator" / "templates" / "report.html.j2").exists()
+    assert (site / "orchestrator" / "bench" / "templates" / "report.html.j2").exists()
     assert (out / "bin" / "mi-epo").exists()
 
     (check,) = {run_line(target, "ray --version") for target in TARGETS}
@@ -390,11 +390,11 @@ def test_what_stays_out_of_a_job_stays_out_of_an_image() -> None:
         ("comparisons/miniature/results.json", True),
         ("wandb/run-1/files", True),
         (".venv/bin/python", True),
-        ("orchestrator/miniature/__pycache__/build.cpython-311.pyc", True),
+        ("orchestrator/tasks/miniature/__pycache__/build.cpython-311.pyc", True),
         ("mi_epo.egg-info/PKG-INFO", True),
         ("deploy/.env", True),
         ("tests/test_image.py", True),
-        ("orchestrator/miniature/build.py", False),
+        ("orchestrator/tasks/miniature/build.py", False),
         ("deploy/recipes/miniature.yaml", False),
         ("pyproject.toml", False),
     ],

@@ -17,6 +17,11 @@ ROOMS: dict[str, frozenset[str]] = {  # room -> other rooms it may import
     "learner": frozenset({"rewards"}),
     "rewards": frozenset(),
 }
+ORCHESTRATOR = (
+    *("cli", "bench", "run", "tasks", "plan", "cluster"),
+    *("recipes", "config", "data", "locks", "lines", "errors"),
+)
+"""Folders and files of `orchestrator`, the top one first: each may import itself and what stands after it."""
 NOT_ROOMS = frozenset({"deploy", "tests"})
 HEAVY = frozenset({"deepspeed", "ray", "torch", "transformers", "vllm"})
 # importable in well under a second
@@ -37,6 +42,14 @@ def imported_modules(node: ast.AST) -> Iterator[tuple[int, str]]:
             yield child.lineno, child.module
         elif isinstance(child, ast.Call) and dotted(child.func).rpartition(".")[2] in ("import_module", "__import__"):
             yield from ((child.lineno, text(arg)) for arg in child.args[:1] if text(arg))
+
+
+def imported_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """As `imported_modules`, and every name that is imported out of one, which may be a module itself."""
+    yield from imported_modules(tree)
+    for child in ast.walk(tree):
+        if isinstance(child, ast.ImportFrom) and child.level == 0 and child.module:
+            yield from ((child.lineno, f"{child.module}.{alias.name}") for alias in child.names)
 
 
 def imported_at_load(statements: list[ast.stmt]) -> Iterator[tuple[int, str]]:
@@ -75,6 +88,37 @@ def arrow_violations(root: Path) -> list[str]:
             if module.partition(".")[0] in forbidden:
                 found.append(f"{path.relative_to(root)}:{line}: {room} imports {module}")
     return found
+
+
+def floor_violations(root: Path) -> list[str]:
+    """Imports inside `orchestrator` that go up."""
+    found = []
+    for path in sorted((root / "orchestrator").rglob("*.py")):
+        own = path.relative_to(root / "orchestrator").parts[0].removesuffix(".py")
+        if own in ("__init__", "__main__"):
+            continue
+        below = ORCHESTRATOR[ORCHESTRATOR.index(own) :]
+        for line, module in imported_modules(ast.parse(path.read_text())):
+            room, _, inner = module.partition(".")
+            if room == "orchestrator" and inner.partition(".")[0] not in below:
+                found.append(f"{path.relative_to(root)}:{line}: {own} imports {module}")
+    return found
+
+
+def circles(root: Path) -> list[str]:
+    """Files that import each other over any number of steps, imports inside functions and TYPE_CHECKING included."""
+    names = {path: ".".join(path.relative_to(root).with_suffix("").parts) for path in sources(root)}
+    known = set(names.values())
+    imports = {
+        name: {module for _, module in imported_names(ast.parse(path.read_text())) if module in known} - {name}
+        for path, name in names.items()
+    }
+    reached = {name: set(modules) for name, modules in imports.items()}
+    for middle in known:
+        for name in known:
+            if middle in reached[name]:
+                reached[name] |= reached[middle]
+    return sorted(name for name in known if name in reached[name])
 
 
 def heavy_violations(root: Path) -> list[str]:
@@ -131,6 +175,14 @@ def test_rooms_import_only_along_the_arrows() -> None:
     assert arrow_violations(ROOT) == []
 
 
+def test_inside_the_orchestrator_imports_go_down() -> None:
+    assert floor_violations(ROOT) == []
+
+
+def test_no_files_import_each_other() -> None:
+    assert circles(ROOT) == []
+
+
 def test_the_light_files_import_nothing_heavy_when_they_are_loaded() -> None:
     assert heavy_violations(ROOT) == []
 
@@ -145,6 +197,13 @@ def write_room(root: Path, place: str, text: str) -> None:
     path.write_text(text)
 
 
+def test_an_import_that_goes_up_and_a_circle_are_found(tmp_path: Path) -> None:
+    write_room(tmp_path, "orchestrator/cluster/fleet.py", "from orchestrator.run import loop\n")
+    write_room(tmp_path, "orchestrator/run/loop.py", "def f():\n    from orchestrator.cluster.fleet import Fleet\n")
+    assert floor_violations(tmp_path) == ["orchestrator/cluster/fleet.py:1: cluster imports orchestrator.run"]
+    assert circles(tmp_path) == ["orchestrator.cluster.fleet", "orchestrator.run.loop"]
+
+
 @pytest.mark.parametrize(
     ("place", "text", "found"),
     [
@@ -156,7 +215,7 @@ def write_room(root: Path, place: str, text: str) -> None:
         ),
         ("rewards/deep/scorers.py", "from orchestrator.config import Recipe\n", "rewards imports orchestrator.config"),
         ("rewards/scorers.py", "async def f():\n    import ray\n", "rewards imports ray"),
-        ("orchestrator/loop.py", "import tests.fakes\n", "orchestrator imports tests.fakes"),
+        ("orchestrator/run/loop.py", "import tests.fakes\n", "orchestrator imports tests.fakes"),
         (
             "actors/late.py",
             "import importlib\nm = importlib.import_module('learner.losses')\n",
@@ -164,8 +223,8 @@ def write_room(root: Path, place: str, text: str) -> None:
         ),
         (
             "learner/typed.py",
-            "if TYPE_CHECKING:\n    from orchestrator.loop import run\n",
-            "learner imports orchestrator.loop",
+            "if TYPE_CHECKING:\n    from orchestrator.run.loop import run\n",
+            "learner imports orchestrator.run.loop",
         ),
     ],
 )
@@ -178,7 +237,7 @@ def test_an_import_against_the_arrows_is_found(tmp_path: Path, place: str, text:
 def test_imports_along_the_arrows_and_within_a_room_pass(tmp_path: Path) -> None:
     write_room(
         tmp_path,
-        "orchestrator/loop.py",
+        "orchestrator/run/loop.py",
         "import actors.types, learner.types, rewards.pareto\nfrom orchestrator import data\n",
     )
     write_room(

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.config import LoopConfig
 from orchestrator.errors import RunFailed
-from orchestrator.loop import train
+from orchestrator.run.loop import train
 
 
 @dataclass

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.assets import MANIFEST, file_digests
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.miniature.build import build_miniature
-from orchestrator.miniature.spec import LEVELS, GateSpec, MiniatureSpec, PolicySpec, RewardSpec
+from orchestrator.tasks.assets import MANIFEST, file_digests
+from orchestrator.tasks.miniature.build import build_miniature
+from orchestrator.tasks.miniature.spec import LEVELS, GateSpec, MiniatureSpec, PolicySpec, RewardSpec
 
 TINY = MiniatureSpec(
     policy=PolicySpec(steps={2: 40}, batch_size=32, learning_rate=1e-2),
@@ -48,7 +48,7 @@ def test_the_reward_models_score_as_a_recipe_would_ask_them(built):
     import numpy as np
 
     from rewards.config import HuggingFaceScorerConfig
-    from rewards.scorers import build_scorer
+    from rewards.judges import build_scorer
 
     config = HuggingFaceScorerConfig(
         model=str(built.rewards["harmlessness"]), template="{prompt} Assistant: {response}"
@@ -83,9 +83,9 @@ def test_a_damaged_file_is_noticed_and_the_same_seed_builds_the_same_bytes_again
 
 
 def test_another_seed_starts_from_other_weights_and_holds_out_other_prompts():
-    from orchestrator.miniature import grammar
-    from orchestrator.miniature.policy import new_policy
-    from orchestrator.miniature.tokenizer import build_tokenizer
+    from orchestrator.tasks.miniature import grammar
+    from orchestrator.tasks.miniature.policy import new_policy
+    from orchestrator.tasks.miniature.tokenizer import build_tokenizer
 
     first, again, other = (new_policy(PolicySpec(), build_tokenizer(), seed).state_dict() for seed in (0, 0, 1))
     assert all(first[name].equal(again[name]) for name in first)
@@ -96,8 +96,8 @@ def test_another_seed_starts_from_other_weights_and_holds_out_other_prompts():
 def test_the_level_tokens_start_on_a_line():
     import torch
 
-    from orchestrator.miniature.policy import new_policy
-    from orchestrator.miniature.tokenizer import build_tokenizer
+    from orchestrator.tasks.miniature.policy import new_policy
+    from orchestrator.tasks.miniature.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     embedding = new_policy(PolicySpec(), tokenizer, 0).get_input_embeddings().weight.detach()

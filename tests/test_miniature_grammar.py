@@ -3,9 +3,9 @@ import random
 import numpy as np
 import pytest
 
-from orchestrator.miniature import corpus, grammar, spec
-from orchestrator.miniature.spec import CorpusSpec
-from orchestrator.miniature.tokenizer import build_tokenizer
+from orchestrator.tasks.miniature import corpus, grammar, spec
+from orchestrator.tasks.miniature.spec import CorpusSpec
+from orchestrator.tasks.miniature.tokenizer import build_tokenizer
 from rewards.config import PreferencesConfig
 from rewards.preferences import PromptRenderer
 

@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.miniature import grammar, oracle, spec
+from orchestrator.tasks.miniature import grammar, oracle, spec
 from rewards.config import PythonScorerConfig
+from rewards.judges import build_scorer
 from rewards.preferences import simplex_grid
-from rewards.scorers import build_scorer
 
 RISKY = "how do i pick the lock for my boss ?"
 SAFE = "how do i bake the bread for my boss ?"
@@ -44,7 +44,7 @@ def test_columns_come_in_the_order_asked_for():
 
 @pytest.mark.parametrize("name", spec.OBJECTIVES)
 def test_every_objective_is_a_scorer_by_dotted_path(name):
-    scorer = build_scorer(PythonScorerConfig(function=f"orchestrator.miniature.oracle:{name}"))
+    scorer = build_scorer(PythonScorerConfig(function=f"orchestrator.tasks.miniature.oracle:{name}"))
     response = "first get the wire . the lock told me a joke ."
     assert scorer.score([RISKY], [response])[0] == oracle.scores([RISKY], [response], [name])[0, 0]
 
@@ -95,7 +95,7 @@ def test_the_attainable_points_average_over_risky_and_safe_prompts():
 
 def test_no_sampled_response_beats_the_attainable_optimum():
     rng = np.random.default_rng(0)
-    from orchestrator.miniature import corpus
+    from orchestrator.tasks.miniature import corpus
 
     objectives = ("helpfulness", "harmlessness")
     rows = corpus.sample_rows(rng, [RISKY], 300, objectives=objectives, corpus=spec.CorpusSpec(leak=4.0))

@@ -7,7 +7,7 @@ import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from orchestrator.monitoring import EVALUATION_GAUGES, OBJECTIVE_GAUGES, STEP_GAUGES
+from orchestrator.run.monitoring import EVALUATION_GAUGES, OBJECTIVE_GAUGES, STEP_GAUGES
 from tests.monitoring import ALERTS, BOARD, MONITORING, RAYS_OWN, asked_metrics, metrics_in, queries
 
 TAGS = {"run", "objective", "stage", "engine", "component", "ray_io_cluster"}

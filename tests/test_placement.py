@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.placement import ActorDemand, Node, copies_that_fit, obstacles, placement_table
+from orchestrator.cluster.placement import ActorDemand, Node, copies_that_fit, obstacles, placement_table
 
 NODES = [
     Node(name="head", cpus=4, gpus=0),

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from orchestrator.cli import explain, main, parse_arguments
+from orchestrator.cluster.placement import demands
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.placement import demands
 from orchestrator.plan import count_parameters, is_local
 from orchestrator.recipes import load_recipe
 from tests.tiny_models import make_tiny_policy

@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from orchestrator.report import ReportError, summary_table, write_report
+from orchestrator.bench.report import write_report
+from orchestrator.bench.summary import summary_table
+from orchestrator.errors import BadInput
 from rewards.pareto import (
     conditional_covariance,
     conditional_reward_dispersion,
@@ -103,7 +105,7 @@ def run(tmp_path_factory):
         for example in record["examples"]:
             example["response"] = HOSTILE
     path = make_run(tmp_path_factory.mktemp("run"), evaluations, steps=20, name=HOSTILE)
-    assert write_report(path) == path / "report" / "report.html"
+    assert write_report(path)[0] == path / "report" / "report.html"
     return path
 
 
@@ -241,9 +243,9 @@ def test_the_front_is_all_a_report_needs(tmp_path):
 
 
 def test_a_run_without_evaluation_and_a_broken_line_are_named(tmp_path):
-    with pytest.raises(ReportError, match=r"evaluations\.jsonl: holds no evaluation"):
+    with pytest.raises(BadInput, match=r"evaluations\.jsonl: holds no evaluation"):
         write_report(tmp_path)
     record = json.dumps(evaluation(1, 0))
     (tmp_path / "evaluations.jsonl").write_text(f"{record}\n{{broken\n{record}\n")
-    with pytest.raises(ReportError, match=r"evaluations\.jsonl:2: is no JSON"):
+    with pytest.raises(BadInput, match=r"evaluations\.jsonl:2: is no JSON"):
         write_report(tmp_path)

@@ -8,11 +8,11 @@ import torch
 
 from actors.types import Response, Rollout
 from learner.losses import supervised_loss
-from orchestrator.batching import RequestBatch, ScoredBatch, make_request
-from orchestrator.conditioning import PolicyConditioning
 from orchestrator.errors import RunFailed
 from orchestrator.recipes import load_recipe
-from orchestrator.ric import Row, annotate, labelled_batches, online_rows
+from orchestrator.run.batching import RequestBatch, ScoredBatch, make_request
+from orchestrator.run.conditioning import PolicyConditioning
+from orchestrator.run.ric import Row, annotate, labelled_batches, online_rows
 from rewards.config import PreferencesConfig
 from rewards.preferences import PreferenceError
 from rewards.targets import (

@@ -12,8 +12,8 @@ from learner.types import PoisonedUpdateError
 from orchestrator.cli import explain
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.recipes import load_recipe
-from orchestrator.run import skip_update
-from orchestrator.rundir import CheckpointMeta, RunDir
+from orchestrator.run.rundir import CheckpointMeta, RunDir
+from orchestrator.run.train import skip_update
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
 RECIPE = load_recipe(MINIATURE)
@@ -99,7 +99,7 @@ def test_the_same_recipe_goes_on_in_its_folder_and_another_is_refused(tmp_path):
 
 
 def test_two_processes_are_never_at_one_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestrator.rundir.CLAIM_TIMEOUT_S", 0)
+    monkeypatch.setattr("orchestrator.run.rundir.CLAIM_TIMEOUT_S", 0)
     with (
         RunDir.claim(tmp_path, RECIPE, resume=False),
         pytest.raises(BadInput, match="another process is at this run"),

@@ -13,7 +13,8 @@ import pytest
 
 from rewards.classifier import ClassifierScorer
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig
-from rewards.scorers import ScorerError, build_scorer, check_scorer
+from rewards.judges import build_scorer, check_scorer
+from rewards.scorers import ScorerError
 
 WORDS = ("<pad>", "<eos>", "<unk>", "Human:", *"abcdefghij", "{prompt}", "{response}")
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import BadInput
-from orchestrator.fitting.config import PolicyFitConfig, load_fit_config
 from orchestrator.recipes import load_recipe
-from orchestrator.smoke import smoke_recipe
-from rewards.scorers import build_scorer
+from orchestrator.tasks.fitting.config import PolicyFitConfig, load_fit_config
+from orchestrator.tasks.smoke import smoke_recipe
+from rewards.judges import build_scorer
 from tests.whole_runs import REPOSITORY, command, lines
 
 RECIPES = REPOSITORY / "deploy" / "recipes"

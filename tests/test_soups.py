@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from actors.types import GenerationRequest, Response, Rollout
 from learner.soup import SoupSource, average
 from learner.types import LearnerError
-from orchestrator.conditioning import PolicyConditioning
 from orchestrator.errors import BadInput
-from orchestrator.generate import generate
 from orchestrator.plan import make_renderer
 from orchestrator.recipes import load_recipe
-from orchestrator.sampling import Scored
-from orchestrator.soups import RememberingRenderer, SoupSampler, expert_recipe, train_soup
+from orchestrator.run.conditioning import PolicyConditioning
+from orchestrator.run.generate import generate
+from orchestrator.run.sampling import Scored
+from orchestrator.run.soups import RememberingRenderer, SoupSampler, expert_recipe, train_soup
 from rewards.config import PreferencesConfig
 from tests.tiny_models import make_tiny_policy
 from tests.word_tokenizer import WordTokenizer

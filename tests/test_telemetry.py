@@ -8,9 +8,10 @@ import numpy as np
 
 from actors.types import GenerationRequest, Response, Rollout
 from learner.types import StepReport
-from orchestrator.batching import PairStatistics, RequestBatch, ScoredBatch
+from orchestrator.lines import json_line
 from orchestrator.recipes import load_recipe
-from orchestrator.telemetry import Recorder, json_line, step_metrics
+from orchestrator.run.batching import PairStatistics, RequestBatch, ScoredBatch
+from orchestrator.run.telemetry import Recorder, step_metrics
 from rewards.normalize import Normalizer
 
 CONTRACT_KEYS = {

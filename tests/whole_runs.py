@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.failures import FILE_NAME
+from orchestrator.cluster.failures import FILE_NAME
 from rewards.functions import brevity
 from tests.tiny_models import make_tiny_classifier, make_tiny_policy
 

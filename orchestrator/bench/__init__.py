@@ -1,0 +1,13 @@
+"""Methods on identical work, and what runs are told by.
+
+compare     `mi-epo compare`: tune, run what is missing, gather, tell
+cells       which (method, seed, setting) runs there are, and running one of them
+results     what a finished cell came to, and the results file
+statistics  means, intervals and paired differences over seeds
+tables      the tables, as text and as markdown
+reading     what the differences say, in sentences
+document    all of it as a page with figures
+summary     one run before and after
+report      its page
+figures/    plots
+"""

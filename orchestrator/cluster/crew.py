@@ -1,0 +1,97 @@
+"""All actors of a run: started together and stopped together."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from actors.startup import ActorSpec, reserve
+from actors.types import RolloutError
+from orchestrator.cluster.placement import pair_demand
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+
+@contextlib.contextmanager
+def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], dict[str, list[Any]], Any]]:
+    """Start all actors side by side and wait until every one is ready; stop exactly these on the way out."""
+    from actors import reward, rollout
+    from learner.group import LearnerGroup
+
+    started: list[Callable[[], None]] = []
+    try:
+        reserved = None
+        if recipe.rollout.colocated:
+            reserved = _reserve_pairs(recipe, run_name)
+            started.append(lambda: _give_back(reserved))
+        with ThreadPoolExecutor(max_workers=3) as pool:
+            learner = pool.submit(
+                LearnerGroup.start,
+                recipe.learner,
+                model=recipe.policy.model,
+                total_steps=recipe.loop.steps,
+                pairs_per_step=recipe.pairs_per_step,
+                seed=recipe.seed,
+                method=recipe.method,
+                run_name=run_name,
+                reserved=reserved,
+            )
+            rewards = pool.submit(reward.start_rewards, recipe.objectives, run_name=run_name)
+
+            def start_rollouts() -> list[Any]:
+                if reserved is not None:
+                    # vLLM measures its GPU when it loads, so the rank's part must be there and stay as it is; the same
+                    # when an engine is started again later.
+                    learner.result()
+                return rollout.start_rollouts(
+                    recipe.rollout, model=recipe.policy.model, run_name=run_name, seed=recipe.seed, reserved=reserved
+                )
+
+            rollouts = pool.submit(start_rollouts)
+            failures = [future.exception() for future in (rollouts, rewards, learner)]
+            if not failures[0]:
+                started.append(lambda: rollout.stop(rollouts.result()))
+            if not failures[1]:
+                started.append(lambda: reward.stop(rewards.result()))
+            if not failures[2]:
+                started.append(lambda: learner.result().close())
+            for failure in failures:
+                if failure is not None:
+                    raise failure
+        yield rollouts.result(), rewards.result(), learner.result()
+    finally:
+        for stop in reversed(started):
+            with contextlib.suppress(Exception):
+                stop()
+
+
+def _reserve_pairs(recipe: "Recipe", run_name: str) -> Any:
+    """The placement group whose bundle i holds engine i and learner rank i.
+
+    One for both: where fractions of GPUs are reserved apart, two ranks may get one GPU and two engines the other.
+    """
+    pair = pair_demand(recipe)
+    specs = [
+        ActorSpec(
+            name=f"{run_name}/pair-{index}",
+            num_cpus=pair.num_cpus,
+            num_gpus=pair.num_gpus,
+            env={},
+            node_labels=pair.node_labels,
+        )
+        for index in range(pair.count)
+    ]
+    return reserve(
+        specs,
+        group=f"{run_name}/{pair.role}",
+        placement=recipe.rollout.placement,
+        timeout_s=recipe.rollout.start_timeout_s,
+        error=RolloutError,
+    )
+
+
+def _give_back(reserved: Any) -> None:
+    from ray.util import remove_placement_group
+
+    remove_placement_group(reserved)

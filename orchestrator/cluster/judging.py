@@ -1,0 +1,68 @@
+"""The reward actors of a run as one judge: calls to them, made again when one of them died."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.reward import Judge
+from actors.types import Rollout
+from orchestrator.cluster.fleet import Replica, deaths
+from orchestrator.errors import ComponentLost
+
+
+@dataclass(slots=True)
+class ScoreCall:
+    """Scores on the way: one group of responses on one objective."""
+
+    replica: Replica
+    life: int
+    arguments: tuple[list[str], list[str], Judge]
+    reference: Any
+
+
+class Judges:
+    """Args:
+    replicas: objective name -> its reward actors, in recipe order.
+    """
+
+    def __init__(self, replicas: Mapping[str, Sequence[Replica]]) -> None:
+        self.replicas = replicas
+
+    def start(self, group: Sequence[Rollout], judge: Judge, turn: int) -> list[ScoreCall]:
+        """One call per objective; reward models see the plain prompt, never the text of w."""
+        prompts = [rollout.request.prompt for rollout in group for _ in rollout.responses]
+        responses = [response.text for rollout in group for response in rollout.responses]
+        return [
+            _call(replicas[turn % len(replicas)], (prompts, responses, judge)) for replicas in self.replicas.values()
+        ]
+
+    def scores(self, calls: Sequence[ScoreCall], deadline: float) -> np.ndarray:
+        """[N, K] of the responses of `start`'s group.
+
+        Raises:
+            ComponentLost: a reward actor did not answer by `deadline` (`time.monotonic`), or does not come back.
+            RunFailed: too many failures.
+        """
+        return np.stack([self._column(call, deadline) for call in calls], axis=-1)
+
+    def _column(self, call: ScoreCall, deadline: float) -> np.ndarray:
+        import ray
+
+        while True:
+            try:
+                return ray.get(call.reference, timeout=max(0.0, deadline - time.monotonic()))
+            except deaths() as error:
+                call.replica.died(call.life, error)
+            except ray.exceptions.GetTimeoutError:
+                raise ComponentLost(f"{call.replica.name}: no scores by the batch's deadline") from None
+            if not call.replica.is_back(max(0.0, deadline - time.monotonic())):
+                raise ComponentLost(f"{call.replica.name}: not back by the batch's deadline")
+            call = _call(call.replica, call.arguments)
+
+
+def _call(replica: Replica, arguments: tuple[list[str], list[str], Judge]) -> ScoreCall:
+    life, reference = replica.call("score", *arguments)
+    return ScoreCall(replica=replica, life=life, arguments=arguments, reference=reference)

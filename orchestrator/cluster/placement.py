@@ -1,0 +1,162 @@
+"""What a run's actors ask of a cluster, what the cluster has, and whether the one fits into the other. No Ray here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orchestrator.lines import as_text
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+ROUNDING = 1e-6
+"""Ray counts resources in ten-thousandths; sums of fractions may miss a whole number by less than this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorDemand:
+    """One kind of actor of a run.
+
+    Example: ActorDemand(role="rollout", count=2, num_cpus=1.0, num_gpus=1.0, node_labels={"pool": "h100"})
+    """
+
+    role: str
+    count: int
+    num_cpus: float  # per actor
+    num_gpus: float  # per actor
+    node_labels: Mapping[str, str] = field(default_factory=dict)
+    """Only nodes that carry all of these will do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One machine of a cluster. Example: Node(name="10.0.0.7", cpus=16.0, gpus=4.0, labels={"pool": "h100"})"""
+
+    name: str
+    cpus: float
+    gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def demands(recipe: "Recipe") -> list[ActorDemand]:
+    """Every actor of a training run, with what each asks of the cluster."""
+    return [*_engines_and_ranks(recipe), *_judges(recipe)]
+
+
+def _engines_and_ranks(recipe: "Recipe") -> list[ActorDemand]:
+    rollout, learner = recipe.rollout, recipe.learner
+    if rollout.colocated:
+        return [pair_demand(recipe)]
+    return [
+        ActorDemand(
+            role="rollout",
+            count=rollout.engines,
+            num_cpus=rollout.num_cpus,
+            num_gpus=rollout.num_gpus * rollout.tensor_parallel_size,
+            node_labels=rollout.node_labels,
+        ),
+        ActorDemand(
+            role="learner",
+            count=learner.ranks,
+            num_cpus=learner.num_cpus,
+            num_gpus=learner.num_gpus,
+            node_labels=learner.node_labels,
+        ),
+    ]
+
+
+def pair_demand(recipe: "Recipe") -> ActorDemand:
+    """Of a colocated run: an engine and its learner rank as one, on a whole GPU of their own."""
+    rollout, learner = recipe.rollout, recipe.learner
+    return ActorDemand(
+        role="rollout+learner",
+        count=learner.ranks,
+        num_cpus=round(rollout.num_cpus + learner.num_cpus, 4),  # as Ray counts
+        num_gpus=1.0 if learner.num_gpus else 0.0,
+        node_labels=learner.node_labels,
+    )
+
+
+def _judges(recipe: "Recipe") -> list[ActorDemand]:
+    return [
+        ActorDemand(
+            role=f"reward-{objective.name}",
+            count=objective.replicas,
+            num_cpus=objective.num_cpus,
+            num_gpus=objective.num_gpus,
+            node_labels=objective.node_labels,
+        )
+        for objective in recipe.objectives
+    ]
+
+
+def obstacles(asked: Sequence[ActorDemand], nodes: Sequence[Node]) -> Iterator[str]:
+    """What makes it certain that the actors do not fit, even when nothing else runs; nothing where they may."""
+    for demand in asked:
+        able = [node for node in nodes if _is_labelled(node, demand)]
+        if not able and demand.node_labels:
+            yield f"{demand.role}: no node carries the labels {dict(demand.node_labels)}"
+        elif not any(_holds(node, demand) for node in able):
+            yield f"{demand.role}: no node has {_amounts(demand.num_cpus, demand.num_gpus)} for one actor"
+        elif sum(_copies(node, demand) for node in able) < demand.count:
+            most = sum(_copies(node, demand) for node in able)
+            yield f"{demand.role}: there is room for {most} of its {demand.count} actors"
+    for resource in ("CPUs", "GPUs"):
+        need = sum(demand.count * _amount(demand, resource) for demand in asked)
+        have = sum(_amount(node, resource) for node in nodes)
+        if need > have + ROUNDING:
+            yield f"all actors together need {need:g} {resource}, the nodes have {have:g}"
+
+
+def placement_table(asked: Sequence[ActorDemand], nodes: Sequence[Node]) -> str:
+    """Demand and nodes side by side, for a person."""
+    rows = [("asked by", "actors", "CPUs each", "GPUs each", "only on nodes with")]
+    rows += [
+        (demand.role, str(demand.count), f"{demand.num_cpus:g}", f"{demand.num_gpus:g}", _labels(demand.node_labels))
+        for demand in asked
+    ]
+    if nodes:
+        rows += [("", "", "", "", ""), ("node", "", "CPUs", "GPUs", "labels")]
+    rows += [(node.name, "", f"{node.cpus:g}", f"{node.gpus:g}", _labels(node.labels)) for node in nodes]
+    return "\n".join("  " + line for line in as_text(rows).split("\n"))
+
+
+def copies_that_fit(asked: Sequence[ActorDemand], *, cpus: float, gpus: float) -> int:
+    """How many times all actors fit into so many CPUs and GPUs, wherever these are."""
+    needs = [
+        (have, sum(demand.count * _amount(demand, resource) for demand in asked))
+        for have, resource in ((cpus, "CPUs"), (gpus, "GPUs"))
+    ]
+    return int(min(have / need + ROUNDING for have, need in needs if need))
+
+
+def _is_labelled(node: Node, demand: ActorDemand) -> bool:
+    return all(node.labels.get(key) == value for key, value in demand.node_labels.items())
+
+
+def _holds(node: Node, demand: ActorDemand) -> bool:
+    return all(_amount(demand, resource) <= _amount(node, resource) + ROUNDING for resource in ("CPUs", "GPUs"))
+
+
+def _copies(node: Node, demand: ActorDemand) -> float:
+    """Actors of this kind that the node alone has room for."""
+    ratios = [
+        _amount(node, resource) / _amount(demand, resource) + ROUNDING
+        for resource in ("CPUs", "GPUs")
+        if _amount(demand, resource)
+    ]
+    return int(min(ratios)) if ratios else float("inf")
+
+
+def _amount(of: ActorDemand | Node, resource: str) -> float:
+    if isinstance(of, Node):
+        return of.cpus if resource == "CPUs" else of.gpus
+    return of.num_cpus if resource == "CPUs" else of.num_gpus
+
+
+def _amounts(cpus: float, gpus: float) -> str:
+    return " and ".join(f"{amount:g} {name}" for amount, name in ((cpus, "CPUs"), (gpus, "GPUs")) if amount)
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in labels.items())

@@ -1,0 +1,103 @@
+"""Talk to a steered policy: plain transformers, the same renderer as training, no Ray and no vLLM."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.errors import BadInput
+from orchestrator.plan import load_tokenizer
+from orchestrator.run.conditioning import load_conditioning
+from rewards.preferences import PreferenceError, parse_preference
+
+
+def find_policy(path: Path) -> Path:
+    """The policy folder of a run directory, or the folder itself."""
+    return path / "policy" if (path / "policy" / "config.json").is_file() else path
+
+
+def find_experts(run: Path) -> list[Path]:
+    """Policy folders of a rewarded soup's experts, in the order of the objectives; empty for any other run."""
+    found = sorted((run / "experts").glob("*/policy"))
+    if not found:
+        return []
+    experts = []
+    for objective in load_conditioning(found[0]).objectives:
+        named = [policy for policy in found if policy.parent.name.endswith(f"-{objective}")]
+        if not named:
+            raise BadInput(f"{run}: holds a soup that lacks the expert of {objective!r}")
+        # The shortest: one objective's name may end like another's.
+        experts.append(min(named, key=lambda policy: len(policy.parent.name)))
+    return experts
+
+
+def read_preference(items: Sequence[str], objectives: Sequence[str]) -> np.ndarray:
+    """`NAME=W` items -> [K] in objective order. Raises BadInput."""
+    weights: dict[str, float] = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        try:
+            weights[name] = float(text)
+        except ValueError:
+            raise BadInput(f"--prefer {item!r}: must read NAME=WEIGHT with a number, got {text!r}") from None
+    try:
+        return parse_preference(weights, objectives)
+    except PreferenceError as error:
+        raise BadInput(f"--prefer: {error}") from None
+
+
+def generate(
+    policy: Path, preference_items: Sequence[str], prompts: Iterator[str], *, seed: int, num_responses: int = 1
+) -> Iterator[str]:
+    """One answer per prompt and response, sampled at the temperature the policy was trained at.
+
+    A rewarded soup answers with the average of its experts for these weights.
+    """
+    experts = find_experts(policy)
+    policy = experts[0] if experts else find_policy(policy)
+    conditioning = load_conditioning(policy)
+    preference = read_preference(preference_items, conditioning.objectives).tolist()
+
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    tokenizer = load_tokenizer(str(policy.resolve()))
+    renderer = conditioning.renderer(tokenizer)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype="auto").to(device).eval()
+    if experts:
+        _mix(model, experts, preference)
+    torch.manual_seed(seed)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for prompt in prompts:
+        ids = renderer.token_ids(prompt, preference)
+        if limit is not None and len(ids) + conditioning.max_new_tokens > limit:
+            raise BadInput(
+                f"prompt: must leave {conditioning.max_new_tokens} of the policy's {limit} tokens for the answer, "
+                f"got {len(ids)}"
+            )
+        inputs = torch.tensor([ids] * num_responses, device=device)
+        with torch.no_grad():
+            output = model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                do_sample=True,
+                temperature=conditioning.temperature,
+                top_k=0,
+                max_new_tokens=conditioning.max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            )
+        yield from tokenizer.batch_decode(output[:, len(ids) :], skip_special_tokens=True)
+
+
+def _mix(model: Any, experts: Sequence[Path], preference: Sequence[float]) -> None:
+    """Give the model the experts' average weights."""
+    from learner.soup import SoupSource
+
+    source = SoupSource(experts, bucket_bytes=256 << 20)
+    source.mix(preference)
+    for bucket in source.buckets():
+        model.load_state_dict({spec.name: tensor for spec, tensor in bucket}, strict=False)

@@ -1,0 +1,60 @@
+"""Signs that training goes wrong although every part works: named in each step's metrics, acted on when they last."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from orchestrator.config import HealthConfig
+from orchestrator.errors import RunFailed
+from orchestrator.run.batching import ScoredBatch
+
+MEANING = {
+    "constant_reward": "every response of a step got the same score",
+    "identical_responses": "every response of a step is the same text",
+    "cut_responses": "every response of a step was cut at the length limit",
+    "exploding_logratio": "the mean log-ratio to the reference is beyond health.max_logratio",
+}
+
+
+def find_problems(
+    scored: ScoredBatch, logratio_mean: float | None, config: HealthConfig, objectives: Sequence[str]
+) -> list[str]:
+    """Names of what is wrong with one step, `constant_reward/<objective>` for each objective concerned."""
+    responses = [response for rollout in scored.rollouts for response in rollout.responses]
+    problems = []
+    for k, objective in enumerate(objectives):
+        scores = scored.scores[..., k][np.isfinite(scored.scores[..., k])]
+        if scores.size > 1 and np.ptp(scores) == 0:
+            problems.append(f"constant_reward/{objective}")
+    if len(responses) > 2 and len({response.text for response in responses}) == 1:
+        problems.append("identical_responses")
+    if all(response.finish_reason == "length" for response in responses):
+        problems.append("cut_responses")
+    if logratio_mean is not None and not abs(logratio_mean) <= config.max_logratio:
+        problems.append("exploding_logratio")
+    return problems
+
+
+class Watch:
+    """Counts steps in a row with the same problem, for the recipe's rule."""
+
+    def __init__(self, config: HealthConfig) -> None:
+        self.config = config
+        self._in_a_row: Counter[str] = Counter()
+
+    def step(self, step: int, problems: Iterable[str]) -> list[str]:
+        """A line for a person about every problem that has lasted `health.patience` steps as of this one.
+
+        Raises:
+            RunFailed: there is one, and the rule is `stop`.
+        """
+        self._in_a_row = Counter({name: self._in_a_row[name] + 1 for name in problems})
+        lasting = [name for name, count in self._in_a_row.items() if count == self.config.patience]
+        lines = [
+            f"step {step}: {name} for {self.config.patience} steps in a row: {MEANING[name.split('/')[0]]}"
+            for name in lasting
+        ]
+        if lines and self.config.rule == "stop":
+            raise RunFailed(f"{lines[0]} (health.rule = stop)")
+        return lines

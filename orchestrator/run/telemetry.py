@@ -1,0 +1,249 @@
+"""What a run tells: metrics.jsonl and samples.jsonl always, a bar and one line per step, wandb when it is wanted."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.lines import json_line
+from orchestrator.run.batching import PairStatistics, ScoredBatch
+from orchestrator.run.health import Watch, find_problems
+from orchestrator.run.monitoring import Monitor
+from orchestrator.run.wandb_log import WandbLog, start_wandb
+from rewards.normalize import Normalizer
+
+if TYPE_CHECKING:
+    from learner.types import StepReport, SyncReport
+    from orchestrator.config import Recipe
+
+
+class Recorder:
+    """One object per optimizer step to disk, console, Ray's metrics and wandb.
+
+    Use as a context manager. `stage(name)` times a part of the current step; `step(...)` closes it.
+    """
+
+    def __init__(
+        self,
+        recipe: "Recipe",
+        run_dir: Path,
+        normalizer: Normalizer,
+        *,
+        first_step: int = 0,
+        policy_version: int = 0,
+    ) -> None:
+        self.recipe = recipe
+        self.run_dir = run_dir
+        self.normalizer = normalizer
+        self.policy_version = policy_version
+        self._first_step = first_step
+        self._stage_seconds: dict[str, float] = {}
+        self._step_started = time.monotonic()
+        self._missing = 0
+        self._watch = Watch(recipe.health)
+        self._monitor = Monitor(run_dir.name)
+
+    def __enter__(self) -> "Recorder":
+        self._metrics_file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._samples_file = (self.run_dir / "samples.jsonl").open("a", encoding="utf-8")
+        self._progress = _start_progress(self.recipe.loop.steps, self._first_step)
+        self._wandb = WandbLog(partial(start_wandb, self.recipe, self.run_dir), self.say)
+        self._step_started = time.monotonic()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._monitor.close()
+        self._metrics_file.close()
+        self._samples_file.close()
+        self._wandb.finish(exit_code=0 if exc_info[0] is None else 1)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._stage_seconds[name] = self._stage_seconds.get(name, 0.0) + time.monotonic() - started
+
+    def step(
+        self,
+        step: int,
+        policy_version: int,
+        scored: ScoredBatch,
+        statistics: PairStatistics,
+        report: "StepReport | None",
+        sync: "SyncReport | None",
+        staleness: int,
+    ) -> None:
+        metrics = step_metrics(
+            step, policy_version, scored, statistics, report, sync, staleness, objectives=self.recipe.objective_names
+        )
+        problems = find_problems(scored, metrics["logratio_mean"], self.recipe.health, self.recipe.objective_names)
+        metrics["problems"] = problems
+        self.policy_version = policy_version
+        now = time.monotonic()
+        seconds = {"step": now - self._step_started, **scored.seconds, "learn": 0.0, "sync": 0.0, **self._stage_seconds}
+        metrics |= {f"seconds/{name}": value for name, value in seconds.items()}
+        self._step_started, self._stage_seconds = now, {}
+        self._missing += statistics.dropped
+        self._write(self._metrics_file, metrics)
+        for record in _samples(self.recipe, scored, policy_version):
+            self._write(self._samples_file, record)
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        self._wandb.log({**numbers, "problems": len(problems)}, step=step)
+        self._monitor.step(metrics)
+        self._show(metrics, scored)
+        for line in self._watch.step(step, problems):
+            self.say(f"warning: {line}")
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """Append one evaluation to RUN/evaluations.jsonl (and its scalars to wandb)."""
+        with (self.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            self._write(file, record)
+        self._monitor.evaluation(record)
+        scalars = ("hypervolume", "mip", "crd", "identification_accuracy")
+        self._wandb.log({f"evaluation/{key}": record[key] for key in scalars})
+
+    def say(self, text: str) -> None:
+        """A line for a person; never breaks the bar."""
+        if getattr(self, "_progress", None) is not None:
+            self._progress.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+
+    def hint(self) -> str:
+        return (
+            f"{self._missing} prompts so far had a missing or non-finite score: look at RUN/samples.jsonl and score "
+            f"one of its responses by hand with each of {', '.join(self.recipe.objective_names)}"
+        )
+
+    def _write(self, file: Any, record: Mapping[str, Any]) -> None:
+        file.write(json_line(record))
+        file.flush()
+
+    def _show(self, metrics: Mapping[str, Any], scored: ScoredBatch) -> None:
+        """MIP-style alignment: mean over the batch of w+ . normalised scores, the training-time view of MIP."""
+        preference = np.array([rollout.request.preference for rollout in scored.rollouts])
+        alignment = np.einsum("bk,bjk->bj", preference, self.normalizer.apply(scored.scores))
+        step, steps = metrics["step"] + 1, self.recipe.loop.steps
+        loss = "   skip" if metrics["loss"] is None else f"{metrics['loss']:7.4f}"
+        self.say(
+            f"step {step:4d}/{steps}  loss {loss}  w.reward {_nanmean(alignment):+.3f}  "
+            f"id.acc {metrics['identification_accuracy'] or 0:.2f}  "
+            f"{scored.generated_tokens / max(metrics['seconds/step'], 1e-9):5.0f} tok/s  "
+            + "  ".join(
+                f"{name} {metrics[f'seconds/{name}']:.2f}s" for name in ("generate", "score", "learn", "sync", "step")
+            )
+        )
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step)
+
+
+def training_totals(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of all steps of a run: seconds (evaluations on the way included), generated tokens, idle share of the learner."""
+    seconds = sum(step["seconds/step"] for step in metrics)
+    idle = sum(step.get("seconds/idle_learner", 0.0) for step in metrics)
+    return {
+        "seconds": seconds,
+        "generated_tokens": sum(step["generated_tokens"] for step in metrics),
+        "idle_learner_share": idle / seconds if seconds else 0.0,
+    }
+
+
+def step_metrics(
+    step: int,
+    policy_version: int,
+    scored: ScoredBatch,
+    statistics: PairStatistics,
+    report: "StepReport | None",
+    sync: "SyncReport | None",
+    staleness: int,
+    *,
+    objectives: tuple[str, ...],
+) -> dict[str, Any]:
+    """The metrics.jsonl record without its timings; a step without usable pairs has null learner metrics."""
+    learner = dict.fromkeys(
+        (
+            "loss",
+            "loss_alignment",
+            "loss_identifiability",
+            "grad_norm",
+            "learning_rate",
+            "identification_accuracy",
+            "logratio_mean",
+        )
+    ) | (dict(report.metrics) if report else {})
+    lengths = [len(response.token_ids) for rollout in scored.rollouts for response in rollout.responses]
+    finished = [response.finish_reason == "stop" for rollout in scored.rollouts for response in rollout.responses]
+    metrics: dict[str, Any] = {
+        "step": step,
+        "policy_version": policy_version,
+        **learner,
+        "pair_conflict_rate": statistics.conflict_rate,
+        "pair_tie_rate": statistics.tie_rate,
+        "response_length": float(np.mean(lengths)),
+        "finished_rate": float(np.mean(finished)),
+        "staleness_max": staleness,
+        "prompts": len(scored.rollouts),
+        "prompts_dropped": statistics.dropped,
+        "generated_tokens": scored.generated_tokens,
+        "learner_tokens": report.learner_tokens if report else 0,
+        "sync_bytes": sync.manifest.total_bytes if sync else 0,
+    }
+    for k, name in enumerate(objectives):
+        metrics[f"reward_mean/{name}"] = _nanmean(scored.scores[..., k])
+        metrics[f"reward_std/{name}"] = (
+            float(np.nanstd(scored.scores[..., k])) if np.isfinite(scored.scores[..., k]).any() else None
+        )
+    return metrics
+
+
+def _nanmean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _samples(recipe: "Recipe", scored: ScoredBatch, policy_version: int) -> Iterator[dict[str, Any]]:
+    for index in range(min(recipe.telemetry.samples_per_step, len(scored.rollouts))):
+        rollout = scored.rollouts[index]
+        yield {
+            "step": scored.batch.step,
+            "prompt": rollout.request.prompt,
+            "preference_pos": list(rollout.request.preference),
+            "preference_neg": scored.batch.preference_neg[index].tolist(),
+            "responses": [response.text for response in rollout.responses],
+            "finish_reasons": [response.finish_reason for response in rollout.responses],
+            "scores": scored.scores[index].tolist(),
+            "policy_version": rollout.min_policy_version,
+            "updated_to": policy_version,
+        }
+
+
+def _start_progress(steps: int, first_step: int) -> Any:
+    """A live bar on a terminal; nothing in a log file, where the lines speak for themselves."""
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    progress = Progress(
+        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )  # fmt: skip
+    progress.add_task("training", total=steps, completed=first_step)
+    progress.start()
+    return progress

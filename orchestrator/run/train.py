@@ -1,0 +1,304 @@
+"""A training run from recipe to report: start the actors, evaluate, train, evaluate, export, tell.
+
+Components never know each other; `Run` wires them and `loop.train` drives them.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learner.checkpoint_meta import sha256_of
+from learner.methods import METHODS
+from learner.types import PoisonedUpdateError
+from orchestrator.cluster import connection
+from orchestrator.cluster.crew import start_actors
+from orchestrator.cluster.failures import Failures
+from orchestrator.cluster.fleet import Fleet
+from orchestrator.errors import BadInput, RunFailed
+from orchestrator.lines import read_lines
+from orchestrator.plan import Inputs, check_inputs
+from orchestrator.run import loop, ric
+from orchestrator.run.batching import Batcher, ScoredBatch
+from orchestrator.run.conditioning import save_conditioning
+from orchestrator.run.evaluate import Evaluator, measure_normalizers
+from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
+from orchestrator.run.in_flight import load_in_flight, save_in_flight
+from orchestrator.run.rundir import CheckpointMeta, RunDir
+from orchestrator.run.sampling import Sampler
+from orchestrator.run.stopping import StopFlag
+from orchestrator.run.telemetry import Recorder, training_totals
+from orchestrator.run.wiring import make_sampler, make_training_fleet
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+WEIGHT_PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+"""Largest difference of one token's log-probability between learner and engine that rounding explains (nats)."""
+PROBE_RESPONSES = 4
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The stages `loop.train` drives, as one object."""
+
+    recipe: "Recipe"
+    run_dir: RunDir
+    batcher: Batcher
+    sampler: Sampler
+    learner: Any
+    fleet: Fleet
+    evaluator: Evaluator
+    recorder: Recorder
+    stop_requested: StopFlag = field(default_factory=StopFlag)
+
+    def evaluate(self, step: int, policy_version: int) -> dict[str, Any]:
+        self.recorder.say(f"evaluating policy version {policy_version} on the preference grid ...")
+        record = self.evaluator(step, policy_version)
+        self.recorder.evaluation(record)
+        self.recorder.say(
+            f"evaluation at step {step}: hypervolume {record['hypervolume']:.2f}  MIP {record['mip']:+.3f}  "
+            f"CRD {record['crd']:.3f}  ({record['seconds']:.1f} s)"
+        )
+        return record
+
+    def checkpoint(self, next_step: int, policy_version: int, in_flight: Sequence[ScoredBatch]) -> None:
+        recipe, partial = self.recipe, self.run_dir.path / "checkpoints" / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        self.learner.save_checkpoint(partial)
+        save_in_flight(partial, in_flight)
+        meta = CheckpointMeta(
+            next_step=next_step,
+            policy_version=policy_version,
+            objectives=recipe.objective_names,
+            policy_model=recipe.policy.model,
+            method=recipe.method,
+            in_flight_sha256=sha256_of(partial / IN_FLIGHT),
+        )
+        path = self.run_dir.publish_checkpoint(partial, meta, keep=recipe.loop.keep_checkpoints)
+        self.recorder.say(f"checkpoint {path}")
+
+
+def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callable[[str], None] = print) -> int:
+    """Run the recipe; returns the exit code (0, or 128 + signal after a stop with a checkpoint).
+
+    A run that the folder holds already goes on from its last checkpoint (`RunDir.claim`).
+    """
+
+    def work(run_dir: RunDir, inputs: Inputs) -> int:
+        failures, stop = Failures(recipe.cluster, run_dir.path, say), StopFlag()
+
+        def attempt() -> int | None:
+            if stop():
+                say("stopped while something was lost: the last checkpoint stands")
+                return stop.exit_code
+            checkpoint = run_dir.latest_checkpoint(recipe, say)
+            if checkpoint is not None:
+                say(f"going on from {checkpoint[0]}")
+            elif (run_dir.path / "metrics.jsonl").exists():
+                say("no complete checkpoint: starting over")
+            next_step = checkpoint[1].next_step if checkpoint else 0
+            run_dir.rewind(next_step if checkpoint else -1)
+            failures.step = next_step
+            try:
+                return _train(recipe, run_dir, inputs, checkpoint, failures, stop, say)
+            except PoisonedUpdateError as error:
+                skip_update(recipe, run_dir, error)
+                say(f"{error}; going back to the last checkpoint, this update is left out")
+                return None
+
+        with stop.installed():
+            return failures.try_again(attempt)
+
+    return record_run(recipe, run_path, work, resume=resume, say=say)
+
+
+def skip_update(recipe: "Recipe", run_dir: RunDir, error: PoisonedUpdateError) -> None:
+    """Have the update left out from now on. Raises: too many were already, or the method cannot leave one out."""
+    skipped = run_dir.skipped_updates
+    if METHODS[recipe.method].supervised or error.step in skipped:
+        raise error
+    if len(skipped) >= recipe.health.max_skipped_updates:
+        raise RunFailed(
+            f"{error}; {len(skipped)} updates were left out already "
+            f"(health.max_skipped_updates = {recipe.health.max_skipped_updates})"
+        ) from error
+    run_dir.describe(skipped_updates=[*skipped, error.step])
+
+
+def record_run(
+    recipe: "Recipe",
+    run_path: Path,
+    work: Callable[[RunDir, Inputs], int],
+    *,
+    resume: bool,
+    say: Callable[[str], None],
+) -> int:
+    """Check the inputs, do the work between the first and the last word of run.json.
+
+    Returns its exit code. The work of a finished run is not done again. A cluster that cannot hold the run is told
+    before anything is built or written.
+    """
+    if resume or RunDir(run_path).status != "finished":
+        connection.check(recipe)
+    with RunDir.claim(run_path, recipe, resume=resume) as run_dir:
+        if run_dir.status == "finished" and not resume:
+            say(f"{run_path}: finished already")
+        else:
+            build_assets(recipe, say)
+            inputs = check_inputs(recipe)
+            run_dir.write_recipe(recipe)
+            code = _record(recipe, run_dir, lambda: work(run_dir, inputs))
+            if code:
+                return code
+        say(f"policy  {run_dir.policy if run_dir.policy.exists() else run_dir.path / 'experts'}")
+        return 0
+
+
+def _record(recipe: "Recipe", run_dir: RunDir, work: Callable[[], int]) -> int:
+    started = time.monotonic()
+    run_dir.start(recipe, resumed=run_dir.status is not None)
+    try:
+        code = work()
+    except BaseException as error:
+        said = f"{type(error).__name__}: {error}"[:2000]
+        with contextlib.suppress(OSError):  # of a disk that is full; the first error is the one to tell
+            run_dir.finish("failed", error=said, seconds=time.monotonic() - started)
+        raise
+    run_dir.finish("finished" if code == 0 else "stopped", seconds=time.monotonic() - started)
+    return code
+
+
+def build_assets(recipe: "Recipe", say: Callable[[str], None]) -> None:
+    """Build what the recipe says it can build; cached builds return at once."""
+    if recipe.assets is None:
+        return
+    directory = Path(recipe.assets.directory)
+    if recipe.assets.build == "miniature":
+        from orchestrator.tasks.miniature.build import build_miniature
+
+        build_miniature(directory, objectives=recipe.objective_names, seed=recipe.seed, progress=say)
+    elif recipe.assets.build == "dialogues":
+        from orchestrator.tasks.dialogues.build import build_dialogues
+
+        assert recipe.assets.source is not None
+        build_dialogues(directory, data=recipe.assets.source, seed=recipe.seed, progress=say)
+    elif not directory.is_dir():
+        raise BadInput(
+            f"assets.directory: must be there (the recipe does not build it), got {recipe.assets.directory!r}"
+        )
+
+
+def _train(
+    recipe: "Recipe",
+    run_dir: RunDir,
+    inputs: Inputs,
+    checkpoint: tuple[Path, CheckpointMeta] | None,
+    failures: Failures,
+    stop: StopFlag,
+    say: Callable[[str], None],
+) -> int:
+    restored: Sequence[Any] = ()
+    skipped = run_dir.skipped_updates
+    if checkpoint is not None:  # read before anything starts, so that what is damaged is told at once
+        normalizers = run_dir.load_normalizers()
+        batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"], skipped=skipped)
+        restored = load_in_flight(checkpoint[0], batcher.requests)
+    say("starting Ray, the vLLM engines, the reward models and the learner ...")
+    with (
+        connection.connect(recipe, check=not failures.count) as context,
+        stop.installed_again(),
+        ThreadPoolExecutor(recipe.loop.max_staleness + 1, thread_name_prefix="sampler") as threads,
+        start_actors(recipe, run_dir.path.name) as actors,
+        failures.attempt(),
+    ):
+        if context.dashboard_url:
+            say(f"Ray dashboard http://{context.dashboard_url}")
+        rollouts, rewards, learner = actors
+        fleet = make_training_fleet(recipe, rollouts, learner, failures)
+        sampler = make_sampler(recipe, fleet, rewards, failures, threads)
+        first_step, policy_version = 0, 0
+        if checkpoint is not None:
+            first_step, policy_version = checkpoint[1].next_step, checkpoint[1].policy_version
+            learner.load_checkpoint(checkpoint[0])
+        fleet.push_weights(policy_version)
+        if checkpoint is None:
+            normalizers = measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, policy_version)
+            run_dir.save_normalizers(normalizers)
+            batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"], skipped=skipped)
+        compare_probe(recipe, batcher, sampler, learner, policy_version)
+        with Recorder(
+            recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version
+        ) as recorder:
+            run = Run(
+                recipe=recipe,
+                run_dir=run_dir,
+                batcher=batcher,
+                sampler=sampler,
+                learner=learner,
+                fleet=fleet,
+                evaluator=Evaluator(
+                    recipe,
+                    sampler,
+                    inputs.renderer,
+                    inputs.heldout,
+                    normalizers,
+                    reference_logprobs=partial(learner.token_logprobs, reference=True),
+                ),
+                recorder=recorder,
+                stop_requested=stop,
+            )
+            if checkpoint is None:
+                run.evaluate(0, policy_version)
+            drive = ric.train if METHODS[recipe.method].supervised else loop.train
+            done = drive(
+                run,
+                recipe.loop,
+                first_step=first_step,
+                policy_version=policy_version,
+                evaluate_every=recipe.evaluate.every,
+                restored=restored,
+            )
+            run_dir.describe(training=training_totals(read_lines(run_dir.path / "metrics.jsonl")))
+            if stop():
+                saved = run_dir.checkpoint_path(done)
+                say(f"stopped at step {done}, {f'checkpoint {saved}' if saved.exists() else 'nothing to resume from'}")
+                return stop.exit_code
+            if not run_dir.has_evaluation(done):
+                run.evaluate(done, recorder.policy_version)
+            learner.save_policy(run_dir.policy)
+            save_conditioning(run_dir.policy, recipe)
+    return 0
+
+
+def compare_probe(recipe: "Recipe", batcher: Batcher, sampler: Sampler, learner: Any, policy_version: int) -> None:
+    """Functional check of the broadcast: learner and engines must give the same tokens the same log-probabilities.
+
+    Checksums prove that bytes arrived; only this proves that the engine computes with them.
+    """
+    scored = sampler.sample(batcher.requests(0).requests[:PROBE_RESPONSES], policy_version)
+    prompt_ids = [rollout.request.prompt_ids for rollout in scored.rollouts]
+    response_ids = [rollout.responses[0].token_ids for rollout in scored.rollouts]
+    engine = sampler.logprobs(prompt_ids, response_ids)
+    expected = np.array([sum(tokens) for tokens in learner.token_logprobs(prompt_ids, response_ids)])
+    per_token = np.abs(engine - expected) / np.maximum(1, [len(ids) for ids in response_ids])
+    allowed = _probe_tolerance(recipe)
+    if not per_token.max() <= allowed:
+        raise RunFailed(
+            f"rollout engines and learner disagree on the same tokens by {per_token.max():.4f} nats a token "
+            f"(allowed {allowed}): the broadcast weights are not what the engines compute with"
+        )
+
+
+def _probe_tolerance(recipe: "Recipe") -> float:
+    """That of the coarser of the two sides; `dtype: auto` is bfloat16 on a GPU."""
+    sides = (recipe.learner, recipe.rollout)
+    coarse = any(side.dtype == "bfloat16" or (side.dtype == "auto" and side.num_gpus > 0) for side in sides)
+    return WEIGHT_PROBE_TOLERANCE["bfloat16" if coarse else "float32"]

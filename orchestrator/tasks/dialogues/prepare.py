@@ -1,0 +1,253 @@
+"""Public preference data -> prompts to train and to evaluate on, and rows for the supervised stage before that.
+
+A supervised row carries the preferred answer and a preference vector that is drawn at random, whatever the answer: the
+policy meets the written form G(x, w) and learns to answer under it without being taught anything about w.
+"""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from orchestrator.errors import BadInput
+from orchestrator.recipes import describe_errors
+from orchestrator.tasks.dialogues.transcript import ASSISTANT, HUMAN, read_source, read_transcripts
+from rewards.config import Section
+from rewards.preferences import sample_preference_pairs
+
+
+class PrepareOptions(Section):
+    format: Literal["transcripts", "saferlhf"] = "transcripts"
+    """Rows of HH-RLHF (two transcripts), or of PKU-SafeRLHF (a prompt and two responses)."""
+    train: int | None = Field(default=None, ge=1)
+    """Prompts to train on. Null: all that are not held out."""
+    heldout: int = Field(default=200, ge=1)
+    """Prompts to evaluate on; the same ones for any `train`."""
+    multi_turn: Literal["skip", "keep"] = "skip"
+    """Transcripts of more than one human turn: a prompt with turn markers inside suits no chat template."""
+    seed: int = Field(default=0, ge=0)
+    objectives: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=("helpfulness", "harmlessness"), min_length=1
+    )
+    """As in the recipe; a vector has one weight for each."""
+    alpha: float = Field(default=1.0, gt=0)
+    """Concentration of the symmetric Dirichlet that vectors are drawn from: 1 is uniform."""
+    decimals: int = Field(default=1, ge=1, le=3)
+    """Digits after the point of a weight."""
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives_are_distinct(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(objectives)) < len(objectives):
+            raise ValueError(f"must differ, got {', '.join(objectives)}")
+        return objectives
+
+
+class SafeRLHFRow(BaseModel):
+    """One published row; other fields are left alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+    prompt: str
+    response_0: str
+    response_1: str
+    is_response_0_safe: bool
+    is_response_1_safe: bool
+    better_response_id: Annotated[int, Field(ge=0, le=1)]
+    safer_response_id: Annotated[int, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Example: Answers(rows=3, by_prompt={"hi": ("Hello!",)}, skipped={"of several turns": 2})"""
+
+    rows: int  # read from the source
+    by_prompt: dict[str, tuple[str, ...]]  # prompt -> its distinct preferred answers, both in order of appearance
+    skipped: dict[str, int]  # reason -> rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Example: Prepared(train=1000, heldout=200, supervised=1012)"""
+
+    train: int  # prompts
+    heldout: int  # prompts
+    supervised: int  # rows
+
+
+def read_options(values: Mapping[str, Any]) -> PrepareOptions:
+    """Options by name; None means not given, other names are left alone. Raises BadInput for a value out of range."""
+    given = {name: values[name] for name in PrepareOptions.model_fields if values.get(name) is not None}
+    try:
+        return PrepareOptions.model_validate(given)
+    except ValidationError as error:
+        raise BadInput("\n".join(describe_errors(error, "prepare"))) from None
+
+
+def prepare(
+    source: str, directory: Path, options: PrepareOptions | None = None, *, progress: Callable[[str], None]
+) -> Prepared:
+    """Write prompts/train.jsonl and prompts/heldout.jsonl (rows {"prompt"}), and sft.jsonl (see `supervised_rows`).
+
+    No prompt is in both files, none twice, their order is drawn by the seed, and the supervised rows answer training
+    prompts only.
+
+    Args:
+        source: as for `read_source`.
+        directory: a new or empty folder; filled whole or not at all.
+        progress: receives what was read, skipped and written, one line each.
+
+    Raises:
+        BadInput: a source that cannot be read, a broken row (file and line, key, rule, value), fewer prompts than
+            asked for, or a folder that holds files or cannot be written.
+    """
+    options = options or PrepareOptions()
+    with _new_folder(directory) as folder:
+        answers = read_answers(source, options)
+        skipped = ", ".join(f"{count} {reason}" for reason, count in answers.skipped.items())
+        progress(f"{source}: {answers.rows} rows read" + (f"; skipped: {skipped}" if skipped else ""))
+        train, heldout = split_prompts(list(answers.by_prompt), source, options)
+        (folder / "prompts").mkdir()
+        _write(folder / "prompts" / "train.jsonl", ({"prompt": prompt} for prompt in train))
+        _write(folder / "prompts" / "heldout.jsonl", ({"prompt": prompt} for prompt in heldout))
+        supervised = supervised_rows(train, answers.by_prompt, options)
+        _write(folder / "sft.jsonl", supervised)
+    prepared = Prepared(train=len(train), heldout=len(heldout), supervised=len(supervised))
+    progress(
+        f"{directory}: of {len(answers.by_prompt)} different prompts {prepared.train} to train on, {prepared.heldout} "
+        f"held out; {prepared.supervised} supervised rows"
+    )
+    return prepared
+
+
+def read_answers(source: str, options: PrepareOptions) -> Answers:
+    """Every prompt of the source with its preferred answers. Raises BadInput, as `prepare`."""
+    skipped: Counter[str] = Counter()
+    found = _from_transcripts if options.format == "transcripts" else _from_saferlhf
+    by_prompt: dict[str, dict[str, None]] = {}
+    used = 0
+    for prompt, answer in found(source, options, skipped):
+        if _is_unicode(prompt + answer):
+            by_prompt.setdefault(prompt, {})[answer] = None
+            used += 1
+        else:
+            skipped["with half a character"] += 1
+    return Answers(
+        rows=used + skipped.total(),
+        by_prompt={prompt: tuple(texts) for prompt, texts in by_prompt.items()},
+        skipped=dict(skipped),
+    )
+
+
+def split_prompts(prompts: Sequence[str], source: str, options: PrepareOptions) -> tuple[list[str], list[str]]:
+    """(to train on, held out) of different prompts, in an order drawn by the seed. Raises BadInput for too few."""
+    needed = options.heldout + (options.train or 1)
+    if len(prompts) < needed:
+        raise BadInput(
+            f"{source}: must hold {needed} different prompts to use (heldout {options.heldout}, train "
+            f"{options.train or 'at least 1'}), got {len(prompts)}"
+        )
+    order = np.random.default_rng([options.seed, 22]).permutation(len(prompts))
+    shuffled = [prompts[index] for index in order]
+    end = None if options.train is None else options.heldout + options.train
+    return shuffled[options.heldout : end], shuffled[: options.heldout]
+
+
+def supervised_rows(
+    prompts: Sequence[str], answers: Mapping[str, Sequence[str]], options: PrepareOptions
+) -> list[dict[str, Any]]:
+    """Rows {"prompt", "response", "preference"} for every answer to the prompts.
+
+    A preference is a list of K weights in the order of the objectives, quantised, with sum 1; it is drawn independently
+    of both texts, see the top of this file.
+    """
+    pairs = [(prompt, answer) for prompt in prompts for answer in answers[prompt]]
+    preferences_NK, _ = sample_preference_pairs(
+        np.random.default_rng([options.seed, 23]),
+        len(pairs),
+        len(options.objectives),
+        alpha=options.alpha,
+        decimals=options.decimals,
+    )
+    return [
+        {"prompt": prompt, "response": answer, "preference": preference_K.tolist()}
+        for (prompt, answer), preference_K in zip(pairs, preferences_NK, strict=True)
+    ]
+
+
+def plain_prompt(dialogue: str) -> str:
+    """A dialogue without the marker of its first human turn, which templates write themselves; "" without that turn."""
+    marker = HUMAN.strip()
+    return dialogue.removeprefix(marker).strip() if dialogue.startswith(marker) else ""
+
+
+def _from_transcripts(source: str, options: PrepareOptions, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
+    """(prompt, preferred answer) of each row that can be used; the others are counted by reason."""
+    transcripts = read_transcripts(source)
+    if transcripts.skipped:
+        skipped["without a shared prompt or an answer"] = transcripts.skipped
+    for pair in transcripts.pairs:
+        if options.multi_turn == "skip" and (HUMAN in pair.prompt or ASSISTANT in pair.prompt):
+            skipped["of several turns"] += 1
+        elif prompt := plain_prompt(pair.prompt):
+            yield prompt, pair.chosen
+        else:
+            skipped["without a human turn"] += 1
+
+
+def _from_saferlhf(source: str, options: PrepareOptions, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
+    """As `_from_transcripts`."""
+    for place, row in read_source(source):
+        try:
+            parsed = SafeRLHFRow.model_validate(row)
+        except ValidationError as error:
+            raise BadInput("\n".join(describe_errors(error, place))) from None
+        prompt = parsed.prompt.strip()
+        answer = (parsed.response_0, parsed.response_1)[parsed.better_response_id].strip()
+        if prompt and answer:
+            yield prompt, answer
+        else:
+            skipped["without a prompt or an answer"] += 1
+
+
+def _is_unicode(text: str) -> bool:
+    """False for a lone surrogate, which JSON can say and no file or tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _write(path: Path, rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextlib.contextmanager
+def _new_folder(directory: Path) -> Iterator[Path]:
+    """An empty folder beside `directory`, which takes its place when the block ends without an error."""
+    target = directory.expanduser().resolve()
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise BadInput(f"{directory}: already holds something; choose a new or empty folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-preparing-", dir=target.parent))
+    except OSError as error:
+        raise BadInput(f"{directory}: cannot be written: {error.strerror}") from None
+    try:
+        yield partial
+        partial.chmod(0o755)
+        try:
+            partial.rename(target)
+        except OSError as error:  # filled by somebody else meanwhile
+            raise BadInput(f"{directory}: cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

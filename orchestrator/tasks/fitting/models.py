@@ -1,0 +1,120 @@
+"""Where a fit begins: a tokenizer and a model, taken from a folder or made new."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from orchestrator.errors import BadInput
+from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
+from orchestrator.tasks.fitting.trainer import seeded
+
+
+def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
+    """The config's tokenizer; a byte-level BPE is trained on `texts`. It always has a padding token.
+
+    Raises:
+        BadInput: the folder or hub id holds no tokenizer, or one with neither padding nor end token.
+    """
+    if isinstance(config.tokenizer, ByteLevelBPE):
+        return train_byte_level_bpe(config.tokenizer, texts)
+    source = config.tokenizer or config.model
+    if source is None:
+        raise BadInput("tokenizer: is required with architecture (a folder, a hub id, or settings to train one)")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"tokenizer: cannot be loaded from {source!r}: {_first_line(error)}") from None
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise BadInput(f"tokenizer: {source!r} has neither a padding nor an end-of-sequence token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def train_byte_level_bpe(settings: ByteLevelBPE, texts: Iterable[str]) -> Any:
+    """A fast tokenizer; decoding gives back every text exactly."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=settings.vocab_size - len(settings.special_words),
+            min_frequency=settings.min_frequency,
+            special_tokens=[settings.pad_token, settings.eos_token],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    bpe.add_tokens([AddedToken(word, normalized=False) for word in settings.special_words])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=settings.pad_token,
+        eos_token=settings.eos_token,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_policy(config: PolicyFitConfig, tokenizer: Any) -> Any:
+    """A causal language model of the config's dtype, from the folder or new."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+    dtype = getattr(torch, config.dtype)
+    if config.architecture is None:
+        return _load(AutoModelForCausalLM, config, dtype=dtype)
+    with seeded(config.seed):
+        return LlamaForCausalLM(llama_config(config.architecture, tokenizer)).to(dtype)
+
+
+def make_classifier(config: FitConfig, tokenizer: Any) -> Any:
+    """A sequence classifier with one label, read at the last token; its head is new unless the folder has one."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+
+    with seeded(config.seed):
+        if config.architecture is None:
+            model = _load(AutoModelForSequenceClassification, config, dtype=torch.float32, num_labels=1)
+        else:
+            model = LlamaForSequenceClassification(llama_config(config.architecture, tokenizer, num_labels=1))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def llama_config(architecture: Architecture, tokenizer: Any, **more: Any) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=architecture.hidden_size,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_heads,
+        num_key_value_heads=architecture.num_kv_heads or architecture.num_heads,
+        intermediate_size=architecture.intermediate_size,
+        max_position_embeddings=architecture.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": architecture.rope_theta},
+        rms_norm_eps=architecture.norm_eps,
+        tie_word_embeddings=architecture.tie_embeddings,
+        initializer_range=architecture.init_std,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+        **more,
+    )
+
+
+def _load(loader: Any, config: FitConfig, **more: Any) -> Any:
+    try:
+        return loader.from_pretrained(config.model, **more)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model: cannot be loaded from {config.model!r}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

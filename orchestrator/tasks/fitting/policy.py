@@ -1,0 +1,196 @@
+"""Supervised fitting of a causal policy: cross-entropy on the response tokens, the end token included."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.errors import BadInput
+from orchestrator.tasks.fitting import adapters, models, rows, trainer
+from orchestrator.tasks.fitting.config import PolicyFitConfig, load_fit_config
+from orchestrator.tasks.fitting.report import FitReport
+from orchestrator.tasks.fitting.rows import Row
+from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example
+from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
+
+
+def run_policy_fit(config_path: Path) -> FitReport:
+    """`mi-epo fit-policy CONFIG.yaml`. Raises BadInput for anything wrong with the file or the rows it names."""
+    config = load_fit_config(PolicyFitConfig, config_path)
+    trainer.require_new_output(config.output)
+    training, heldout = rows.read_split(config, ("prompt", "response"))
+    return fit_policy(config, training, heldout, progress=lambda line: print(line, flush=True))
+
+
+def fit_policy(
+    config: PolicyFitConfig,
+    training: Sequence[Row],
+    heldout: Sequence[Row] | None = None,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    progress: Callable[[str], None] | None = None,
+) -> FitReport:
+    """Fits a policy on rows {"prompt", "response"[, "preference"]} and saves it with its tokenizer in `config.output`.
+
+    Prompt and response are tokenised apart, exactly as the online stage meets them, and the end token closes every
+    response that was not shortened. With a seed and one CPU thread the weights come out the same to the byte. With
+    `config.lora` the adapters are merged before measuring and saving: the folder is a model like any other.
+
+    Args:
+        training: rows; with `heldout` None a share of them is held out.
+        model: a causal model to start from, trained in place and in its own dtype, instead of the config's.
+        tokenizer: instead of the config's.
+        progress: receives one line now and then.
+
+    Raises:
+        BadInput: a row without response tokens, or with a preference that does not fit the objectives, or an adapter
+            where the model can have none.
+    """
+    started = time.monotonic()
+    output = trainer.require_new_output(config.output)
+    with trainer.quiet():
+        training, heldout = rows.split(training, heldout, config)
+        if tokenizer is None:
+            texts = (row[field] for row in training for field in ("prompt", "response"))
+            tokenizer = models.make_tokenizer(config, texts)
+        if model is None:
+            model = models.make_policy(config, tokenizer)
+        encode = _Encoder(config, tokenizer)
+        examples, heldout_examples = encode(training), encode(heldout)
+        collate = _collator(tokenizer.pad_token_id)
+        if config.lora is not None:
+            model = adapters.add(model, config.lora, config)
+        loss = trainer.train(config, model, examples, collate, _response_loss, label="policy", progress=progress)
+        if config.lora is not None:
+            model = adapters.merge(model)
+        heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+        trainer.save(model, tokenizer, output)
+    return FitReport(
+        output=config.output,
+        steps=config.optimization.num_steps(len(training)),
+        rows=len(training),
+        loss=loss,
+        heldout_rows=len(heldout),
+        heldout_loss=heldout_loss,
+        heldout_accuracy=heldout_accuracy,
+        shortened_rows=encode.shortened,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _prompt_texts(config: PolicyFitConfig, training: Sequence[Row], tokenizer: Any) -> list[str]:
+    """The model's whole input for every row [N]."""
+    preferences = config.preferences
+    renderer = (
+        PromptRenderer(preferences.conditioning, config.objectives, preferences.decimals, tokenizer)
+        if config.objectives
+        else None
+    )
+    return [_prompt_text(config, row, renderer) for row in training]
+
+
+def _prompt_text(config: PolicyFitConfig, row: Row, renderer: PromptRenderer | None) -> str:
+    if row.get("preference") is None:
+        return row["prompt"]
+    if renderer is None:
+        raise BadInput("objectives: must be given when rows have a preference")
+    return renderer.text(row["prompt"], _preference(config, row))
+
+
+def _preference(config: PolicyFitConfig, row: Row) -> Sequence[float]:
+    preference = row["preference"]
+    place = f"{config.data or 'rows'}: preference {preference!r}"
+    if isinstance(preference, dict):
+        named = preference
+    elif isinstance(preference, list | tuple) and len(preference) == len(config.objectives):
+        named = dict(zip(config.objectives, preference, strict=True))
+    else:
+        raise BadInput(f"{place}: must have one weight for each of {', '.join(config.objectives)}")
+    try:
+        return parse_preference(named, config.objectives).tolist()
+    except PreferenceError as error:
+        raise BadInput(f"{place}: {error}") from None
+
+
+class _Encoder:
+    """Rows -> token ids and labels; counts the rows that had to be shortened."""
+
+    def __init__(self, config: PolicyFitConfig, tokenizer: Any) -> None:
+        self.config, self.tokenizer, self.shortened = config, tokenizer, 0
+
+    def __call__(self, training: Sequence[Row]) -> list[Example]:
+        if not training:
+            return []
+        templated = self.config.preferences.conditioning.style == "chat"  # then it has its special tokens already
+        prompts = self.tokenizer(
+            _prompt_texts(self.config, training, self.tokenizer), add_special_tokens=not templated, verbose=False
+        )
+        responses = self.tokenizer([row["response"] for row in training], add_special_tokens=False, verbose=False)
+        return [
+            self._example(row, list(prompt_ids), list(response_ids))
+            for row, prompt_ids, response_ids in zip(
+                training, prompts["input_ids"], responses["input_ids"], strict=True
+            )
+        ]
+
+    def _example(self, row: Row, prompt_ids: list[int], response_ids: list[int]) -> Example:
+        if not response_ids:
+            place = self.config.data or "rows"
+            raise BadInput(f"{place}: response must have at least one token, got {row['response']!r}")
+        response_ids.append(self.tokenizer.eos_token_id)
+        if len(prompt_ids) + len(response_ids) > self.config.max_length:
+            self.shortened += 1
+            response_ids = response_ids[: self.config.max_length - 1]
+            prompt_ids = prompt_ids[len(prompt_ids) + len(response_ids) - self.config.max_length :]
+        return {
+            "input_ids": prompt_ids + response_ids,
+            "labels": [IGNORED_LABEL] * len(prompt_ids) + response_ids,
+        }
+
+
+def _collator(pad_token_id: int) -> trainer.Collate:
+    def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
+        inputs = [example["input_ids"] for example in examples]
+        return {
+            "input_ids": trainer.pad(inputs, pad_token_id),
+            "attention_mask": trainer.mask(inputs),
+            "labels": trainer.pad([example["labels"] for example in examples], IGNORED_LABEL),
+        }
+
+    return collate
+
+
+def _response_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits [R, V], targets [R]) of the R response tokens of a batch."""
+    hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    targets = batch["labels"][:, 1:]
+    wanted = targets != IGNORED_LABEL
+    return hidden[:, :-1][wanted].float(), targets[wanted]
+
+
+def _response_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits, targets = _response_logits(model, batch)
+    return torch.nn.functional.cross_entropy(logits, targets)
+
+
+@torch.inference_mode()
+def _measure(
+    model: Any, examples: Sequence[Example], collate: trainer.Collate, batch_size: int
+) -> tuple[float | None, float | None]:
+    """(nats per response token, share of response tokens predicted first), None without examples."""
+    if not examples:
+        return None, None
+    model.eval()
+    nats, hits, count = 0.0, 0, 0
+    for batch in trainer.batches(examples, batch_size):
+        tensors = {name: tensor.to(model.device) for name, tensor in collate(batch).items()}
+        logits, targets = _response_logits(model, tensors)
+        nats += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+        hits += int((logits.argmax(dim=-1) == targets).sum())
+        count += len(targets)
+    return nats / count, hits / count

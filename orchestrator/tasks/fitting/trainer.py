@@ -1,0 +1,180 @@
+"""The shared part of both fits: `transformers.Trainer`, quiet, deterministic by seed, writing only where it is told."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
+
+from orchestrator.errors import BadInput
+from orchestrator.tasks.fitting.config import FitConfig
+
+Example = Mapping[str, Any]
+"""One encoded row of a batch; "input_ids" is always there, for grouping by length."""
+Collate = Callable[[list[Example]], dict[str, torch.Tensor]]
+Progress = Callable[[str], None]
+
+IGNORED_LABEL = -100
+
+
+class QuietTrainer(Trainer):
+    """`Trainer` with a loss of one's own.
+
+    Args:
+        batch_loss: (model, collated batch) -> mean loss of the batch, a scalar.
+    """
+
+    def __init__(
+        self, *args: Any, batch_loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.batch_loss = batch_loss
+        self.model_accepts_loss_kwargs = False  # the mean over micro-batches is then left to the trainer
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss = self.batch_loss(model, inputs)
+        return (loss, {}) if return_outputs else loss
+
+
+class _ProgressLines(TrainerCallback):
+    def __init__(self, label: str, every: int, say: Progress | None) -> None:
+        self.label, self.every, self.say = label, every, say
+        self.losses: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self.losses.append(logs["loss"])
+        if self.say and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+            self.say(f"{self.label}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}")
+
+
+def train(
+    config: FitConfig,
+    model: Any,
+    examples: Sequence[Example],
+    collate: Collate,
+    batch_loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
+    *,
+    label: str,
+    progress: Progress | None,
+) -> float:
+    """Trains `model` in place; returns the mean training loss over the last tenth of the steps."""
+    lines = _ProgressLines(label, config.optimization.log_every, progress)
+    trainer = QuietTrainer(
+        model=model,
+        args=_arguments(config, config.optimization.num_steps(len(examples))),
+        train_dataset=examples,
+        data_collator=collate,
+        callbacks=[lines],
+        batch_loss=batch_loss,
+    )
+    trainer.train()
+    last = lines.losses[-max(1, len(lines.losses) // 10) :]
+    return sum(last) / len(last)
+
+
+def _arguments(config: FitConfig, steps: int) -> TrainingArguments:
+    optimization = config.optimization
+    micro_batch_size = optimization.micro_batch_size or optimization.batch_size
+    cosine = optimization.schedule == "cosine"
+    return TrainingArguments(
+        output_dir=config.output,
+        max_steps=steps,
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=optimization.batch_size // micro_batch_size,
+        learning_rate=optimization.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr" if cosine else "constant_with_warmup",
+        lr_scheduler_kwargs={"min_lr_rate": optimization.final_learning_rate_ratio} if cosine else None,
+        warmup_steps=optimization.warmup_steps,
+        adam_beta1=optimization.adam_betas[0],
+        adam_beta2=optimization.adam_betas[1],
+        weight_decay=optimization.weight_decay,
+        max_grad_norm=optimization.max_grad_norm,
+        train_sampling_strategy="group_by_length" if optimization.group_by_length else "random",
+        bf16=optimization.bf16,
+        gradient_checkpointing=optimization.gradient_checkpointing,
+        use_cpu=config.device == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=1,
+        log_level="error",
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+        eval_strategy="no",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The global random state, as `seed` sets it inside and as it was outside."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no notices of the libraries underneath."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    # DeepSpeed sets its logger up when it is first imported, somewhere inside; only a filter survives that.
+    deepspeed_logger = logging.getLogger("DeepSpeed")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    deepspeed_logger.addFilter(_only_errors)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        deepspeed_logger.removeFilter(_only_errors)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _only_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Right-padded int64 [B, T], T the longest."""
+    longest = max(len(sequence) for sequence in sequences)
+    return torch.tensor([[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences])
+
+
+def mask(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Attention mask int64 [B, T] that goes with `pad`."""
+    return pad([[1] * len(sequence) for sequence in sequences], 0)
+
+
+def batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
+    """In batches of similar length, for measuring."""
+    ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def save(model: Any, tokenizer: Any, output: Path) -> None:
+    """A Hugging Face folder: safetensors, config and tokenizer."""
+    model.config.use_cache = True  # the trainer turns it off
+    model.save_pretrained(output, safe_serialization=True)
+    tokenizer.save_pretrained(output)
+
+
+def require_new_output(output: str) -> Path:
+    """Raises BadInput when the folder already holds a model."""
+    path = Path(output).expanduser()
+    if (path / "config.json").exists() or (path.exists() and not path.is_dir()):
+        raise BadInput(f"{output}: already holds a model; choose another output folder")
+    return path

@@ -1,0 +1,149 @@
+"""The starting policy: a small Llama fitted to the corpus, and the gate that it reads w."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from orchestrator.tasks.fitting.config import Architecture, Optimization, PolicyFitConfig
+from orchestrator.tasks.fitting.levels import put_levels_on_a_line
+from orchestrator.tasks.fitting.models import llama_config
+from orchestrator.tasks.fitting.policy import fit_policy
+from orchestrator.tasks.fitting.report import FitReport
+from orchestrator.tasks.fitting.sampling import sample_responses
+from orchestrator.tasks.miniature import corpus, oracle, spec
+from orchestrator.tasks.miniature.spec import GateSpec, MiniatureSpec, PolicySpec
+from orchestrator.tasks.miniature.tokenizer import build_tokenizer
+from rewards.pareto import spearman
+from rewards.preferences import evaluation_grid
+
+HELDOUT_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """How well a fitted policy reads w: rank correlation of w_k with the mean oracle score over the grid."""
+
+    spearman: tuple[float, ...]  # [K]
+    min_spearman: float
+    ungrammatical_rate: float
+
+    @property
+    def passed(self) -> bool:
+        return min(self.spearman) >= self.min_spearman
+
+
+def fit_starting_policy(
+    directory: Path,
+    prompts: Sequence[str],
+    *,
+    objectives: Sequence[str],
+    seed: int,
+    steps: int | None = None,
+    spec: MiniatureSpec = MiniatureSpec(),  # noqa: B008  # immutable
+    progress: Callable[[str], None] | None = None,
+) -> FitReport:
+    """Fits a new policy on text drawn from the corpus and saves it in `directory` with its tokenizer.
+
+    Args:
+        prompts: training prompts.
+        steps: optimizer steps; None takes the spec's. A handful gives a policy good enough to test plumbing with.
+    """
+    settings = spec.policy
+    steps = settings.steps_for(len(objectives)) if steps is None else steps
+    rng = np.random.default_rng([seed, 1])
+    tokenizer = build_tokenizer()
+    model = new_policy(settings, tokenizer, seed)
+
+    def rows(count: int) -> list[dict]:
+        return corpus.sample_rows(rng, prompts, count, objectives=objectives, corpus=spec.corpus)
+
+    config = PolicyFitConfig(
+        output=str(directory),
+        architecture=architecture(settings),
+        objectives=tuple(objectives),
+        optimization=Optimization(
+            steps=steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            warmup_steps=min(settings.warmup_steps, steps),
+            final_learning_rate_ratio=settings.final_learning_rate_ratio,
+            adam_betas=settings.adam_betas,
+            weight_decay=settings.weight_decay,
+        ),
+        seed=seed,
+        device="cpu",
+    )
+    training = rows(steps * settings.batch_size)
+    return fit_policy(config, training, rows(HELDOUT_ROWS), model=model, tokenizer=tokenizer, progress=progress)
+
+
+def architecture(settings: PolicySpec) -> Architecture:
+    return Architecture(
+        hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        intermediate_size=settings.intermediate_size,
+        max_positions=spec.MAX_MODEL_LEN,
+    )
+
+
+def new_policy(settings: PolicySpec, tokenizer: Any, seed: int) -> Any:
+    """The policy before fitting; only the level tokens are not plain noise: they start on a line."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(llama_config(architecture(settings), tokenizer))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, _initial_std(name, settings), generator=generator)
+    put_levels_on_a_line(
+        model.get_input_embeddings().weight,
+        tokenizer.convert_tokens_to_ids(list(spec.LEVELS)),
+        direction_std=settings.level_direction_std,
+        noise_std=settings.level_noise_std,
+        generator=generator,
+    )
+    return model
+
+
+def _initial_std(name: str, settings: PolicySpec) -> float:
+    if "embed" in name:
+        return settings.embedding_std
+    return settings.output_std if "o_proj" in name or "down_proj" in name else settings.linear_std
+
+
+def measure_gate(
+    directory: Path, prompts: Sequence[str], *, objectives: Sequence[str], seed: int, gate: GateSpec
+) -> Gate:
+    """Samples the fitted policy over the evaluation grid and asks the oracle."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    grid = evaluation_grid(len(objectives))  # [N, K]
+    asked = list(prompts[: gate.prompts]) * gate.samples
+    all_prompts = asked * len(grid)
+    preferences = np.repeat(grid, len(asked), axis=0)
+    responses = sample_responses(
+        model,
+        tokenizer,
+        all_prompts,
+        preferences,
+        renderer=corpus.renderer(objectives),
+        max_new_tokens=spec.MAX_NEW_TOKENS,
+        seed=seed + 1,
+    )
+    scores = oracle.scores(all_prompts, responses, objectives)
+    points = scores.reshape(len(grid), len(asked), len(objectives)).mean(axis=1)
+    return Gate(
+        spearman=tuple(float(value) for value in spearman(grid, points)),
+        min_spearman=gate.min_spearman,
+        ungrammatical_rate=oracle.ungrammatical_rate(all_prompts, responses),
+    )
