@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.recipes import load_recipe
-from orchestrator.run.wiring import make_training_fleet, start_actors
+from orchestrator.run.wiring import make_training_fleet
 from tests.whole_runs import tiny_recipe
 
 CALL_S = 60
