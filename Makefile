@@ -22,7 +22,7 @@ chaos: setup ## 20 random kills (KILLS=..., SEED=...) of parts of running miniat
 	CHAOS_KILLS=$(or $(KILLS),20) CHAOS_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -q -s -m chaos -o faulthandler_timeout=0 tests/test_chaos.py
 
 results: setup ## docs/results.md from nothing: every method, five seeds, two and three objectives (hours; finished runs are kept)
-	$(BIN)/mi-epo compare deploy/recipes/miniature.yaml $(COMPARE) --sweep learner.beta_w=0,0.003,0.01,0.03,0.1
+	$(BIN)/mi-epo compare deploy/recipes/miniature.yaml $(COMPARE) --sweep method.beta_w=0,0.003,0.01,0.03,0.1
 	$(BIN)/mi-epo compare deploy/recipes/miniature-3.yaml $(COMPARE)
 	$(BIN)/mi-epo results comparisons/miniature/results.json comparisons/miniature-3/results.json --output docs/results.md
 

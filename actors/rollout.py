@@ -325,7 +325,7 @@ class RolloutActor:
             token_ids=tuple(output.token_ids),
             text=self._tokenizer.decode(output.token_ids, skip_special_tokens=True).strip(),
             finish_reason=output.finish_reason,
-            logprob=output.cumulative_logprob,
+            logprobs=tuple(output.logprobs.logprobs),  # flat; one a position, the sampled token's
         )
 
     def _counted(self, group: list[Rollout]) -> list[Rollout]:

@@ -43,7 +43,7 @@ class Response:
     """One sampled answer.
 
     Example:
-        Response(token_ids=(5, 9, 2), text="use a kit", finish_reason="stop", logprob=-3.25)
+        Response(token_ids=(5, 9, 2), text="use a kit", finish_reason="stop", logprobs=(-.5, -2.5, -.25))
     """
 
     token_ids: tuple[int, ...]
@@ -52,8 +52,13 @@ class Response:
     """Detokenised without special tokens, outer white space removed."""
     finish_reason: str
     """``stop`` (end of sequence sampled) or ``length`` (cut at max_new_tokens or at the context's end)."""
-    logprob: float
-    """Sum over ``token_ids`` of log pi(token | before), the policy's own (temperature 1) log-probabilities."""
+    logprobs: tuple[float, ...]
+    """[T_response] log pi(token | before) of each of ``token_ids``, the policy's own (temperature 1), in nats."""
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole response."""
+        return sum(self.logprobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,14 @@
-"""The learner: preference pairs in, policy versions out. May import `rewards`; never `actors` or `orchestrator`.
+"""The learner: examples in, policy versions out. May import `rewards`; never `actors` or `orchestrator`.
 
 config.py    the recipe's `learner` section
-types.py     what crosses this room's door: pairs and batches in, step reports and weight manifests out
+methods/     what is trained on: a method is one file
+examples.py  what enters: a prompt's scored responses, and its share of an update
+types.py     what leaves: step reports and weight manifests; errors
 pairs.py     K scores of two responses -> the weight of each response as the winner
-losses.py    the MI-EPO loss, a pure function
-methods.py   method name -> which terms of the loss are on
+losses.py    the MI-EPO loss and the supervised one, pure functions
 schedule.py  the learning rate of a step, a pure function
 sequences.py ragged token ids -> padded micro-batches
+evaluated.py examples -> the passes they need, and what a loss reads of them
 logprobs.py  log-probabilities of response tokens without a [B, T, V] block of logits
 policy.py    Hugging Face folder -> the module DeepSpeed trains, its frozen reference, and back to a folder
 backend.py   what DeepSpeed is told: device, dtype, process group, configuration

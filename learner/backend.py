@@ -95,7 +95,7 @@ def deepspeed_config(
     # DeepSpeed's plain bfloat16 wrapper hides its float32 copy; under stage 1 the same numbers can be checkpointed.
     stage = max(config.zero_stage, 1) if dtype == torch.bfloat16 else config.zero_stage
     return {
-        "train_micro_batch_size_per_gpu": config.micro_batch_pairs,
+        "train_micro_batch_size_per_gpu": config.micro_batch_prompts,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": dtype == torch.bfloat16},

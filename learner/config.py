@@ -1,4 +1,4 @@
-"""The recipe's `learner` section: the update's hyper-parameters and how DeepSpeed runs it. No torch here."""
+"""The recipe's `learner` section: how DeepSpeed runs the update; what is updated is the method's. No torch here."""
 
 from __future__ import annotations
 
@@ -43,20 +43,6 @@ class LearnerConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: float32 on CPU, bfloat16 (with a float32 master copy) on GPU."""
 
-    beta_c: float = Field(default=0.1, gt=0)
-    """Strength of the KL anchor in the alignment loss L_YC."""
-    beta_w: float = Field(default=0.01, ge=0)
-    """The same in the identifiability loss L_YW; 0 turns the term and its forward passes off."""
-
-    stop_gradient: bool = True
-    """The paper holds lr(y|w+) fixed in L_YW. False: the term also raises it."""
-    length_normalized: bool = False
-    """Log-ratios per response token instead of per response (not the paper's); needs larger betas."""
-    routing: Literal["expectation", "sampled"] = "expectation"
-    """Per-objective methods: every objective weighs w_k in a pair, or one objective Z ~ w takes it all."""
-    min_margin: float = Field(default=0.0, ge=0)
-    """Least difference of normalised scores that makes a winner; a smaller one counts as a tie."""
-
     learning_rate: float = Field(default=1e-4, gt=0)
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -68,8 +54,9 @@ class LearnerConfig(Section):
     """Learning rate at the end of the run, as a share of `learning_rate` (ignored by `constant`)."""
     max_grad_norm: float = Field(default=1.0, gt=0)
 
-    micro_batch_pairs: int = Field(default=8, ge=1)
-    """Pairs of one forward-backward pass on one rank: 2 sequences each, and 2 more for each w- when beta_w > 0."""
+    micro_batch_prompts: int = Field(default=8, ge=1)
+    """Prompts of one forward-backward pass on one rank: each with the responses that the method uses, once under each
+    vector that it needs (mi-epo: 2 responses under w+ and under each w-)."""
     lora: LoraSection | None = None
     """Train low-rank adapters instead of all weights."""
     gradient_checkpointing: bool = False

@@ -2,9 +2,9 @@
 
 The caller has joined the ranks' process group, or gives RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-Every method is collective: all ranks call it, in the same order. One optimizer step is always the same number of
-micro-batches on every rank; where pairs are missing, a rank runs a stand-in of weight zero, so that collectives line up
-and the gradient is exactly the mean over the real pairs.
+Every call is collective: all ranks make it, in the same order. One optimizer step is always the same number of
+micro-batches on every rank; where examples are missing, a rank passes a filler of weight zero, so that collectives line
+up and the gradient is exactly the mean over the real examples. What is computed of an example is the method's affair.
 """
 
 from __future__ import annotations
@@ -22,28 +22,14 @@ from torch import Tensor
 from learner.backend import choose_device, choose_dtype, deepspeed_config, start_deepspeed
 from learner.checkpoint import TrainedState, load_state, save_state
 from learner.config import LearnerConfig
-from learner.losses import LossOutput, mi_epo_loss, supervised_loss
-from learner.methods import METHODS
+from learner.evaluated import Evaluated, pack_examples
+from learner.examples import Batch, Example
+from learner.methods import Combines, MethodSection, make_method
 from learner.policy import load_policy, load_reference, save_policy_folder
 from learner.schedule import learning_rate
-from learner.sequences import SequenceBlock, pack_labelled, pack_pairs, pack_sequences
-from learner.types import (
-    LabelledBatch,
-    LabelledPair,
-    LearnerError,
-    PairBatch,
-    PoisonedUpdateError,
-    PreferencePair,
-    StepReport,
-)
+from learner.sequences import SequenceBlock, pack_sequences
+from learner.types import LearnerError, PoisonedUpdateError, StepReport
 from learner.weights import AdapterSource, BucketSource, WeightSource
-
-STAND_IN = PreferencePair(
-    prompt_ids_pos=(0,), prompt_ids_neg=((0,),), response_ids=((0,), (0,)), weight_y1=0.0, weight_y2=0.0
-)
-"""What a rank without pairs computes on, times zero."""
-STAND_IN_LABELLED = LabelledPair(prompt_ids=((0,), (0,)), response_ids=((0,), (0,)))
-"""The same for a supervised method."""
 
 
 class LearnerEngine:
@@ -52,10 +38,10 @@ class LearnerEngine:
     Args:
         config: the recipe's `learner` section.
         model: Hugging Face folder or hub id of the starting policy, which is also the reference.
+        method: the recipe's `method` section.
         total_steps: optimizer steps of the run, for the learning-rate schedule.
-        pairs_per_step: largest batch of one optimizer step, over all ranks.
+        examples_per_step: largest batch of one optimizer step, over all ranks.
         seed: of adapter initialisation and adapter dropout.
-        method: a name of `learner.methods.METHODS`.
 
     Raises:
         LearnerError: the model cannot be trained here, or a GPU was asked for and there is none.
@@ -66,23 +52,22 @@ class LearnerEngine:
         config: LearnerConfig,
         *,
         model: str,
+        method: MethodSection,
         total_steps: int,
-        pairs_per_step: int,
+        examples_per_step: int,
         seed: int,
-        method: str = "mi-epo",
     ) -> None:
         self.config = config
         self.model = model
         self.total_steps = total_steps
-        self.pairs_per_step = pairs_per_step
+        self.method = make_method(method)
+        self.examples_per_step = examples_per_step
         self.seed = seed
-        self.beta_w = METHODS[method].beta_w(config)
-        self.supervised = METHODS[method].supervised
         self.device = choose_device(config)
         self.dtype = choose_dtype(config, self.device)
         deepspeed = start_deepspeed(self.device, timeout_s=config.step_timeout_s)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.micro_batches = math.ceil(pairs_per_step / (self.world_size * config.micro_batch_pairs))
+        self.micro_batches = math.ceil(examples_per_step / (self.world_size * config.micro_batch_prompts))
 
         torch.manual_seed(seed)
         policy = load_policy(model, config, dtype=self.dtype)
@@ -116,36 +101,35 @@ class LearnerEngine:
         """What goes to the rollout engines; iterate its buckets on all ranks."""
         self._state = TrainedState(self._engine, policy)
 
-    def update(self, batch: PairBatch | LabelledBatch, *, total_prompts: float) -> StepReport:
-        """One optimizer step on the mean loss over all ranks' prompts.
+    def update(self, batch: Batch, *, total: int) -> StepReport:
+        """One optimizer step on the mean loss over all ranks' examples.
 
         Args:
-            batch: this rank's share of the pairs; may be empty.
-            total_prompts: sum of `prompt_share` over the pairs of all ranks.
+            batch: this rank's share of the examples; may hold none but a filler.
+            total: examples of all ranks.
 
         Returns:
-            The same report on every rank, over all pairs.
+            The same report on every rank, over all examples.
 
         Raises:
-            LearnerError: more pairs than planned.
+            LearnerError: more examples than planned.
             PoisonedUpdateError: a loss or gradient that is not finite. The engine is of no further use: its gradients
                 hold what was found, and its weights may.
         """
-        self._check_batch(batch, total_prompts)
+        self._check_batch(batch, total)
         step_rate = learning_rate(self.config, step=batch.step, total_steps=self.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = step_rate
-        # Adapter dropout: a function of (seed, step, rank), so a resumed run repeats it.
-        torch.manual_seed(_hash_seed(self.seed, batch.step, self.rank))
+        coefficients = self._coefficients(batch, total) if isinstance(self.method, Combines) else None
+        self._seed_dropout(batch.step)
         sums: dict[str, Tensor] = {}
         learner_tokens = 0
-        for index, (pairs, is_real) in enumerate(self._micro_batches(batch)):
-            output, block = self._loss(pairs)
-            share = sum(pair.prompt_share for pair in pairs) / total_prompts if is_real else 0.0
-            # DeepSpeed averages gradients over the ranks; the loss is a mean over the prompts of all of them.
-            loss = output.loss * (share * self.world_size)
-            self._engine.backward(loss, scale_wrt_gas=False)
-            learner_tokens += block.num_tokens if is_real else 0
+        for index, (examples, share) in enumerate(self._micro_batches(batch, total)):
+            at = self._evaluate(examples, self._engine)
+            output = self.method.loss(at, coefficients)
+            # DeepSpeed averages gradients over the ranks; the loss is a mean over the examples of all of them.
+            self._engine.backward(output.loss * (share * self.world_size), scale_wrt_gas=False)
+            learner_tokens += at.block.num_tokens if share else 0
             for name, value in output.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value * share
             if index + 1 < self.micro_batches:
@@ -167,7 +151,7 @@ class LearnerEngine:
 
         Every rank must pass the same number of sequences (which may differ between ranks).
         """
-        rows = self.config.micro_batch_pairs * (4 if self.beta_w else 2)
+        rows = self.config.micro_batch_prompts * (4 if self.method.negatives else 2)
         result: list[list[float]] = []
         self.policy.eval()  # adapter dropout off
         for first in range(0, len(prompt_ids), rows):
@@ -211,47 +195,49 @@ class LearnerEngine:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _micro_batches(self, batch: PairBatch | LabelledBatch) -> Iterator[tuple[Sequence[Any], bool]]:
-        """Exactly `micro_batches` lists of pairs; (stand-in, False) where this rank has no pairs left."""
-        size = self.config.micro_batch_pairs
-        # Pairs of similar length share a micro-batch: less padding.
-        pairs = sorted(batch.pairs, key=_longest_sequence) if self.micro_batches > 1 else batch.pairs
+    def _micro_batches(self, batch: Batch, total: int) -> Iterator[tuple[Sequence[Example], float]]:
+        """Exactly `micro_batches` lists of examples, each with its share of the step; a filler's share is 0."""
+        size = self.config.micro_batch_prompts
+        # Examples of similar length share a micro-batch: less padding.
+        examples = sorted(batch.examples, key=_longest_sequence) if self.micro_batches > 1 else batch.examples
         for index in range(self.micro_batches):
-            real = pairs[index * size : (index + 1) * size]
-            stand_in = STAND_IN_LABELLED if self.supervised else STAND_IN
-            yield (real, True) if real else ([stand_in], False)
+            real = examples[index * size : (index + 1) * size]
+            yield (real, len(real) / total) if real else ([batch.filler or batch.examples[0]], 0.0)
 
-    def _loss(self, pairs: Sequence[Any]) -> tuple[LossOutput, SequenceBlock]:
-        return self._supervised_loss(pairs) if self.supervised else self._preference_loss(pairs)
+    def _evaluate(self, examples: Sequence[Example], module: Any) -> Evaluated:
+        block = pack_examples(examples, device=self.device)
+        reference = None
+        if self.method.uses_reference:
+            with torch.no_grad():
+                reference = self._reference_logprobs(block)
+        return Evaluated(examples=examples, block=block, logprob=self._logprobs(module, block), reference=reference)
 
-    def _supervised_loss(self, pairs: Sequence[LabelledPair]) -> tuple[LossOutput, SequenceBlock]:
-        block = pack_labelled(pairs, device=self.device)
-        logprobs_M = self._logprobs(self._engine, block)
-        lengths_S = block.sum_by_sequence(torch.ones_like(logprobs_M))
-        return supervised_loss(block.sum_by_sequence(logprobs_M).view(-1, 2), lengths_S.view(-1, 2)), block
+    def _coefficients(self, batch: Batch, total: int) -> Tensor:
+        """[K] by the method, from its objectives' gradients over all ranks' examples."""
+        assert isinstance(self.method, Combines)
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        self._seed_dropout(batch.step)
+        gradients_KD: Tensor | None = None
+        weight_K = torch.zeros(len((batch.filler or batch.examples[0]).preference), dtype=torch.float64)
+        for examples, share in self._micro_batches(batch, total):
+            # Not through DeepSpeed's engine, which lets no gradient out but by its own `backward`.
+            losses_K = self.method.objective_losses(self._evaluate(examples, self.policy)) * share
+            rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses_K]
+            part_KD = torch.stack([torch.cat([each.flatten().float() for each in row]) for row in rows])
+            gradients_KD = part_KD if gradients_KD is None else gradients_KD + part_KD
+            if share:
+                weight_K += torch.tensor([example.preference for example in examples], dtype=torch.float64).sum(0)
+        assert gradients_KD is not None
+        weight_K = weight_K.to(self.device) / total
+        if self.world_size > 1:
+            dist.all_reduce(gradients_KD)
+            dist.all_reduce(weight_K)
+        gram_KK = (gradients_KD @ gradients_KD.T).double()
+        return self.method.combine(gram_KK.cpu(), weight_K.cpu()).to(self.device)
 
-    def _preference_loss(self, pairs: Sequence[PreferencePair]) -> tuple[LossOutput, SequenceBlock]:
-        block = pack_pairs(pairs, with_negative=self.beta_w > 0, device=self.device)
-        with torch.no_grad():
-            reference_M = self._reference_logprobs(block)
-        policy_M = self._logprobs(self._engine, block)
-        logratio_S = block.sum_by_sequence(policy_M - reference_M)
-        if self.config.length_normalized:
-            logratio_S = logratio_S / block.sum_by_sequence(torch.ones_like(reference_M))
-        logratio = logratio_S.view(-1, len(pairs), 2)
-        columns = [(pair.weight_y1, pair.weight_y2, pair.prompt_share) for pair in pairs]
-        weight_y1, weight_y2, prompt_share = torch.tensor(columns, device=self.device).unbind(-1)
-        output = mi_epo_loss(
-            logratio[0],
-            logratio[1:] if self.beta_w else None,
-            weight_y1,
-            weight_y2,
-            beta_c=self.config.beta_c,
-            beta_w=self.beta_w,
-            stop_gradient=self.config.stop_gradient,
-            prompt_share=prompt_share,
-        )
-        return output, block
+    def _seed_dropout(self, step: int) -> None:
+        """Adapter dropout is a function of (seed, step, rank), so a resumed run repeats it."""
+        torch.manual_seed(_hash_seed(self.seed, step, self.rank))
 
     @staticmethod
     def _logprobs(module: Any, block: SequenceBlock) -> Tensor:
@@ -309,23 +295,22 @@ class LearnerEngine:
             "lora": None if self.config.lora is None else self.config.lora.model_dump(mode="json"),
         }
 
-    def _check_batch(self, batch: PairBatch | LabelledBatch, total_prompts: float) -> None:
-        if not 0 < total_prompts <= self.pairs_per_step:
+    def _check_batch(self, batch: Batch, total: int) -> None:
+        if not 0 < total <= self.examples_per_step:
             raise LearnerError(
-                f"step {batch.step}: the prompts of a step must number between 1 and pairs_per_step = "
-                f"{self.pairs_per_step}, got {total_prompts:g}"
+                f"step {batch.step}: the examples of a step must number between 1 and examples_per_step = "
+                f"{self.examples_per_step}, got {total}"
             )
-        room = self.micro_batches * self.config.micro_batch_pairs
-        if len(batch.pairs) > room:
+        room = self.micro_batches * self.config.micro_batch_prompts
+        if len(batch.examples) > room:
             raise LearnerError(
                 f"step {batch.step}: rank {self.rank} takes at most {self.micro_batches} x "
-                f"{self.config.micro_batch_pairs} = {room} pairs, got {len(batch.pairs)}"
+                f"{self.config.micro_batch_prompts} = {room} examples, got {len(batch.examples)}"
             )
 
 
-def _longest_sequence(pair: PreferencePair | LabelledPair) -> int:
-    prompt_ids = max(pair.prompt_ids, key=len) if isinstance(pair, LabelledPair) else pair.prompt_ids_pos
-    return len(prompt_ids) + max(map(len, pair.response_ids))
+def _longest_sequence(example: Example) -> int:
+    return max(map(len, example.prompts)) + max(map(len, example.responses))
 
 
 def _hash_seed(*parts: object) -> int:

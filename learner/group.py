@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from learner.config import LearnerConfig
-from learner.methods import METHODS
+from learner.examples import Batch
+from learner.methods import MethodSection
 from learner.ranks import Ranks, reserve
-from learner.types import LabelledBatch, LearnerError, PairBatch, StepReport, SyncReport, WeightSyncError
+from learner.types import LearnerError, StepReport, SyncReport, WeightSyncError
 from learner.worker import LearnerWorker
 from rewards.environment import process_environment, whole_threads
 
@@ -60,10 +60,10 @@ class LearnerGroup:
         config: LearnerConfig,
         *,
         model: str,
+        method: MethodSection,
         total_steps: int,
-        pairs_per_step: int,
+        examples_per_step: int,
         seed: int,
-        method: str = "mi-epo",
         run_name: str,
         reserved: Any = None,
     ) -> LearnerGroup:
@@ -73,14 +73,11 @@ class LearnerGroup:
         each rank; without it one is made, and goes with the ranks. Other arguments as `learner.engine.LearnerEngine`.
 
         Raises:
-            LearnerError: no such method, no room on the cluster, or a rank that could not load. Nothing is left
-                running then.
+            LearnerError: no room on the cluster, or a rank that could not load. Nothing is left running then.
         """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        if method not in METHODS:
-            raise LearnerError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
         own = reserve(config, name=f"{run_name}/learner") if reserved is None else None
         placement: Any = own if reserved is None else reserved
         actor = ray.remote(LearnerWorker)
@@ -101,10 +98,10 @@ class LearnerGroup:
             [endpoint] = group._ranks.wait([first.endpoint.remote()], "start", timeout_s=limit)
             engine_options = {
                 "model": model,
-                "total_steps": total_steps,
-                "pairs_per_step": pairs_per_step,
-                "seed": seed,
                 "method": method,
+                "total_steps": total_steps,
+                "examples_per_step": examples_per_step,
+                "seed": seed,
             }
             group.info = group._ranks.call("start", *endpoint, engine_options, timeout_s=limit)
         except BaseException:
@@ -112,16 +109,21 @@ class LearnerGroup:
             raise
         return group
 
-    def update(self, batch: PairBatch | LabelledBatch) -> StepReport:
+    def update(self, batch: Batch) -> StepReport:
         """One optimizer step; see `update_async`."""
         return self.update_async(batch).result()
 
-    def update_async(self, batch: PairBatch | LabelledBatch) -> PendingUpdate:
-        """Deal the pairs to the ranks round-robin and start one optimizer step on the mean loss over all prompts."""
+    def update_async(self, batch: Batch) -> PendingUpdate:
+        """Deal the examples to the ranks round-robin and start one optimizer step on the mean loss over all of them.
+
+        Raises:
+            LearnerError: there is none, or the ranks are no longer in step.
+        """
+        if not batch.examples:
+            raise LearnerError(f"step {batch.step}: an update needs an example, got none")
         self.make_room()
-        ranks, total = self.config.ranks, sum(pair.prompt_share for pair in batch.pairs)
-        shares = [_share(batch, rank, ranks) for rank in range(ranks)]
-        references = self._ranks.start("update", [(share, total) for share in shares])
+        ranks, total = self.config.ranks, len(batch.examples)
+        references = self._ranks.start("update", [(batch.share(rank, ranks), total) for rank in range(ranks)])
         return PendingUpdate(self._ranks, references, step=batch.step, timeout_s=self.config.step_timeout_s)
 
     def token_logprobs(
@@ -201,11 +203,6 @@ class LearnerGroup:
     @property
     def _sync_limit(self) -> float:
         return self.config.sync_timeout_s + SYNC_GRACE_S
-
-
-def _share(batch: Any, rank: int, ranks: int) -> Any:
-    """The batch with this rank's pairs alone."""
-    return dataclasses.replace(batch, pairs=batch.pairs[rank::ranks])
 
 
 def _environment(config: LearnerConfig, model: str) -> dict[str, str]:

@@ -92,14 +92,14 @@ def supervised_loss(logprob: Tensor, num_tokens: Tensor) -> LossOutput:
     """Negative log-likelihood of responses, per token: mean over responses of -log pi(y) / |y|.
 
     Args:
-        logprob: float [B, 2], summed log-probability of each response, with gradient.
-        num_tokens: float or int [B, 2], its length.
+        logprob: float [S], summed log-probability of each response, with gradient; S >= 1.
+        num_tokens: float or int [S], its length.
 
     Returns:
         loss: scalar; metrics: `loss` and `logprob_mean` (per response, nats).
     """
     if logprob.shape != num_tokens.shape or not logprob.numel():
-        raise ValueError(f"logprob {list(logprob.shape)} and num_tokens {list(num_tokens.shape)} must agree, B >= 1")
+        raise ValueError(f"logprob {list(logprob.shape)} and num_tokens {list(num_tokens.shape)} must agree, S >= 1")
     loss = -(logprob / num_tokens).mean()
     return LossOutput(loss=loss, metrics={"loss": loss.detach(), "logprob_mean": logprob.detach().mean()})
 

@@ -4,26 +4,8 @@ A shared pair with per-objective winners is soft-label DPO: summing w_k times th
 objectives equals one DPO loss with label weights (a1, a2), so one pair of log-ratios serves all K objectives.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenPairs:
-    """P pairs of responses to B prompts.
-
-    Example: ChosenPairs(prompt=tensor([0, 0, 1]), responses=tensor([[0, 2], [1, 2], [0, 1]]), weight_y1=..., ...)
-    """
-
-    prompt: Tensor
-    """int64 [P]: row of the prompt, ascending; every prompt has at least one pair."""
-    responses: Tensor
-    """int64 [P, 2]: which of the prompt's responses are y1 and y2, y1 < y2."""
-    weight_y1: Tensor
-    weight_y2: Tensor
-    """float [P], a1 and a2."""
 
 
 def pair_weights(scores: Tensor, preference: Tensor, *, min_margin: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -41,37 +23,16 @@ def pair_weights(scores: Tensor, preference: Tensor, *, min_margin: float = 0.0)
     Raises:
         ValueError: shapes do not fit, or a score is not finite (drop such pairs first).
     """
+    weight_y1, weight_y2 = objective_weights(scores, preference, min_margin=min_margin).sum(1).unbind(-1)
+    return weight_y1, weight_y2
+
+
+def objective_weights(scores: Tensor, preference: Tensor, *, min_margin: float = 0.0) -> Tensor:
+    """What each objective adds to (a1, a2) of `pair_weights`, whose arguments and errors these are: [B, K, 2]."""
     _check_scores(scores, preference, of_pairs=True)
-    first_wins_BK, second_wins_BK = _winners(scores, min_margin)
-    return (preference * first_wins_BK).sum(-1), (preference * second_wins_BK).sum(-1)
-
-
-def scalarized_pair_weights(scores: Tensor, preference: Tensor, *, min_margin: float = 0.0) -> tuple[Tensor, Tensor]:
-    """All the weight to the response with the higher weighted score w . s (arXiv 2503.00295).
-
-    Args:
-        scores: float [B, 2, K], normalised: unlike in `pair_weights`, the objectives' scales matter.
-        preference: float [B, K], w+.
-        min_margin: as in `pair_weights`, for the weighted score.
-
-    Returns:
-        (a1 [B], a2 [B]) in the dtype of `preference`: (1, 0) or (0, 1), and (0, 0) where the weighted scores tie. At a
-        one-hot w this is `pair_weights`.
-
-    Raises:
-        ValueError: as `pair_weights`.
-    """
-    _check_scores(scores, preference, of_pairs=True)
-    utility_B2 = torch.einsum("bjk,bk->bj", scores.to(preference.dtype), preference)
-    first_wins_B, second_wins_B = _winners(utility_B2, min_margin)
-    return first_wins_B.to(preference.dtype), second_wins_B.to(preference.dtype)
-
-
-def sample_routes(preference: Tensor, generator: torch.Generator) -> Tensor:
-    """One-hot [B, K] of an objective Z ~ w for each row of a preference [B, K]: its mean is the preference."""
-    return torch.nn.functional.one_hot(
-        torch.multinomial(preference, 1, generator=generator).squeeze(-1), preference.shape[1]
-    ).to(preference.dtype)
+    difference_BK = scores[:, 0] - scores[:, 1]
+    wins_BK2 = torch.stack([difference_BK > min_margin, difference_BK < -min_margin], -1)
+    return preference[..., None] * wins_BK2
 
 
 def extreme_pairs(scores: Tensor, preference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,11 +79,6 @@ def all_tie(scores: Tensor) -> Tensor:
     """bool [B]: every objective ties, so the responses say nothing about alignment. scores: float [B, N, K]."""
     _check_scores(scores)
     return (scores.amax(1) == scores.amin(1)).all(-1)
-
-
-def _winners(scores: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Tensor]:
-    difference = scores[:, 0] - scores[:, 1]
-    return difference > min_margin, difference < -min_margin
 
 
 def _check_scores(scores: Tensor, preference: Tensor | None = None, *, of_pairs: bool = False) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.types import LabelledPair, PreferencePair
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceBlock:
@@ -68,25 +66,3 @@ def pack_sequences(
         rows=torch.tensor(rows, device=device),
         num_tokens=sum(map(sum, lengths)),
     )
-
-
-def pack_labelled(pairs: Sequence[LabelledPair], *, device: torch.device | str = "cpu") -> SequenceBlock:
-    """B pairs as 2B sequences, each response under its own prompt; a [2B] result reshapes to [B, 2]."""
-    prompts = [prompt for pair in pairs for prompt in pair.prompt_ids]
-    return pack_sequences(prompts, [response for pair in pairs for response in pair.response_ids], device=device)
-
-
-def pack_pairs(
-    pairs: Sequence[PreferencePair], *, with_negative: bool, device: torch.device | str = "cpu"
-) -> SequenceBlock:
-    """B pairs as 2B sequences (y1, y2 of each pair under w+), followed by the same 2B under each of M w- when asked.
-
-    So a result per sequence reshapes to [1 or 1 + M, B, 2].
-    """
-    prompts = [pair.prompt_ids_pos for pair in pairs for _ in range(2)]
-    responses = [response for pair in pairs for response in pair.response_ids]
-    if with_negative:
-        num_negatives = len(pairs[0].prompt_ids_neg)
-        prompts += [pair.prompt_ids_neg[m] for m in range(num_negatives) for pair in pairs for _ in range(2)]
-        responses *= 1 + num_negatives
-    return pack_sequences(prompts, responses, device=device)

@@ -1,4 +1,4 @@
-"""What enters and leaves the learner. No torch, Ray or DeepSpeed here.
+"""What the learner answers, and its errors; what enters it is in `learner.examples`. No torch, Ray or DeepSpeed here.
 
 Every record is frozen and picklable; token ids are plain ints so that records cross processes without arrays.
 """
@@ -7,79 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreferencePair:
-    """Two responses to one prompt, sampled under w+, and how much each of them is preferred.
-
-    Example:
-        PreferencePair(prompt_ids_pos=(1, 17, 4), prompt_ids_neg=((1, 17, 9),), response_ids=((5, 2), (6, 7, 2)),
-                       weight_y1=0.7, weight_y2=0.3)
-    """
-
-    prompt_ids_pos: tuple[int, ...]
-    """[T_prompt] tokens of G(x, w+)."""
-    prompt_ids_neg: tuple[tuple[int, ...], ...]
-    """[M] times the tokens of G(x, w-), as many in every pair of a batch; unused when beta_w = 0."""
-    response_ids: tuple[tuple[int, ...], tuple[int, ...]]
-    """Tokens of y1 and y2; the end-of-sequence token included where it was sampled."""
-    weight_y1: float
-    """a1: sum of w+ over the objectives on which y1 scores higher."""
-    weight_y2: float
-    """a2: the same for y2. a1 + a2 = 1 without ties."""
-    prompt_share: float = 1.0
-    """1 / (pairs of its prompt): a step's loss is a mean over prompts, however many pairs each gives."""
-
-    def __post_init__(self) -> None:
-        if not all((self.prompt_ids_pos, self.prompt_ids_neg, *self.prompt_ids_neg)):
-            raise ValueError("prompt_ids_pos and prompt_ids_neg must not be empty")
-        if len(self.response_ids) != 2 or not all(self.response_ids):
-            raise ValueError(f"response_ids must hold two non-empty responses, got {self.response_ids!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledPair:
-    """Two responses to be imitated, each under a prompt of its own; for supervised methods.
-
-    Example:
-        LabelledPair(prompt_ids=((1, 17, 4), (1, 12, 8)), response_ids=((5, 2), (6, 7, 2)))
-    """
-
-    prompt_ids: tuple[tuple[int, ...], tuple[int, ...]]
-    response_ids: tuple[tuple[int, ...], tuple[int, ...]]
-    prompt_share: float = 1.0
-    """As of a `PreferencePair`; every labelled pair counts in full."""
-
-    def __post_init__(self) -> None:
-        if not all((*self.prompt_ids, *self.response_ids)):
-            raise ValueError(f"prompts and responses must not be empty, got {self.prompt_ids!r}, {self.response_ids!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairBatch:
-    """All pairs of one optimizer step.
-
-    Example:
-        PairBatch(step=12, pairs=(pair, another_pair))
-    """
-
-    step: int
-    """Index of the step in the run, from 0; the learning rate follows from it."""
-    pairs: tuple[PreferencePair, ...]
-    """[B]; B may be smaller than planned when samples were dropped."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledBatch:
-    """The same for a supervised method.
-
-    Example:
-        LabelledBatch(step=12, pairs=(pair, another_pair))
-    """
-
-    step: int
-    pairs: tuple[LabelledPair, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +19,7 @@ class StepReport:
 
     step: int
     metrics: dict[str, float]
-    """Means over the batch's prompts: see `learner.losses.mi_epo_loss`; and `grad_norm` (before clipping),
+    """Means over the batch's examples of what the method's loss reports; and `grad_norm` (before clipping),
     `learning_rate`."""
     learner_tokens: int
     """Prompt and response tokens that went through the policy (the reference runs on the same ones again)."""

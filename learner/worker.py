@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learner.config import LearnerConfig
-from learner.types import LabelledBatch, PairBatch, StepReport, WeightManifest, WeightSyncError
+from learner.examples import Batch
+from learner.types import StepReport, WeightManifest, WeightSyncError
 from rewards.environment import whole_threads
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ class LearnerWorker:
             "transformers": transformers.__version__,
         }
 
-    def update(self, batch: PairBatch | LabelledBatch, total_prompts: float) -> StepReport:
-        report = self._engine.update(batch, total_prompts=total_prompts)
+    def update(self, batch: Batch, total: int) -> StepReport:
+        report = self._engine.update(batch, total=total)
         self._give_back_cache()
         return report
 

@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--methods", help="comma-separated, each METHOD or METHOD@section.key=value (default: all)")
     compare.add_argument("--seeds", help="comma-separated (default: 0,1,2)")
     compare.add_argument("--beta-c", help="comma-separated; each method is compared at its own best of them")
-    compare.add_argument("--learning-rate", help="the same for a method without beta_c (ric)")
+    compare.add_argument("--learning-rate", help="the same for a method without beta_c (grpo, ric)")
     compare.add_argument("--tune-seed", type=int, help="seed of the runs that choose these (default: the next one)")
     compare.add_argument("--sweep", metavar="section.key=V,V,...", help="also the first method with each of the values")
     compare.add_argument("--jobs", type=int, help="runs at a time (default: 1; on a Ray cluster, as many as have room)")
@@ -161,7 +161,7 @@ def explain(error: Exception) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from learner.methods import METHODS
+    from learner.methods import Merger, make_method
     from orchestrator.errors import BadInput
     from orchestrator.recipes import load_recipe
 
@@ -173,8 +173,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
         recipe = smoke_recipe(recipe, Path(".cache") / "smoke" / recipe.name)
     run_dir = arguments.run_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if METHODS[recipe.method].experts:
-        from orchestrator.run.soups import train_soup as train
+    if isinstance(make_method(recipe.method), Merger):
+        from orchestrator.run.soups import train_parts as train
     else:
         from orchestrator.run.train import train
     code = train(recipe, run_dir, resume=arguments.resume, say=_say)

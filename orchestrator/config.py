@@ -3,11 +3,11 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from actors.config import RolloutConfig
 from learner.config import LearnerConfig
-from learner.methods import METHODS
+from learner.methods import METHODS, MethodSection, Work, make_method
 from rewards.config import ObjectiveConfig, PreferencesConfig, Section
 from rewards.preferences import parse_preference
 
@@ -16,7 +16,20 @@ EVALUATION_LATTICE_LIMIT = 5
 """Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""
 
 
-MethodName = Literal["mi-epo", "mi-epo-scalarized", "mo-odpo", "mo-odpo-per-objective", "rewarded-soups", "ric"]
+def _method_section(value: object) -> object:
+    """A method's section from its name, or from a mapping with the name as `type`; errors keep their key path."""
+    if isinstance(value, MethodSection):
+        return value
+    tree = {"type": value} if isinstance(value, str) else value
+    if not isinstance(tree, dict):
+        raise ValueError(f"must be a method's name, or a mapping with it as type, got {value!r}")
+    name = tree.get("type")
+    if name not in METHODS:
+        raise ValueError(f"type must be one of {', '.join(METHODS)}, got {name!r}")
+    for key in tree.keys() - METHODS[name].Config.model_fields.keys():
+        if others := [other for other, method in METHODS.items() if key in method.Config.model_fields]:
+            raise ValueError(f"{key} is no setting of {name} (but of {', '.join(others)}), got {tree[key]!r}")
+    return METHODS[name].Config.model_validate(tree)
 
 
 class PolicyConfig(Section):
@@ -55,12 +68,12 @@ class LoopConfig(Section):
     steps: int = Field(ge=1)
     """Optimizer steps."""
     prompts_per_step: int = Field(ge=1)
-    responses_per_prompt: int = Field(default=2, ge=2, le=64)
-    """Sampled under one w+. Of more than two, each objective's best is paired with its worst."""
+    responses_per_prompt: int = Field(default=2, ge=1, le=64)
+    """Sampled under one w+. Methods on pairs use two of them or more: each objective's best and its worst."""
     max_staleness: int = Field(default=1, ge=0)
     """Most versions between the policy that samples a batch and the one updated with it (0: strictly on-policy)."""
     max_empty_batches: int = Field(default=5, ge=1)
-    """Steps in a row without one usable pair after which the run stops."""
+    """Steps in a row without one usable example after which the run stops."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Optimizer steps between checkpoints (0: only when stopped); what a kill can cost at most."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -124,7 +137,10 @@ class ClusterConfig(Section):
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     seed: int = Field(default=0, ge=0)
-    method: MethodName = "mi-epo"
+    method: Annotated[SerializeAsAny[MethodSection], BeforeValidator(_method_section)] = Field(
+        default_factory=METHODS["mi-epo"].Config
+    )
+    """A name of `learner.methods`, or a mapping of it as `type` and the method's own settings."""
     assets: AssetsConfig | None = None
     policy: PolicyConfig
     objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1)
@@ -155,11 +171,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> "Recipe":
-        per_pass = self.learner.ranks * self.learner.micro_batch_pairs
+        per_pass = self.learner.ranks * self.learner.micro_batch_prompts
         if self.loop.prompts_per_step % per_pass:
             raise ValueError(
-                f"loop.prompts_per_step must be a multiple of learner.ranks * learner.micro_batch_pairs = "
-                f"{self.learner.ranks} * {self.learner.micro_batch_pairs} = {per_pass}, "
+                f"loop.prompts_per_step must be a multiple of learner.ranks * learner.micro_batch_prompts = "
+                f"{self.learner.ranks} * {self.learner.micro_batch_prompts} = {per_pass}, "
                 f"got {self.loop.prompts_per_step}"
             )
         reference = self.evaluate.reference_point
@@ -174,15 +190,15 @@ class Recipe(Section):
                 parse_preference(dict(zip(self.objective_names, fixed, strict=True)), self.objective_names)
             except ValueError as error:  # also of zip: as many weights as objectives
                 raise ValueError(f"preferences.fixed: {error}, got {list(fixed)}") from None
-        if METHODS[self.method].supervised and self.loop.steps < 2:
-            raise ValueError(f"loop.steps must be at least 2 under {self.method}, which imitates twice, got 1")
-        if METHODS[self.method].experts and fixed is not None:
-            raise ValueError(f"preferences.fixed: {self.method} fixes each expert's vector itself, got {list(fixed)}")
-        if METHODS[self.method].experts and self.loop.steps % self.num_objectives:
-            raise ValueError(
-                f"loop.steps must be a multiple of the {self.num_objectives} objectives under {self.method}, which "
-                f"trains one expert for each on its share, got {self.loop.steps}"
-            )
+        work = Work(
+            num_objectives=self.num_objectives,
+            num_responses=self.loop.responses_per_prompt,
+            steps=self.loop.steps,
+            zero_stage=self.learner.zero_stage,
+            fixed=fixed is not None,
+        )
+        for problem in make_method(self.method).problems(work):
+            raise ValueError(f"method {self.method.type}: {problem}")
         if self.evaluate.attainable and self.objectives[0].audit is None:
             raise ValueError(
                 "evaluate.attainable is in audit scores, so objectives need an audit judge; they have none"
@@ -264,10 +280,9 @@ class Recipe(Section):
         return tuple(objective.name for objective in self.objectives)
 
     @property
-    def pairs_per_step(self) -> int:
-        """Most pairs of one optimizer step."""
-        per_prompt = METHODS[self.method].pairs_per_prompt(self.loop.responses_per_prompt, self.num_objectives)
-        return self.loop.prompts_per_step * per_prompt
+    def examples_per_step(self) -> int:
+        """Most examples of one optimizer step."""
+        return self.loop.prompts_per_step * make_method(self.method).examples_per_prompt(self.loop.responses_per_prompt)
 
     @property
     def has_audit(self) -> bool:

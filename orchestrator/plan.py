@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learner.methods import METHODS
+from learner.methods import make_method
 from orchestrator.cluster import connection
 from orchestrator.cluster.placement import Node, demands, placement_table
 from orchestrator.data import load_prompts
@@ -156,7 +156,8 @@ def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]
     """Placement, batch arithmetic and memory estimate, for a person; no `nodes`: not known."""
     address = connection.joins_existing(recipe)
     lines = [
-        f"{recipe.name}: method {recipe.method}, seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}",
+        f"{recipe.name}: seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}",
+        f"method {_method_text(recipe)}",
         f"\nPlacement ({f'Ray cluster at {address}' if address else 'local Ray cluster'})",
         placement_table(demands(recipe), nodes),
         "\nBatch",
@@ -180,6 +181,11 @@ def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]
     )
 
 
+def _method_text(recipe: "Recipe") -> str:
+    settings = recipe.method.model_dump(exclude={"type"})
+    return f"{recipe.method.type} ({', '.join(f'{key} {value}' for key, value in settings.items())})"
+
+
 def _row(name: str, text: str) -> str:
     return f"  {name:<24} {text}"
 
@@ -187,8 +193,10 @@ def _row(name: str, text: str) -> str:
 def _batch_rows(recipe: "Recipe") -> list[str]:
     loop, learner = recipe.loop, recipe.learner
     responses = loop.responses_per_prompt * loop.prompts_per_step
-    sequences = 2 + 2 * recipe.preferences.negatives * bool(METHODS[recipe.method].beta_w(learner))
-    micro_batches = recipe.pairs_per_step // (learner.ranks * learner.micro_batch_pairs)
+    method = make_method(recipe.method)
+    micro_batches = recipe.examples_per_step // (learner.ranks * learner.micro_batch_prompts)
+    vectors = f"w+ and {recipe.preferences.negatives} w-" if method.negatives else "w+ alone"
+    reference = "policy and reference" if method.uses_reference else "the policy"
     grid, prompts, samples = (
         len(evaluation_grid(recipe.num_objectives)),
         recipe.evaluate.prompts,
@@ -201,9 +209,10 @@ def _batch_rows(recipe: "Recipe") -> list[str]:
             f"{loop.prompts_per_step} prompts x {loop.responses_per_prompt} = {responses} responses",
         ),
         _row(
-            "learner", f"{learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {learner.micro_batch_pairs} pairs"
+            "learner",
+            f"{learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {learner.micro_batch_prompts} examples",
         ),
-        _row("one pair", f"{sequences} policy and {sequences} reference sequences"),
+        _row("one response", f"passed under {vectors}, by {reference}"),
         _row("whole run", f"{loop.steps} steps, {loop.steps * responses} responses, <= {tokens} generated tokens"),
         _row("staleness", f"<= {loop.max_staleness}"),
         _row(

@@ -5,12 +5,14 @@ parsed tree before it is checked, so an override obeys the same rules as the fil
 `{assets}` in any other string are filled in before checking.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from learner.methods import METHODS, adopt
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 
@@ -18,20 +20,46 @@ MAX_NODES = 10_000
 """Values of a recipe, far above any that a person writes: a small file of aliases can unfold to billions."""
 
 
+MOVED = {
+    "learner.beta_c": "method.beta_c",
+    "learner.beta_w": "method.beta_w",
+    "learner.stop_gradient": "method.stop_gradient",
+    "learner.length_normalized": "method.length_normalized",
+    "learner.min_margin": "method.min_margin",
+    "learner.routing": "method.routing",
+    "learner.micro_batch_pairs": "learner.micro_batch_prompts",
+}
+"""Keys of earlier recipes -> where they stand now."""
+
+
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read, override, fill in and check a recipe. Raises BadInput naming file, key path, rule and value."""
     tree = read_yaml(Path(path))
-    for item in overrides or []:
-        _apply_override(tree, item)
+    _apply_overrides(tree, overrides or [])
     return parse_recipe(tree, where=str(path))
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with some of its keys changed, as the command line would."""
+    tree = recipe.model_dump(mode="json")
+    _apply_overrides(tree, overrides)
+    return parse_recipe(tree, where=recipe.name)
 
 
 def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
     tree = _fill_assets(tree)
+    moved = [f"{where}: {old}: moved to {new}" for old, new in MOVED.items() if _holds(tree, old)]
+    if moved:
+        raise BadInput("\n".join(moved))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise BadInput("\n".join(describe_errors(error, where))) from None
+
+
+def _holds(tree: dict[str, Any], key: str) -> bool:
+    section, _, name = key.partition(".")
+    return isinstance(tree.get(section), dict) and name in tree[section]
 
 
 def describe_errors(error: ValidationError, where: str) -> list[str]:
@@ -74,6 +102,20 @@ def _is_larger_than(tree: Any, limit: int) -> bool:
 def dump_recipe(recipe: Recipe) -> str:
     """Resolved recipe as YAML; loads back to an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_overrides(tree: dict[str, Any], items: Sequence[str]) -> None:
+    """In order. `method=NAME` keeps of the method's settings what the other method has too."""
+    for item in items:
+        method = tree.get("method", "mi-epo")
+        settings = {"type": method} if isinstance(method, str) else method
+        name = item.removeprefix("method=")
+        if isinstance(settings, dict) and name != item and name in METHODS:
+            tree["method"] = adopt(name, settings)
+            continue
+        if item.startswith("method.") and isinstance(settings, dict):
+            tree["method"] = settings
+        _apply_override(tree, item)
 
 
 def _apply_override(tree: dict[str, Any], item: str) -> None:

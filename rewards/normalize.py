@@ -1,15 +1,18 @@
-"""Scores brought to one scale: per-objective mean and standard deviation, measured once and then frozen.
+"""Scores brought to one scale: what the starting policy's responses scored, measured once and then frozen.
 
-Training pairs do not depend on it (only which response is better counts); the metrics and plots do.
+Metrics and plots are in deviations from the start's mean; a method sees the scores through a `Transform` of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+
+NUM_QUANTILES = 101
+"""Of each objective, evenly spaced, the smallest and the largest score included."""
 
 
 class NormalizerError(ValueError):
@@ -26,6 +29,7 @@ class Normalizer:
     objectives: tuple[str, ...]  # [K], the recipe's order
     mean: tuple[float, ...]  # [K], in the scorer's units
     std: tuple[float, ...]  # [K], in the scorer's units, > 0
+    quantiles: tuple[tuple[float, ...], ...] = ()  # [Q, K], ascending; none where only mean and std are known
 
     def __post_init__(self) -> None:
         if not len(self.objectives) == len(self.mean) == len(self.std):
@@ -56,7 +60,13 @@ class Normalizer:
                 raise NormalizerError(
                     f"normalizer: objective {name!r} gives all {len(complete_NK)} responses the same score {mean:g}"
                 )
-        return cls(objectives=tuple(objectives), mean=tuple(mean_K.tolist()), std=tuple(std_K.tolist()))
+        quantiles_QK = np.quantile(complete_NK, np.linspace(0, 1, NUM_QUANTILES), axis=0)
+        return cls(
+            objectives=tuple(objectives),
+            mean=tuple(mean_K.tolist()),
+            std=tuple(std_K.tolist()),
+            quantiles=tuple(map(tuple, quantiles_QK.tolist())),
+        )
 
     def apply(self, scores: Any) -> np.ndarray:
         """Raw scores [..., K] -> normalised scores [..., K], float64."""
@@ -66,17 +76,33 @@ class Normalizer:
         return (scores - np.array(self.mean)) / np.array(self.std)
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """The form stored in a run's records."""
+        """The scale alone, as it stands in a run's records."""
         return {"objectives": list(self.objectives), "mean": list(self.mean), "std": list(self.std)}
+
+    def to_record(self) -> dict[str, list[Any]]:
+        """The form in which a run keeps it: the quantiles too."""
+        return self.to_dict() | {"quantiles": list(map(list, self.quantiles))}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Normalizer:
-        """Undo ``to_dict``."""
+        """Undo ``to_record``, or ``to_dict``."""
         try:
             return cls(
                 objectives=tuple(record["objectives"]),
                 mean=tuple(float(value) for value in record["mean"]),
                 std=tuple(float(value) for value in record["std"]),
+                quantiles=tuple(tuple(map(float, row)) for row in record.get("quantiles", ())),
             )
         except KeyError as error:
             raise NormalizerError(f"normalizer: record has no {error.args[0]!r}, only {sorted(record)}") from None
+
+
+class Transform(Protocol):
+    """Raw scores [..., K] as a method sees them, relative to the starting policy's."""
+
+    def __call__(self, scores: np.ndarray, base: Normalizer) -> np.ndarray: ...
+
+
+def standardize(scores: np.ndarray, base: Normalizer) -> np.ndarray:
+    """In standard deviations from the mean of the start."""
+    return base.apply(scores)

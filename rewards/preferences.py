@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from rewards.config import ConditioningConfig
+from rewards.config import ConditioningConfig, PreferencesConfig
 
 SUM_TOLERANCE = 1e-6
 MAX_REDRAWS = 100
@@ -80,6 +80,43 @@ def sample_preference_pairs(
             break
         negative_NMK[near_NM] = quantize(rng.dirichlet(np.full(k, float(alpha)), size=int(near_NM.sum())), decimals)
     return positive_NK, negative_NMK
+
+
+class WeightSampler(Protocol):
+    """Where the vectors of a step's prompts come from."""
+
+    @property
+    def writes(self) -> Literal["weights", "levels"]:
+        """What its numbers are, and so how they are printed."""
+        ...
+
+    def draw(self, rng: np.random.Generator, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """w+ [N, K] and w- [N, M, K] of n prompts, as they are printed."""
+        ...
+
+
+class DirichletSampler:
+    """The recipe's `preferences`: w+ and w- from one Dirichlet, or a fixed w+."""
+
+    writes: Literal["weights", "levels"] = "weights"
+
+    def __init__(self, config: PreferencesConfig) -> None:
+        self.config = config
+
+    def draw(self, rng: np.random.Generator, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        config = self.config
+        positive_NK, negative_NMK = sample_preference_pairs(
+            rng,
+            n,
+            k,
+            alpha=config.alpha,
+            decimals=config.decimals,
+            negatives=config.negatives,
+            min_distance=config.min_distance,
+        )
+        if config.fixed is not None:
+            positive_NK = np.tile(quantize(config.fixed, config.decimals), (n, 1))
+        return positive_NK, negative_NMK
 
 
 def simplex_grid(k: int, steps: int) -> np.ndarray:
@@ -157,6 +194,11 @@ class PromptRenderer:
         self.tokenizer = tokenizer
         if not self.objectives:
             raise PreferenceError("a renderer needs at least one objective, got none")
+
+    @classmethod
+    def like(cls, other: PromptRenderer) -> Self:
+        """One of this class that writes with the other's templates and tokenizer."""
+        return cls(other.config, other.objectives, other.decimals, other.tokenizer)
 
     def text(self, prompt: str, preference: Sequence[float]) -> str:
         """The model's whole input for a plain prompt and weights [K]. ``chat`` style needs the tokenizer."""

@@ -1,16 +1,18 @@
 """Rewards-in-Context (arXiv 2402.10207): the prompt asks for reward levels instead of naming weights.
 
-A level is the share of the offline responses that score no higher, in [0, 1], so it is printed like a weight, with the
-same digits. RiC prints z-scores; a level is a monotone function of them that needs no other tokens.
+A level is the share of the starting policy's responses that score no higher, in [0, 1], so it is printed like a weight,
+with the same digits. RiC prints z-scores; a level is a monotone function of them that needs no other tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
+from rewards.normalize import Normalizer, NormalizerError
 from rewards.preferences import PreferenceError, PromptRenderer, quantize
 
 
@@ -32,28 +34,36 @@ def sample_target_levels(rng: np.random.Generator, n: int, k: int) -> np.ndarray
     return raised_NK
 
 
-class LevelScale:
-    """From scores to levels, by the ranks of the offline responses.
+def quantile_levels(scores: np.ndarray, base: Normalizer) -> np.ndarray:
+    """Levels [..., K] of raw scores [..., K]: the share of the start's scores below, those equal counted half.
 
-    Args:
-        scores: float [N, K], finite, of the offline responses; N >= 1.
+    NaN stays NaN. Raises NormalizerError when the base holds no quantiles.
     """
+    if not base.quantiles:
+        raise NormalizerError("normalizer: was measured without quantiles, from which levels are told")
+    scores = np.asarray(scores, dtype=np.float64)
+    columns = [
+        (np.searchsorted(known_Q, scores[..., k], "left") + np.searchsorted(known_Q, scores[..., k], "right"))
+        / (2 * len(known_Q))
+        for k, known_Q in enumerate(np.array(base.quantiles).T)
+    ]
+    return np.where(np.isfinite(scores), np.stack(columns, axis=-1), np.nan)
 
-    def __init__(self, scores: Any) -> None:
-        scores_NK = np.asarray(scores, dtype=np.float64)
-        if scores_NK.ndim != 2 or not len(scores_NK) or not np.isfinite(scores_NK).all():
-            raise ValueError(f"scores must be finite [N, K] with N >= 1, got shape {scores_NK.shape}")
-        self._sorted_KN = np.sort(scores_NK, axis=0).T
 
-    def levels(self, scores: Any) -> np.ndarray:
-        """Levels [..., K] of scores [..., K]: the share of offline scores below, those equal counted half."""
-        scores = np.asarray(scores, dtype=np.float64)
-        columns = [
-            (np.searchsorted(known_N, scores[..., k], "left") + np.searchsorted(known_N, scores[..., k], "right"))
-            / (2 * len(known_N))
-            for k, known_N in enumerate(self._sorted_KN)
-        ]
-        return np.stack(columns, axis=-1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSampler:
+    """Levels to explore with, among them what users ask for. Example: TargetSampler(ordinary=1/3)"""
+
+    ordinary: float
+    """Share of prompts that ask for what a uniformly drawn w asks for."""
+    writes: Literal["weights", "levels"] = "levels"
+
+    def draw(self, rng: np.random.Generator, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `rewards.preferences.WeightSampler`; there is nothing to tell apart, so w- repeats the levels."""
+        levels_NK = sample_target_levels(rng, n, k)
+        count = round(self.ordinary * n)
+        levels_NK[:count] = target_levels(rng.dirichlet(np.ones(k), size=count))
+        return levels_NK, levels_NK[:, None]
 
 
 def keep_high(levels: Any, *, quantile: float) -> np.ndarray:

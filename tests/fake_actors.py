@@ -92,7 +92,7 @@ class FakeJudge:
 
 
 def answer(request: GenerationRequest, policy_version: int) -> Rollout:
-    response = Response(token_ids=(request.seed,), text="x" * request.seed, finish_reason="stop", logprob=-1.0)
+    response = Response(token_ids=(request.seed,), text="x" * request.seed, finish_reason="stop", logprobs=(-1.0,))
     return Rollout(
         request=request,
         responses=(response,) * request.num_responses,

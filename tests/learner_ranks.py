@@ -7,35 +7,52 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from learner.types import PairBatch, PreferencePair
+import numpy as np
+
+from learner.examples import Batch, Example, Ids
+from learner.methods import METHODS, MethodSection
+from learner.methods.mo_odpo import PairTargets
 
 SPAWN_TIMEOUT_S = 240.0
 
 
-def make_batch(step: int, num_pairs: int, *, vocab: int = 100, seed: int = 0, negatives: int = 1) -> PairBatch:
+def method(name: str = "mi-epo", **settings: Any) -> MethodSection:
+    """A recipe's `method` section."""
+    return METHODS[name].Config.model_validate(settings)
+
+
+def pair_example(
+    prompts: tuple[Ids, ...], responses: tuple[Ids, Ids], weights: tuple[float, float] = (0.7, 0.3)
+) -> Example[PairTargets]:
+    """One pair of responses under w+ and the w-, with its (a1, a2) as if from a single objective."""
+    targets = PairTargets(responses=((0, 1),), weight=np.array([[weights]]))
+    return Example(prompts=prompts, responses=responses, targets=targets, preference=(1.0,))
+
+
+def weights_of_pair(example: Example[PairTargets]) -> tuple[float, float]:
+    """(a1, a2)"""
+    weight_y1, weight_y2 = example.targets.weight.sum(axis=(0, 1)).tolist()
+    return weight_y1, weight_y2
+
+
+def make_batch(step: int, num_pairs: int, *, vocab: int = 100, seed: int = 0, negatives: int = 1) -> Batch:
     """Random pairs of uneven lengths, some with ties (a1 + a2 < 1)."""
     rng = random.Random(f"{seed}/{step}")
 
     def tokens(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.randrange(20, vocab) for _ in range(rng.randint(low, high)))
 
-    return PairBatch(
+    return Batch(
         step=step,
-        pairs=tuple(
-            PreferencePair(
-                prompt_ids_pos=tokens(2, 6),
-                prompt_ids_neg=tuple(tokens(2, 6) for _ in range(negatives)),
-                response_ids=(tokens(1, 9), tokens(1, 9)),
-                weight_y1=rng.choice([0.0, 0.3, 0.7]),
-                weight_y2=rng.choice([0.0, 0.3]),
+        examples=tuple(
+            pair_example(
+                tuple(tokens(2, 6) for _ in range(1 + negatives)),
+                (tokens(1, 9), tokens(1, 9)),
+                (rng.choice([0.0, 0.3, 0.7]), rng.choice([0.0, 0.3])),
             )
             for _ in range(num_pairs)
         ),
     )
-
-
-def share(batch: PairBatch, rank: int, ranks: int) -> PairBatch:
-    return PairBatch(step=batch.step, pairs=batch.pairs[rank::ranks])
 
 
 def free_port() -> int:

@@ -47,7 +47,7 @@ def test_a_request_without_prompt_or_responses_is_refused_by_name() -> None:
 
 
 def test_records_and_errors_survive_pickling() -> None:
-    answer = Response(token_ids=(5, 1), text="t5", finish_reason="stop", logprob=-1.5)
+    answer = Response(token_ids=(5, 1), text="t5", finish_reason="stop", logprobs=(-1.5,))
     rollout = Rollout(request=request(), responses=(answer,), min_policy_version=3, max_policy_version=3)
     assert pickle.loads(pickle.dumps(rollout)) == rollout
     for error in (StaleWeightsError("engine 0: holds 3"), WeightTransferError("no update is open")):

@@ -15,10 +15,12 @@ from actors.config import RolloutConfig
 from actors.rollout import start_rollouts, stop
 from actors.types import WeightTransferError
 from learner.config import LearnerConfig, LoraSection
+from learner.examples import Batch, Example
 from learner.group import LearnerGroup
 from learner.policy import load_policy
-from learner.types import PairBatch, PreferencePair, WeightSyncError
+from learner.types import WeightSyncError
 from learner.weights import AdapterSource, WeightSource
+from tests.learner_ranks import method, pair_example
 from tests.test_weight_broadcast import PROMPTS, RESPONSES, call, changed_model, engine_logprobs, flat, push
 from tests.tiny_models import make_tiny_policy
 
@@ -138,21 +140,18 @@ def start_learner(model: Path, name: str, **changes: Any) -> LearnerGroup:
         learning_rate=0.02, schedule="constant", num_cpus=0.5, bucket_bytes=1 << 12, lora=LORA, **changes
     )
     return LearnerGroup.start(
-        config, model=str(model), total_steps=4, pairs_per_step=4, seed=0, run_name=f"test-adapters-{name}"
+        config,
+        model=str(model),
+        method=method(),
+        total_steps=4,
+        examples_per_step=4,
+        seed=0,
+        run_name=f"test-adapters-{name}",
     )
 
 
-def some_pairs() -> tuple[PreferencePair, ...]:
-    return tuple(
-        PreferencePair(
-            prompt_ids_pos=prompt,
-            prompt_ids_neg=((*prompt, 44),),
-            response_ids=(RESPONSES[0], RESPONSES[1]),
-            weight_y1=0.7,
-            weight_y2=0.3,
-        )
-        for prompt in PROMPTS
-    )
+def some_pairs() -> tuple[Example, ...]:
+    return tuple(pair_example((prompt, (*prompt, 44)), (RESPONSES[0], RESPONSES[1])) for prompt in PROMPTS)
 
 
 @pytest.mark.ray
@@ -163,7 +162,7 @@ def test_after_an_update_only_adapters_travel_and_engine_and_learner_agree(engin
         start = engine_logprobs(engine)
         assert start == pytest.approx(flat(learner.token_logprobs(PROMPTS, RESPONSES)), abs=1e-4)
         for step in range(2):
-            learner.update(PairBatch(step=step, pairs=some_pairs()))
+            learner.update(Batch(step=step, examples=some_pairs()))
         report = learner.push_weights(1)
         after = engine_logprobs(engine)
         assert after == pytest.approx(flat(learner.token_logprobs(PROMPTS, RESPONSES)), abs=1e-4)

@@ -12,6 +12,7 @@ from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import Batcher, ScoredBatch, derive_seed, make_request
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
 from rewards.normalize import Normalizer
+from tests.learner_ranks import weights_of_pair
 from tests.word_tokenizer import WordTokenizer
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
@@ -20,7 +21,7 @@ PROMPTS = [f"how do i fix thing {i} ?" for i in range(40)]
 
 
 def make_batcher(*overrides, skipped=()):
-    recipe = load_recipe(MINIATURE, ["loop.prompts_per_step=4", "learner.micro_batch_pairs=4", *overrides])
+    recipe = load_recipe(MINIATURE, ["loop.prompts_per_step=4", "learner.micro_batch_prompts=4", *overrides])
     return Batcher(recipe, PROMPTS, make_renderer(recipe, WordTokenizer()), NORMALIZER, skipped=skipped)
 
 
@@ -29,7 +30,7 @@ def score(batch, scores):
         Rollout(
             request=request,
             responses=tuple(
-                Response(token_ids=(7 + j, 1), text=f"answer {j}", finish_reason="stop", logprob=-1.0)
+                Response(token_ids=(7 + j, 1), text=f"answer {j}", finish_reason="stop", logprobs=(-0.4, -0.6))
                 for j in range(request.num_responses)
             ),
             min_policy_version=3,
@@ -71,12 +72,14 @@ def test_pair_weights_sum_the_preference_over_the_objectives_each_response_wins(
     batcher = make_batcher()
     batch = batcher.requests(0)
     scores = [[[1, 0], [0, 1]], [[1, 1], [0, 0]], [[0, 5], [0, 5]], [[0, 0], [2, 0]]]
-    pairs, statistics = batcher.pairs(score(batch, scores))
+    found, statistics = batcher.examples(score(batch, scores))
     w = [request.preference for request in batch.requests]
-    assert (pairs.pairs[0].weight_y1, pairs.pairs[0].weight_y2) == pytest.approx(w[0])
-    assert (pairs.pairs[1].weight_y1, pairs.pairs[1].weight_y2) == pytest.approx((1.0, 0.0))
-    assert (pairs.pairs[2].weight_y1, pairs.pairs[2].weight_y2) == (0.0, 0.0)
-    assert (pairs.pairs[3].weight_y1, pairs.pairs[3].weight_y2) == pytest.approx((0.0, w[3][0]))
+    weights = [weights_of_pair(example) for example in found.examples]
+    assert weights[0] == pytest.approx(w[0])
+    assert weights[1] == pytest.approx((1.0, 0.0))
+    assert weights[2] == (0.0, 0.0)
+    assert weights[3] == pytest.approx((0.0, w[3][0]))
+    assert [example.preference for example in found.examples] == w
     assert statistics.conflict_rate == pytest.approx(0.25)
     assert statistics.dropped == 0
 
@@ -85,11 +88,12 @@ def test_a_scalarized_method_gives_all_weight_to_the_higher_weighted_normalised_
     batcher = make_batcher("method=mo-odpo")
     batch = batcher.requests(0)
     scores = [[[0, 0], [1, -3]], [[1, 1], [0, 0]], [[0, 5], [0, 5]], [[0, 0], [2, 0]]]
-    pairs, _ = batcher.pairs(score(batch, scores))
+    found, _ = batcher.examples(score(batch, scores))
     w = batch.requests[0].preference
     second_wins = w[0] * 1 > w[1] * 3 / 4  # y2 gains one deviation of the first, loses 3/4 of the second objective
-    assert (pairs.pairs[0].weight_y1, pairs.pairs[0].weight_y2) == ((0.0, 1.0) if second_wins else (1.0, 0.0))
-    assert [(p.weight_y1, p.weight_y2) for p in pairs.pairs[1:]] == [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0)]
+    first, *rest = [weights_of_pair(example) for example in found.examples]
+    assert first == ((0.0, 1.0) if second_wins else (1.0, 0.0))
+    assert rest == [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0)]
 
 
 def test_what_was_in_flight_is_read_back_as_it_was(tmp_path):
@@ -104,7 +108,7 @@ def test_what_was_in_flight_is_read_back_as_it_was(tmp_path):
         found = future.result()
         assert found.rollouts == batch.rollouts and found.batch.step == batch.batch.step
         assert np.array_equal(found.scores, batch.scores, equal_nan=True)
-        assert batcher.pairs(found)[0] == batcher.pairs(batch)[0]
+        assert repr(batcher.examples(found)[0]) == repr(batcher.examples(batch)[0])
 
 
 def test_what_was_in_flight_in_another_run_is_refused(tmp_path):
@@ -122,26 +126,40 @@ def test_of_more_responses_each_objective_pairs_its_best_with_its_worst():
     batch = batcher.requests(0)
     assert {request.num_responses for request in batch.requests} == {3}
     same, split = [[2, 2], [1, 1], [0, 0]], [[2, 1], [0, 2], [1, 0]]
-    pairs, statistics = batcher.pairs(score(batch, [same, split, same, np.full((3, 2), np.nan)]))
-    first, *two, last = pairs.pairs
-    assert (first.response_ids, first.weight_y1, first.prompt_share) == (((7, 1), (9, 1)), 1.0, 1.0)
-    assert [pair.response_ids for pair in two] == [((7, 1), (8, 1)), ((8, 1), (9, 1))]
-    assert [(pair.weight_y1, pair.weight_y2, pair.prompt_share) for pair in two] == [(0.3, 0.0, 0.5), (0.7, 0.0, 0.5)]
-    assert last.prompt_ids_pos == batch.requests[2].prompt_ids
+    found, statistics = batcher.examples(score(batch, [same, split, same, np.full((3, 2), np.nan)]))
+    first, two, last = found.examples
+    assert first.responses == ((7, 1), (9, 1)) and weights_of_pair(first) == (1.0, 0.0)
+    assert two.responses == ((7, 1), (8, 1), (9, 1)) and two.targets.responses == ((0, 1), (1, 2))
+    assert two.targets.weight.sum(axis=1).tolist() == [[0.3, 0.0], [0.7, 0.0]]
+    assert last.prompts[0] == batch.requests[2].prompt_ids
     assert (statistics.dropped, statistics.conflict_rate, statistics.tie_rate) == (1, pytest.approx(1 / 3), 0.0)
-    for m in range(2):
-        expected = batcher.renderer.token_ids(batch.requests[1].prompt, batch.preference_neg[1, m])
-        assert [pair.prompt_ids_neg[m] for pair in two] == [tuple(expected)] * 2
+    others = [batcher.renderer.token_ids(batch.requests[1].prompt, w) for w in batch.preference_neg[1]]
+    assert two.prompts[1:] == tuple(map(tuple, others)) and len(others) == 2
+
+
+def test_of_three_responses_two_complete_ones_are_enough_for_a_pair():
+    batcher = make_batcher("loop.responses_per_prompt=3")
+    scores = np.array([[[2, 2], [np.nan, 9], [0, 0]], [[1, np.inf], [np.nan, 1], [0, 0]], *np.ones((2, 3, 2))])
+    found, statistics = batcher.examples(score(batcher.requests(0), scores))
+    assert [example.responses for example in found.examples] == [((7, 1), (9, 1)), *[((7, 1), (8, 1))] * 2]
+    assert statistics.dropped == 2
 
 
 def test_the_negative_prompt_is_the_same_prompt_under_the_other_vector():
     batcher = make_batcher()
     batch = batcher.requests(0)
-    pairs, _ = batcher.pairs(score(batch, np.ones((4, 2, 2))))
-    for row, pair in enumerate(pairs.pairs):
+    found, _ = batcher.examples(score(batch, np.ones((4, 2, 2))))
+    for row, example in enumerate(found.examples):
         expected = batcher.renderer.token_ids(batch.requests[row].prompt, batch.preference_neg[row, 0])
-        assert pair.prompt_ids_pos == batch.requests[row].prompt_ids
-        assert pair.prompt_ids_neg == (tuple(expected),)
+        assert example.prompts == (batch.requests[row].prompt_ids, tuple(expected))
+
+
+def test_a_policy_gradient_gets_the_log_probabilities_of_the_sampled_tokens():
+    batcher = make_batcher("method=grpo", "preferences.fixed=[1, 0]")
+    found, _ = batcher.examples(score(batcher.requests(0), [[[1, 0], [3, 0]]] * 4))
+    assert found.examples[0].targets.logprobs == ((-0.4, -0.6), (-0.4, -0.6))
+    assert found.examples[0].targets.advantage == pytest.approx((-(0.5**0.5), 0.5**0.5))
+    assert [len(example.prompts) for example in found.examples] == [1] * 4
 
 
 @pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
@@ -149,15 +167,15 @@ def test_a_prompt_with_a_missing_or_infinite_score_is_dropped_and_counted_not_ze
     batcher = make_batcher()
     scores = np.ones((4, 2, 2))
     scores[1, 0, 1] = missing
-    pairs, statistics = batcher.pairs(score(batcher.requests(0), scores))
-    assert len(pairs.pairs) == 3
+    found, statistics = batcher.examples(score(batcher.requests(0), scores))
+    assert len(found.examples) == 3
     assert statistics.dropped == 1
 
 
-def test_a_batch_without_any_score_gives_no_pairs():
+def test_a_batch_without_any_score_gives_no_examples():
     batcher = make_batcher()
-    pairs, statistics = batcher.pairs(score(batcher.requests(0), np.full((4, 2, 2), np.nan)))
-    assert pairs.pairs == ()
+    found, statistics = batcher.examples(score(batcher.requests(0), np.full((4, 2, 2), np.nan)))
+    assert found.examples == ()
     assert statistics.dropped == 4
 
 
@@ -174,9 +192,9 @@ def test_a_request_carries_the_plain_prompt_beside_the_conditioned_one():
     assert len(request.prompt_ids) > 2
 
 
-def test_a_step_whose_update_is_left_out_gives_no_pairs_and_its_neighbour_does():
+def test_a_step_whose_update_is_left_out_gives_no_examples_and_its_neighbour_does():
     batcher = make_batcher(skipped=(5,))
     scores = [[[1, 2], [3, 4]]] * 4
-    left_out, statistics = batcher.pairs(score(batcher.requests(5), scores))
-    assert left_out.step == 5 and left_out.pairs == () and statistics.tie_rate == 0
-    assert len(batcher.pairs(score(batcher.requests(6), scores))[0].pairs) == 4
+    left_out, statistics = batcher.examples(score(batcher.requests(5), scores))
+    assert left_out.step == 5 and left_out.examples == () and statistics.tie_rate == 0
+    assert len(batcher.examples(score(batcher.requests(6), scores))[0].examples) == 4

@@ -25,7 +25,7 @@ OVERRIDES = (
 )
 MINIATURE = (
     "loop.prompts_per_step=16",
-    "learner.micro_batch_pairs=16",
+    "learner.micro_batch_prompts=16",
     "evaluate.prompts=4",
     "evaluate.samples=2",
     "evaluate.identification_responses=16",

@@ -30,8 +30,12 @@ with cluster.connect(load_recipe(sys.argv[1], ["cluster.dashboard=true"])):
 
     from learner.config import LearnerConfig
     from learner.group import LearnerGroup
+    from learner.methods import METHODS
 
-    options = dict(model=sys.argv[2], total_steps=1, pairs_per_step=2, seed=0, run_name="look")
+    method = METHODS["mi-epo"].Config()
+    options = dict(
+        model=sys.argv[2], method=method, total_steps=1, examples_per_step=2, seed=0, run_name="look"
+    )
     with LearnerGroup.start(LearnerConfig(num_cpus=0.1, ranks=2), **options) as learner:
         time.sleep(3)
         names = {rank["pid"]: f"rank {rank['rank']}" for rank in learner.info}

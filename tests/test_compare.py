@@ -191,7 +191,7 @@ def test_a_judge_the_policy_was_not_trained_on_decides_where_there_is_one():
 
 
 def test_a_sweep_shows_each_value_and_shares_the_recipe_s_own_with_the_comparison():
-    sweep = Sweep(key="learner.beta_w", values=(0.01, 0.1), methods=("mi-epo", "mi-epo@learner.beta_w=0.1"))
+    sweep = Sweep(key="method.beta_w", values=(0.01, 0.1), methods=("mi-epo", "mi-epo@method.beta_w=0.1"))
     found = results(sweep=sweep)
     _, own, other = sweep_table(found, QUALITY[:1])
     assert [own[0], other[0]] == ["0.01 (the recipe's)", "0.1"]
@@ -221,12 +221,12 @@ def test_the_reading_counts_a_difference_only_when_its_interval_excludes_zero():
 
 
 def test_the_reading_says_what_the_information_term_and_another_value_of_it_change():
-    variant = "mi-epo@learner.beta_w=0.1"
-    sweep = Sweep(key="learner.beta_w", values=(0.01, 0.1), methods=("mi-epo", variant))
+    variant = "mi-epo@method.beta_w=0.1"
+    sweep = Sweep(key="method.beta_w", values=(0.01, 0.1), methods=("mi-epo", variant))
     term, swept = reading(results(sweep=sweep, other="mo-odpo-per-objective"))
     assert term.startswith("The information term: `mi-epo` against `mo-odpo-per-objective` is worse in MIP and hyperv")
     assert term.endswith("for 2.0 times the learner tokens.")
-    assert swept.startswith("`mi-epo` with learner.beta_w = 0.1 against its own value is better in MIP and hypervolume")
+    assert swept.startswith("`mi-epo` with method.beta_w = 0.1 against its own value is better in MIP and hypervolume")
 
 
 def test_a_page_is_made_again_from_results_files_alone(tmp_path, capsys):
@@ -300,10 +300,11 @@ def test_cells_go_seed_by_seed_each_with_its_method_s_value():
 
 def test_a_variant_is_a_method_with_overrides_of_its_own(tmp_path):
     work = Work(recipe_path=MINIATURE, overrides=("loop.steps=7",), folder=tmp_path)
-    variant = Cell(method="mi-epo@learner.beta_w=0.1@learner.min_margin=0.2", seed=1, value=0.1)
+    variant = Cell(method="mi-epo@method.beta_w=0.1@method.min_margin=0.2", seed=1, value=0.1)
     recipe = work.recipe(variant)
-    assert (recipe.method, recipe.seed, recipe.loop.steps) == ("mi-epo", 1, 7)
-    assert (recipe.learner.beta_c, recipe.learner.beta_w, recipe.learner.min_margin) == (0.1, 0.1, 0.2)
+    assert (recipe.method.type, recipe.seed, recipe.loop.steps) == ("mi-epo", 1, 7)
+    settings = recipe.method.model_dump()
+    assert (settings["beta_c"], settings["beta_w"], settings["min_margin"]) == (0.1, 0.1, 0.2)
     assert work.run_path(variant) != work.run_path(Cell(method="mi-epo", seed=1, value=0.1))
 
 
@@ -324,22 +325,22 @@ def test_only_the_compared_cells_are_evaluated_on_the_way(tmp_path):
 
 def test_a_sweep_runs_every_value_but_the_method_s_own(tmp_path):
     work = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path)
-    question = Question(methods=("mi-epo",), seeds=(4, 5), sweep=("learner.beta_w", (0.0, 0.01, 0.1)))
+    question = Question(methods=("mi-epo",), seeds=(4, 5), sweep=("method.beta_w", (0.0, 0.01, 0.1)))
     assert [one.name for one in sweep_cells(question, work, {"mi-epo": 0.2})] == [
-        f"mi-epo@learner.beta_w={value}-beta_c0.2-seed{seed}" for seed in (4, 5) for value in ("0", "0.1")
+        f"mi-epo@method.beta_w={value}-beta_c0.2-seed{seed}" for seed in (4, 5) for value in ("0", "0.1")
     ]
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"methods": ("ppo@learner.beta_w=0",)}, "--methods: must be among .*got 'ppo'"),
+        ({"methods": ("ppo@method.beta_w=0",)}, "--methods: must be among .*got 'ppo'"),
         ({"methods": ("mi-epo", "ppo")}, "--methods: must be among .*got 'ppo'"),
         ({"methods": ("mi-epo", "mi-epo")}, "--methods: values must differ"),
         ({"seeds": (1, 1)}, "--seeds: values must differ, got 1 twice"),
         ({"seeds": ()}, "--seeds: needs at least one value"),
         ({"grids": {"learning_rate": (0.1, 0.1)}}, "--learning-rate: values must differ, got 0.1 twice"),
-        ({"sweep": ("learner.beta_w", (0.0, 0.0))}, "--sweep: values must differ, got 0.0 twice"),
+        ({"sweep": ("method.beta_w", (0.0, 0.0))}, "--sweep: values must differ, got 0.0 twice"),
         ({"tune_seed": 0}, "--tune-seed: must not be among the compared seeds, got 0"),
         ({"jobs": 0}, "--jobs: must be >= 1, got 0"),
     ],
@@ -350,6 +351,6 @@ def test_a_question_that_cannot_be_asked_is_refused(options, said):
 
 
 def test_a_bad_override_is_refused_before_any_cell_runs(capsys, tmp_path):
-    assert main(["compare", MINIATURE, "learner.beta_x=1", "--output", str(tmp_path / "c")]) == 2
-    assert "learner.beta_x: unknown key" in capsys.readouterr().err
+    assert main(["compare", MINIATURE, "method.beta_x=1", "--output", str(tmp_path / "c")]) == 2
+    assert "method.beta_x: unknown key" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()

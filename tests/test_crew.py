@@ -8,7 +8,7 @@ import pytest
 from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.recipes import load_recipe
-from orchestrator.run.wiring import make_training_fleet
+from orchestrator.run.wiring import training_fleet
 from tests.whole_runs import tiny_recipe
 
 CALL_S = 60
@@ -36,12 +36,14 @@ def test_a_colocated_engine_stands_beside_its_rank_and_sleeps_while_that_compute
         return actor._llm.llm_engine.is_sleeping()
 
     recipe = load_recipe(tiny_recipe(tmp_path), ["rollout.colocated=true", "loop.max_staleness=0"])
-    with start_actors(recipe, "colocated") as ([engine], _, learner):
+    with start_actors(recipe, "colocated") as actors:
+        [engine], learner = actors.rollouts, actors.learner
+        assert learner is not None
         assert placement_groups("colocated") == {
             "colocated/rollout+learner": "CREATED",
             "colocated/reward": "CREATED",
         }
-        fleet = make_training_fleet(recipe, [engine], learner, Failures(recipe.cluster, tmp_path))
+        fleet = training_fleet(recipe, actors, Failures(recipe.cluster, tmp_path))
         fleet.push_weights(0)
         assert not ask(engine, is_asleep)
         learner.token_logprobs([(5, 6)], [(7, 8)])

@@ -34,7 +34,7 @@ class FakeSampler:
             Rollout(
                 request=request,
                 responses=tuple(
-                    Response(token_ids=(j, 1), text=f"answer {j}", finish_reason="stop", logprob=-1.0)
+                    Response(token_ids=(j, 1), text=f"answer {j}", finish_reason="stop", logprobs=(-1.0,))
                     for j in range(request.num_responses)
                 ),
                 min_policy_version=policy_version,

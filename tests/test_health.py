@@ -16,7 +16,9 @@ def scored(scores, *, texts=("a", "b"), finish_reason="stop"):
     request = GenerationRequest(
         request_id="r", prompt="p", prompt_ids=(1,), preference=(0.5, 0.5), num_responses=2, seed=1
     )
-    responses = tuple(Response(token_ids=(4,), text=text, finish_reason=finish_reason, logprob=-1.0) for text in texts)
+    responses = tuple(
+        Response(token_ids=(4,), text=text, finish_reason=finish_reason, logprobs=(-1.0,)) for text in texts
+    )
     rollout = Rollout(request=request, responses=responses, min_policy_version=0, max_policy_version=0)
     batch = RequestBatch(step=0, requests=(request, request), preference_neg=np.zeros((2, 1, 2)))
     return ScoredBatch(batch=batch, rollouts=(rollout, rollout), scores=np.asarray(scores, dtype=float), seconds={})

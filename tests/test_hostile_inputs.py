@@ -11,7 +11,7 @@ import yaml
 
 from orchestrator.cli import main
 from orchestrator.recipes import load_recipe
-from orchestrator.run.rundir import CheckpointMeta, RunDir
+from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
 from tests.test_plan_and_cli import MINIATURE, recipe_tree
 from tests.tiny_models import make_tiny_policy
 
@@ -36,20 +36,20 @@ OVERRIDES: dict[str, str] = {
     "below a value": "seed.deep=1",
     "an index beyond the end": "objectives.9.name=x",
     "a word as an index": "objectives.x.name=x",
-    "broken YAML": "learner.beta_c=[1",
+    "broken YAML": "method.beta_c=[1",
     "an empty part": "learner..beta_c=1",
     "a python object": "seed=!!python/object/apply:os.system ['touch /tmp/mi-epo-was-here']",
     "an unknown section": "nonsense.key=1",
-    "an unknown key": "learner.beta_x=1",
+    "an unknown key": "method.beta_x=1",
     "a name that is a path": "name=../../outside",
     "a name with a line break": 'name="a\\nb"',
     "a negative seed": "seed=-1",
     "a text as a seed": "seed=zero",
     "a rate that is not a number": "learner.learning_rate=.nan",
     "an infinite rate": "learner.learning_rate=.inf",
-    "an infinite beta": "learner.beta_c=.inf",
-    "beta_c of zero": "learner.beta_c=0",
-    "a negative beta_w": "learner.beta_w=-0.1",
+    "an infinite beta": "method.beta_c=.inf",
+    "beta_c of zero": "method.beta_c=0",
+    "a negative beta_w": "method.beta_w=-0.1",
     "alpha of zero": "preferences.alpha=0",
     "too many decimals": "preferences.decimals=9",
     "a vector off the simplex": "preferences.fixed=[0.9, 0.9]",
@@ -159,7 +159,8 @@ def damaged_run(workplace: Path, path: Path) -> RunDir:
         policy_version=5,
         objectives=recipe.objective_names,
         policy_model=recipe.policy.model,
-        method=recipe.method,
+        layout=LAYOUT,
+        method=recipe.method.type,
     )
     run.publish_checkpoint(partial, meta, keep=2)
     normalizer = {"objectives": list(recipe.objective_names), "mean": [0.0, 0.0], "std": [1.0, 1.0]}

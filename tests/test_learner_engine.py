@@ -1,6 +1,5 @@
 """The DeepSpeed engine without Ray: against a plain torch loop, across ZeRO stages and ranks, and across a restart."""
 
-import dataclasses
 import json
 import math
 import os
@@ -10,27 +9,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from learner_ranks import free_port, make_batch, rank_environment, run_ranks, share
+from learner_ranks import free_port, make_batch, method, pair_example, rank_environment, run_ranks
 from safetensors import safe_open
 from tiny_models import make_tiny_policy
 from torch import Tensor
 
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
+from learner.examples import Batch, Example
 from learner.losses import mi_epo_loss
-from learner.types import LabelledBatch, LabelledPair, LearnerError, PairBatch, StepReport
+from learner.methods import MethodSection
+from learner.methods.mo_odpo import PairTargets
+from learner.types import LearnerError, StepReport
 
 STEPS = 3
+BETAS: dict[str, Any] = {"beta_c": 0.3, "beta_w": 0.1}
 SETTINGS: dict[str, Any] = {
-    "beta_c": 0.3,
-    "beta_w": 0.1,
     "learning_rate": 1e-3,
     "weight_decay": 0.1,
     "warmup_steps": 2,
     "max_grad_norm": 0.5,  # below every norm here, so clipping is at work
-    "micro_batch_pairs": 2,
+    "micro_batch_prompts": 2,
     "schedule": "linear",
 }
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
@@ -56,10 +58,16 @@ def group() -> Iterator[None]:
 
 @pytest.fixture
 def make_engine(group: None, model: str) -> MakeEngine:
-    def make(*, pairs_per_step: int = 5, method: str = "mi-epo", seed: int = 0, **section: Any) -> LearnerEngine:
-        config = LearnerConfig.model_validate({**SETTINGS, **section})
+    def make(
+        *, examples_per_step: int = 5, by: MethodSection | None = None, seed: int = 0, **section: Any
+    ) -> LearnerEngine:
         return LearnerEngine(
-            config, model=model, total_steps=10, pairs_per_step=pairs_per_step, seed=seed, method=method
+            LearnerConfig.model_validate({**SETTINGS, **section}),
+            model=model,
+            method=by or method(**BETAS),
+            total_steps=10,
+            examples_per_step=examples_per_step,
+            seed=seed,
         )
 
     return make
@@ -74,11 +82,11 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def train(engine: LearnerEngine, steps: range, num_pairs: int = 5) -> list[StepReport]:
-    return [engine.update(make_batch(step, num_pairs), total_prompts=num_pairs) for step in steps]
+def train(engine: LearnerEngine, steps: range, num_pairs: int = 5, negatives: int = 1) -> list[StepReport]:
+    return [engine.update(make_batch(step, num_pairs, negatives=negatives), total=num_pairs) for step in steps]
 
 
-def plain_torch(model: str, batches: list[PairBatch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+def plain_torch(model: str, batches: list[Batch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """The same optimizer steps written the obvious way: one sequence at a time, whole logits, no DeepSpeed."""
     from transformers import AutoModelForCausalLM
 
@@ -99,18 +107,16 @@ def plain_torch(model: str, batches: list[PairBatch]) -> tuple[list[dict[str, fl
         rate = 1e-3 * (0.5 if step == 0 else 1 - (step - 2) / 8 if step > 2 else 1.0)
         for parameters in optimizer.param_groups:
             parameters["lr"] = rate
-        num_negatives = len(batch.pairs[0].prompt_ids_neg)
+        pairs = [(example, pair) for example in batch.examples for pair in example.targets.responses]
         positive, *negative = (
-            torch.stack([torch.stack([logratio(p, y) for y in pair.response_ids]) for p, pair in prompts])
-            for prompts in (
-                [(pair.prompt_ids_pos, pair) for pair in batch.pairs],
-                *([(pair.prompt_ids_neg[m], pair) for pair in batch.pairs] for m in range(num_negatives)),
+            torch.stack(
+                [torch.stack([logratio(each.prompts[m], each.responses[j]) for j in pair]) for each, pair in pairs]
             )
+            for m in range(len(batch.examples[0].prompts))
         )
-        weights = torch.tensor([(pair.weight_y1, pair.weight_y2, pair.prompt_share) for pair in batch.pairs])
-        output = mi_epo_loss(
-            positive, torch.stack(negative), *weights.T[:2], beta_c=0.3, beta_w=0.1, prompt_share=weights[:, 2]
-        )
+        weights = torch.tensor(np.concatenate([each.targets.weight.sum(1) for each in batch.examples])).float()
+        share = torch.tensor([1 / len(each.targets.responses) for each, _ in pairs])
+        output = mi_epo_loss(positive, torch.stack(negative), *weights.T, **BETAS, prompt_share=share)
         optimizer.zero_grad()
         output.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
@@ -130,18 +136,19 @@ def test_steps_equal_a_plain_torch_loop_when_the_last_micro_batch_is_short(make_
     assert largest_difference(weights_of(engine), expected_weights) < 1e-5
     assert reports[0].metrics["loss_identifiability"] == pytest.approx(math.log(2), abs=1e-6)
     assert reports[0].learner_tokens == sum(
-        2 * sum(map(len, pair.response_ids)) + 2 * len(pair.prompt_ids_pos) + 2 * len(pair.prompt_ids_neg[0])
-        for pair in make_batch(0, 5).pairs
+        2 * sum(map(len, each.responses)) + 2 * sum(map(len, each.prompts)) for each in make_batch(0, 5).examples
     )
 
 
 def test_length_normalised_log_ratios_are_means_over_response_tokens(make_engine: MakeEngine) -> None:
-    whole, per_token = make_engine(beta_w=0), make_engine(beta_w=0, length_normalized=True)
+    whole, per_token = (
+        make_engine(by=method(beta_c=0.3, beta_w=0, length_normalized=normalized)) for normalized in (False, True)
+    )
     for engine in (whole, per_token):  # one step apart from the reference, the same for both
         engine.policy.load_state_dict({k: v * 1.05 for k, v in engine.policy.state_dict().items()})
     batch = make_batch(0, 5)
-    prompts = [pair.prompt_ids_pos for pair in batch.pairs for _ in pair.response_ids]
-    responses = [response for pair in batch.pairs for response in pair.response_ids]
+    prompts = [example.prompts[0] for example in batch.examples for _ in example.responses]
+    responses = [response for example in batch.examples for response in example.responses]
     ratios = [
         [a - b for a, b in zip(policy, reference, strict=True)]
         for policy, reference in zip(
@@ -150,66 +157,78 @@ def test_length_normalised_log_ratios_are_means_over_response_tokens(make_engine
             strict=True,
         )
     ]
-    reports = [engine.update(batch, total_prompts=5).metrics["logratio_mean"] for engine in (whole, per_token)]
+    reports = [engine.update(batch, total=5).metrics["logratio_mean"] for engine in (whole, per_token)]
     assert reports[0] == pytest.approx(sum(map(sum, ratios)) / len(ratios), abs=1e-5)
     assert reports[1] == pytest.approx(sum(sum(r) / len(r) for r in ratios) / len(ratios), abs=1e-5)
+
+
+def two_pairs_of_three(first: Example, second: Example) -> Example:
+    """Three responses of one prompt in two pairs, which share the middle one."""
+    weight = np.concatenate([first.targets.weight, second.targets.weight])
+    return Example(
+        prompts=first.prompts,
+        responses=(*first.responses, second.responses[0]),
+        targets=PairTargets(responses=((0, 1), (1, 2)), weight=weight),
+        preference=first.preference,
+    )
 
 
 def test_steps_with_several_w_minus_and_prompts_of_several_pairs_equal_a_plain_torch_loop(
     make_engine: MakeEngine, model: str
 ) -> None:
-    """Three prompts with 2, 2 and 1 pairs, dealt to micro-batches of 2: the mean must be over 3."""
-    batches = [
-        PairBatch(
-            step=step,
-            pairs=tuple(
-                dataclasses.replace(pair, prompt_share=share)
-                for pair, share in zip(make_batch(step, 5, negatives=3).pairs, (0.5, 0.5, 0.5, 0.5, 1.0), strict=True)
-            ),
-        )
-        for step in range(STEPS)
-    ]
+    """Three prompts with 2, 2 and 1 pairs in micro-batches of 2: the mean must be over 3."""
+    batches = []
+    for step in range(STEPS):
+        first, second, third, fourth, fifth = make_batch(step, 5, negatives=3).examples
+        examples = (two_pairs_of_three(first, second), two_pairs_of_three(third, fourth), fifth)
+        batches.append(Batch(step=step, examples=examples))
     expected, expected_weights = plain_torch(model, batches)
     engine = make_engine()
     for batch, metrics in zip(batches, expected, strict=True):
-        assert engine.update(batch, total_prompts=3).metrics == pytest.approx(metrics, abs=2e-5, rel=1e-4)
+        report = engine.update(batch, total=3)
+        assert report.metrics == pytest.approx(metrics, abs=2e-5, rel=1e-4)
+        assert report.learner_tokens == sum(
+            4 * sum(map(len, each.responses)) + len(each.responses) * sum(map(len, each.prompts))
+            for each in batch.examples
+        ), "each response passes once under each prompt"
     assert largest_difference(weights_of(engine), expected_weights) < 1e-5
 
 
 def test_a_supervised_method_lowers_the_loss_of_a_repeated_batch_and_starts_at_its_value(
     make_engine: MakeEngine,
 ) -> None:
-    engine = make_engine(method="ric", learning_rate=3e-3)
-    pairs = tuple(
-        LabelledPair(prompt_ids=(pair.prompt_ids_pos, pair.prompt_ids_neg[0]), response_ids=pair.response_ids)
-        for pair in make_batch(0, 5).pairs
+    engine = make_engine(by=method("ric"), learning_rate=3e-3, examples_per_step=10)
+    examples = tuple(
+        Example(prompts=(prompt,), responses=(response,), targets=None, preference=(0.5,))
+        for pair in make_batch(0, 5).examples
+        for prompt, response in zip(pair.prompts, pair.responses, strict=True)
     )
     logprobs = engine.token_logprobs(
-        [prompt for pair in pairs for prompt in pair.prompt_ids],
-        [response for pair in pairs for response in pair.response_ids],
+        [example.prompts[0] for example in examples], [example.responses[0] for example in examples]
     )
     expected = -sum(sum(tokens) / len(tokens) for tokens in logprobs) / len(logprobs)
-    reports = [engine.update(LabelledBatch(step=step, pairs=pairs), total_prompts=5) for step in range(3)]
+    reports = [engine.update(Batch(step=step, examples=examples), total=10) for step in range(3)]
     assert reports[0].metrics["loss"] == pytest.approx(expected, abs=1e-4)
     assert reports[2].metrics["loss"] < reports[0].metrics["loss"]
 
 
 def test_dropped_pairs_leave_the_mean_over_those_that_remain(make_engine: MakeEngine, model: str) -> None:
-    """3 of 8 planned pairs: two of four micro-batches are stand-ins and must not count."""
+    """3 of 8 planned pairs: two of four micro-batches are fillers and must not count."""
     _, expected = plain_torch(model, [make_batch(0, 3)])
-    engine = make_engine(pairs_per_step=8)
+    engine = make_engine(examples_per_step=8)
     train(engine, range(1), num_pairs=3)
     assert largest_difference(weights_of(engine), expected) < 1e-5
 
 
 def test_without_beta_w_both_spellings_agree_bit_for_bit_and_run_half_the_tokens(make_engine: MakeEngine) -> None:
-    by_method, by_beta = make_engine(method="mo-odpo-per-objective"), make_engine(beta_w=0)
-    reports, others = train(by_method, range(2)), train(by_beta, range(2))
+    by_method = make_engine(by=method("mo-odpo-per-objective", beta_c=0.3))
+    by_beta = make_engine(by=method(beta_c=0.3, beta_w=0))
+    reports, others = train(by_method, range(2), negatives=0), train(by_beta, range(2), negatives=0)
     assert reports == others
     assert largest_difference(weights_of(by_method), weights_of(by_beta)) == 0
     assert "identification_accuracy" not in reports[0].metrics
     assert reports[0].learner_tokens == sum(
-        sum(map(len, pair.response_ids)) + 2 * len(pair.prompt_ids_pos) for pair in make_batch(0, 5).pairs
+        sum(map(len, each.responses)) + 2 * len(each.prompts[0]) for each in make_batch(0, 5, negatives=0).examples
     )
 
 
@@ -347,27 +366,17 @@ def test_the_reference_stays_the_starting_policy(make_engine: MakeEngine) -> Non
 def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(make_engine: MakeEngine) -> None:
     engine = make_engine()
     before = weights_of(engine)
-    batch = make_batch(7, 5)
-    broken = [
-        type(pair)(
-            prompt_ids_pos=pair.prompt_ids_pos,
-            prompt_ids_neg=pair.prompt_ids_neg,
-            response_ids=pair.response_ids,
-            weight_y1=math.inf,
-            weight_y2=0.0,
-        )
-        for pair in batch.pairs
-    ]
+    broken = tuple(pair_example(each.prompts, each.responses, (math.inf, 0.0)) for each in make_batch(7, 5).examples)
     with pytest.raises(LearnerError, match="step 7: the loss is inf; the optimizer step was not taken"):
-        engine.update(PairBatch(step=7, pairs=tuple(broken)), total_prompts=5)
+        engine.update(Batch(step=7, examples=broken), total=5)
     assert largest_difference(weights_of(engine), before) == 0
 
 
 def test_more_pairs_than_planned_are_refused(make_engine: MakeEngine) -> None:
     with pytest.raises(
-        LearnerError, match=r"step 0: the prompts of a step must number between 1 and pairs_per_step = 5, got 6"
+        LearnerError, match=r"step 0: the examples of a step must number between 1 and examples_per_step = 5, got 6"
     ):
-        make_engine().update(make_batch(0, 6), total_prompts=6)
+        make_engine().update(make_batch(0, 6), total=6)
 
 
 def test_buckets_hold_every_checkpoint_name_once_and_keep_their_bound(make_engine: MakeEngine, model: str) -> None:
@@ -395,25 +404,26 @@ def train_in_rank(rank: int, ranks: int, model: str, sections: list[dict[str, An
         engine = LearnerEngine(
             LearnerConfig.model_validate({**SETTINGS, **section, "ranks": ranks}),
             model=model,
+            method=method(**BETAS),
             total_steps=10,
-            pairs_per_step=7,
+            examples_per_step=7,
             seed=0,
         )
         reports = []
         for step in range(STEPS):
-            # 5 of 7 planned pairs on two ranks: 3 and 2, so the second rank's second micro-batch is a stand-in.
+            # 5 of 7 planned pairs on two ranks: 3 and 2, so the second rank's second micro-batch is a filler.
             batch = make_batch(step, 5)
-            reports.append(engine.update(share(batch, rank, ranks), total_prompts=5))
+            reports.append(engine.update(batch.share(rank, ranks), total=5))
         engine.save_policy(Path(folder) / f"policy-{index}")
         prompts, responses = [(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)]
         results.append((reports, engine.token_logprobs(prompts, responses, reference=True)))
         if section["zero_stage"] == 3:
             weights = weights_of(engine)
             engine.save_checkpoint(Path(folder) / f"checkpoint-{index}")
-            expected = engine.update(share(make_batch(STEPS, 5), rank, ranks), total_prompts=5)
+            expected = engine.update(make_batch(STEPS, 5).share(rank, ranks), total=5)
             engine.load_checkpoint(Path(folder) / f"checkpoint-{index}")
             assert largest_difference(weights_of(engine), weights) == 0
-            assert engine.update(share(make_batch(STEPS, 5), rank, ranks), total_prompts=5) == expected
+            assert engine.update(make_batch(STEPS, 5).share(rank, ranks), total=5) == expected
             results[-1] += (expected,)
     return results
 
@@ -427,7 +437,7 @@ def test_two_ranks_at_every_zero_stage_equal_one_rank(make_engine: MakeEngine, m
     replies = run_ranks(2, train_in_rank, 2, model, sections, str(tmp_path))
     expected: dict[bool, tuple[list[StepReport], dict[str, Tensor], Any]] = {}
     for adapted in (False, True):
-        engine = make_engine(pairs_per_step=7, **({"lora": no_dropout} if adapted else {}))
+        engine = make_engine(examples_per_step=7, **({"lora": no_dropout} if adapted else {}))
         reports = train(engine, range(STEPS))
         logprobs = engine.token_logprobs([(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)], reference=True)
         expected[adapted] = (reports, weights_of(engine), logprobs)
@@ -436,9 +446,9 @@ def test_two_ranks_at_every_zero_stage_equal_one_rank(make_engine: MakeEngine, m
         for rank in range(2):
             actual_reports, actual_logprobs, *after_checkpoint = replies[rank][index]
             for report in after_checkpoint:  # what the two ranks saved goes on alone
-                engine = make_engine(pairs_per_step=7, **({"lora": no_dropout} if "lora" in section else {}))
+                engine = make_engine(examples_per_step=7, **({"lora": no_dropout} if "lora" in section else {}))
                 engine.load_checkpoint(tmp_path / f"checkpoint-{index}")
-                alone = engine.update(make_batch(STEPS, 5), total_prompts=5)
+                alone = engine.update(make_batch(STEPS, 5), total=5)
                 assert alone.metrics == pytest.approx(report.metrics, abs=1e-5, rel=1e-4)
             for actual, wanted in zip(actual_reports, reports, strict=True):
                 assert actual.metrics == pytest.approx(wanted.metrics, abs=1e-5, rel=1e-4), section
@@ -457,12 +467,13 @@ def train_on_gpu(rank: int, model: str, folder: str) -> list[tuple[float, float]
         engine = LearnerEngine(
             LearnerConfig.model_validate({**SETTINGS, **section, "num_gpus": 1}),
             model=model,
+            method=method(**BETAS),
             total_steps=10,
-            pairs_per_step=5,
+            examples_per_step=5,
             seed=0,
         )
         assert engine.dtype == torch.bfloat16 and engine.device.type == "cuda"
-        reports = [engine.update(make_batch(0, 5), total_prompts=5) for _ in range(6)]
+        reports = [engine.update(make_batch(0, 5), total=5) for _ in range(6)]
         engine.save_policy(Path(folder) / "policy")
         results.append((reports[0].metrics["loss"], reports[-1].metrics["loss"]))
     return results

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 from fake_engines import FakeEngine
-from learner_ranks import make_batch
+from learner_ranks import make_batch, method, weights_of_pair
 from safetensors.torch import load_file
 from tiny_models import make_tiny_policy
 from torch import Tensor
 
 from learner.config import LearnerConfig
+from learner.examples import Batch
 from learner.group import LearnerGroup
 from learner.ranks import is_mended_by_restart
 from learner.senders import Engines, compare_checksums
-from learner.types import EngineLostError, LearnerError, PairBatch, WeightEntry, WeightSyncError
+from learner.types import EngineLostError, LearnerError, WeightEntry, WeightSyncError
 
 pytestmark = pytest.mark.ray
 
@@ -26,8 +27,7 @@ PAIRS = 5  # not a multiple of two ranks
 PROMPTS, RESPONSES = [(3, 20, 21), (3, 22), (3, 23, 24)], [(30, 31, 1), (32,), (33, 34)]
 SETTINGS: dict[str, Any] = {
     "num_cpus": 0.5,
-    "beta_w": 0.1,
-    "micro_batch_pairs": 2,
+    "micro_batch_prompts": 2,
     "learning_rate": 1e-2,
     "bucket_bytes": 60_000,
     "start_timeout_s": 180,
@@ -68,7 +68,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def start_group(model: str, run_name: str, **section: Any) -> LearnerGroup:
     config = LearnerConfig.model_validate({**SETTINGS, **section})
     return LearnerGroup.start(
-        config, model=model, total_steps=10, pairs_per_step=PAIRS, seed=0, method="mi-epo", run_name=run_name
+        config,
+        model=model,
+        method=method(beta_w=0.1),
+        total_steps=10,
+        examples_per_step=PAIRS,
+        seed=0,
+        run_name=run_name,
     )
 
 
@@ -116,11 +122,10 @@ def test_first_update_has_the_mean_loss_over_all_pairs(two_ranks: LearnerGroup) 
     """At the start every log-ratio is 0, so a pair costs (a1 + a2) log 2 + log 2 whatever its rank."""
     batch = make_batch(0, PAIRS)
     report = two_ranks.update_async(batch).result(timeout=60)
-    mass = sum(pair.weight_y1 + pair.weight_y2 for pair in batch.pairs) / PAIRS
+    mass = sum(sum(weights_of_pair(example)) for example in batch.examples) / PAIRS
     assert report.metrics["loss"] == pytest.approx((mass + 1) * math.log(2), abs=1e-5)
     assert report.learner_tokens == sum(
-        2 * sum(map(len, pair.response_ids)) + 2 * len(pair.prompt_ids_pos) + 2 * len(pair.prompt_ids_neg[0])
-        for pair in batch.pairs
+        2 * sum(map(len, each.responses)) + 2 * sum(map(len, each.prompts)) for each in batch.examples
     )
 
 
@@ -219,8 +224,8 @@ def test_one_rank_with_adapters_sends_merged_weights_when_asked_and_meets_the_de
         ray.get(engines[0].misbehave.remote("sleep"))
         with pytest.raises(WeightSyncError, match="rollout engine 0: weights_update not done within 8 s"):
             group.push_weights(2)
-        with pytest.raises(LearnerError, match=r"step 0: the prompts of a step must number .*, got 0"):
-            group.update(PairBatch(step=0, pairs=()))
+        with pytest.raises(LearnerError, match="step 0: an update needs an example, got none"):
+            group.update(Batch(step=0, examples=()))
     with pytest.raises(LearnerError, match="the group is closed"):
         group.update(make_batch(1, PAIRS))
     group.close()
@@ -235,10 +240,6 @@ def test_what_cannot_start_says_why_and_leaves_nothing_behind(ray_cluster: None,
         start_group(model, "large", num_cpus=1000, start_timeout_s=0.5)
     with pytest.raises(LearnerError, match=f"policy.model: '{tmp_path}' does not load as a causal language model"):
         start_group(str(tmp_path), "missing")
-    with pytest.raises(LearnerError, match=r"method: must be one of mi-epo, .* got 'dpo'"):
-        LearnerGroup.start(
-            LearnerConfig(), model=model, total_steps=1, pairs_per_step=1, seed=0, method="dpo", run_name="method"
-        )
     with pytest.raises(ValueError, match="missing/learner-0"):
         ray.get_actor("missing/learner-0")
 

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from learner_ranks import pair_example
 from tiny_models import make_tiny_policy
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from learner.config import LearnerConfig
+from learner.evaluated import Evaluated, pack_examples
 from learner.logprobs import PolicyModule
 from learner.policy import load_policy
-from learner.sequences import SequenceBlock, pack_pairs, pack_sequences
-from learner.types import LearnerError, PreferencePair
+from learner.sequences import SequenceBlock, pack_sequences
+from learner.types import LearnerError
 
 PROMPTS = [(3, 20, 21, 4), (3, 22, 4), (3, 23, 24, 25, 26, 4)]
 RESPONSES = [(30, 31, 1), (32, 33, 34, 35, 36), (37,)]
@@ -54,20 +56,15 @@ def test_packing_lays_out_prompt_and_response_and_points_at_the_predicting_token
     assert block.sum_by_sequence(torch.ones(9)).tolist() == [3, 5, 1]
 
 
-def test_pairs_are_packed_by_preference_then_pair_then_response() -> None:
-    pairs = [
-        PreferencePair(
-            prompt_ids_pos=(10 + i,),
-            prompt_ids_neg=((20 + i,), (30 + i,)),
-            response_ids=((5,), (6, 7)),
-            weight_y1=1,
-            weight_y2=0,
-        )
-        for i in range(2)
-    ]
-    block = pack_pairs(pairs, with_negative=True)
+def test_examples_are_packed_by_prompt_then_example_then_response_and_found_there_again() -> None:
+    examples = [pair_example(((10 + i,), (20 + i,), (30 + i,)), ((5,), (6, 7))) for i in range(2)]
+    block = pack_examples(examples)
     assert block.input_ids[:, 0].tolist() == [10, 10, 11, 11, 20, 20, 21, 21, 30, 30, 31, 31]
-    assert len(pack_pairs(pairs, with_negative=False).input_ids) == 4
+    at = Evaluated(examples=examples, block=block, logprob=block.targets.float(), reference=torch.zeros(18))
+    assert at.lengths().tolist() == [1, 2] * 6
+    assert at.passes(1, [[(0, 1)], [(1, 0)]]).tolist() == [[4, 5], [7, 6]]
+    assert at.logratio().tolist() == [5, 13] * 6
+    assert at.logratio(per_token=True).tolist() == [5, 6.5] * 6
 
 
 def test_packing_refuses_an_empty_response() -> None:

@@ -1,6 +1,7 @@
 """The loop on fakes: order of calls, staleness bound, empty batches, stopping."""
 
 import contextlib
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -19,13 +20,15 @@ class FakeStages:
     empty_steps: frozenset = frozenset()
     stop_after: int | None = None
     sampled_version: int | None = None
+    stage_of: Callable[[int], int] | None = None  # first step of a step's stage, where a method samples by stages
+    bound: int = 1
     calls: list = field(default_factory=list)
     staleness: list = field(default_factory=list)
     sampled: dict = field(default_factory=dict)  # step -> version
     done: int = 0
 
     def __post_init__(self):
-        self.batcher = SimpleNamespace(requests=lambda step: step, pairs=self._pairs)
+        self.batcher = SimpleNamespace(requests=lambda step: step, examples=self._examples, staleness=self._staleness)
         self.sampler = SimpleNamespace(submit=self._submit)
         self.learner = SimpleNamespace(update=self._update)
         self.fleet = SimpleNamespace(push_weights=self._push)
@@ -41,9 +44,12 @@ class FakeStages:
         future.set_result(SimpleNamespace(step=step, min_policy_version=made_by))
         return future
 
-    def _pairs(self, scored):
-        pairs = () if scored.step in self.empty_steps else ("pair",)
-        return SimpleNamespace(step=scored.step, pairs=pairs), None
+    def _staleness(self, step):
+        return self.bound if self.stage_of is None else step - self.stage_of(step)
+
+    def _examples(self, scored):
+        examples = () if scored.step in self.empty_steps else ("example",)
+        return SimpleNamespace(step=scored.step, examples=examples), None
 
     def _update(self, batch):
         self.calls.append(("update", batch.step))
@@ -70,6 +76,7 @@ class FakeStages:
 
 def run(stages, *, steps=4, first_step=0, evaluate_every=0, restored=(), **config):
     settings = LoopConfig(steps=steps, prompts_per_step=1, **config)
+    stages.bound = settings.max_staleness
     return train(
         stages,
         settings,
@@ -97,6 +104,15 @@ def test_with_staleness_one_the_next_batch_is_sampled_before_the_update():
     ]  # fmt: skip
 
 
+def test_a_method_of_stages_has_each_stage_sampled_by_the_policy_it_begins_with():
+    stages = FakeStages(stage_of=lambda step: 0 if step < 3 else 3)
+    run(stages, steps=6, max_staleness=0)
+    assert stages.sampled == {0: 0, 1: 0, 2: 0, 3: 3, 4: 3, 5: 3}
+    assert stages.staleness == [0, 1, 2, 0, 1, 2]
+    asked = [call[:2] for call in stages.calls if call[0] in ("sample", "update")]
+    assert asked[:4] == [("sample", 0), ("sample", 1), ("sample", 2), ("update", 0)]
+
+
 @pytest.mark.parametrize("bound", [0, 1, 2, 5])
 def test_staleness_never_exceeds_its_bound_and_every_step_is_done_once(bound):
     stages = FakeStages()
@@ -119,7 +135,7 @@ def test_an_empty_batch_is_recorded_but_changes_nothing():
 
 
 def test_too_many_empty_batches_in_a_row_stop_the_run_with_a_hint():
-    with pytest.raises(RunFailed, match="3 batches in a row without a usable pair; hint"):
+    with pytest.raises(RunFailed, match="3 batches in a row without a usable example; hint"):
         run(FakeStages(empty_steps=frozenset(range(10))), steps=10, max_empty_batches=2)
 
 

@@ -3,16 +3,7 @@
 import pytest
 import torch
 
-from learner.config import LearnerConfig
-from learner.methods import METHODS
-from learner.pairs import (
-    all_tie,
-    extreme_pairs,
-    objectives_conflict,
-    pair_weights,
-    sample_routes,
-    scalarized_pair_weights,
-)
+from learner.pairs import all_tie, extreme_pairs, objective_weights, objectives_conflict, pair_weights
 
 SCORES = torch.tensor(
     [
@@ -43,19 +34,10 @@ def test_only_the_order_of_scores_matters() -> None:
         assert torch.equal(before, after)
 
 
-def test_the_scalarized_rule_gives_all_weight_to_the_higher_weighted_score() -> None:
-    weight_y1, weight_y2 = scalarized_pair_weights(SCORES, PREFERENCE)
-    assert weight_y1.tolist() == [0.0, 1.0, 0.0, 0.0]  # .2 + 1 < .3 + 1
-    assert weight_y2.tolist() == [1.0, 0.0, 0.0, 1.0]
-
-
-def test_at_a_one_hot_preference_both_rules_agree() -> None:
-    scores = torch.randn(300, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).round(decimals=1)
-    one_hot = torch.eye(3, dtype=torch.float64).repeat(100, 1)
-    for scalarized, per_objective in zip(
-        scalarized_pair_weights(scores, one_hot), pair_weights(scores, one_hot), strict=True
-    ):
-        assert torch.equal(scalarized, per_objective)
+def test_what_each_objective_adds_is_told_apart() -> None:
+    weights = objective_weights(SCORES, PREFERENCE)
+    assert weights.shape == (4, 3, 2)
+    torch.testing.assert_close(weights[0], torch.tensor([[0.2, 0.0], [0.0, 0.3], [0.0, 0.0]]))
 
 
 def test_conflict_needs_two_objectives_with_different_winners() -> None:
@@ -64,37 +46,6 @@ def test_conflict_needs_two_objectives_with_different_winners() -> None:
 
 def test_tie_means_every_objective_ties() -> None:
     assert all_tie(SCORES).tolist() == [False, False, True, False]
-
-
-def test_each_objective_pairs_its_best_response_with_its_worst() -> None:
-    scores = torch.tensor(
-        [
-            [[3.0, 0.0, 1.0], [1.0, 5.0, 1.0], [2.0, 2.0, 1.0]],  # 0 over 1, 1 over 0, tie
-            [[0.0, 0.0, 9.0], [1.0, 1.0, 5.0], [2.0, 2.0, 0.0]],  # 2 over 0, 2 over 0, 0 over 2
-            [[0.0, 2.0, 4.0], [1.0, 1.0, 5.0], [2.0, 0.0, 6.0]],  # weight 0, 0 over 2, 2 over 0
-            [[7.0, 7.0, 7.0]] * 3,
-        ]
-    )
-    preference = torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5], [0.0, 0.4, 0.6], [0.2, 0.3, 0.5]])
-    config = LearnerConfig()
-    pairs = METHODS["mi-epo"].choose_pairs(scores, preference, config, seed=0)
-    assert pairs.prompt.tolist() == [0, 1, 2, 3]
-    assert pairs.responses.tolist() == [[0, 1], [0, 2], [0, 2], [0, 1]]
-    torch.testing.assert_close(pairs.weight_y1, torch.tensor([0.2, 0.5, 0.4, 0.0]))
-    torch.testing.assert_close(pairs.weight_y2, torch.tensor([0.3, 0.5, 0.6, 0.0]))
-
-
-def test_objectives_with_different_extremes_make_a_pair_each() -> None:
-    scores = torch.tensor([[[3.0, 1.0], [1.0, 2.0], [2.0, 0.0]]])
-    preference = torch.tensor([[0.3, 0.7]])
-    pairs = METHODS["mi-epo"].choose_pairs(scores, preference, LearnerConfig(), seed=0)
-    assert (pairs.prompt.tolist(), pairs.responses.tolist()) == ([0, 0], [[0, 1], [1, 2]])
-    torch.testing.assert_close(pairs.weight_y1, torch.tensor([0.3, 0.7]))
-    assert pairs.weight_y2.tolist() == [0.0, 0.0]
-    assert METHODS["mi-epo"].pairs_per_prompt(3, 2) == 2
-    assert METHODS["mi-epo"].pairs_per_prompt(2, 5) == METHODS["mo-odpo"].pairs_per_prompt(8, 5) == 1
-    scalarized = METHODS["mo-odpo"].choose_pairs(scores, preference, LearnerConfig(), seed=0)
-    assert scalarized.responses.tolist() == [[1, 2]] and scalarized.weight_y1.tolist() == [1.0]  # 1.6, 1.7, 0.6
 
 
 def test_two_responses_are_one_pair_whatever_the_scores() -> None:
@@ -137,32 +88,8 @@ def test_wrong_arguments_are_named(scores: torch.Tensor, preference: torch.Tenso
         pair_weights(scores, preference)
 
 
-def test_a_difference_up_to_the_margin_is_a_tie_under_both_rules() -> None:
+def test_a_difference_up_to_the_margin_is_a_tie() -> None:
     scores = torch.tensor([[[1.0, 0.0], [0.5, 0.2]]])
     preference = torch.tensor([[0.6, 0.4]])
     assert pair_weights(scores, preference, min_margin=0.3)[0].tolist() == pytest.approx([0.6])
     assert pair_weights(scores, preference, min_margin=0.3)[1].tolist() == [0.0]
-    assert scalarized_pair_weights(scores, preference)[0].tolist() == [1.0]  # .6 against .38
-    assert scalarized_pair_weights(scores, preference, min_margin=0.3)[0].tolist() == [0.0]
-
-
-def test_sampled_routes_are_one_hot_and_average_to_the_preference() -> None:
-    preference = torch.tensor([[0.2, 0.8, 0.0]], dtype=torch.float64).repeat(4000, 1)
-    routes = sample_routes(preference, torch.Generator().manual_seed(0))
-    assert set(routes.sum(-1).tolist()) == {1.0}
-    torch.testing.assert_close(routes.mean(0), preference[0], atol=0.03, rtol=0)
-
-
-def test_the_method_applies_margin_and_routing_as_the_recipe_says() -> None:
-    scores = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).repeat(500, 1, 1)
-    preference = torch.tensor([[0.3, 0.7]], dtype=torch.float64).repeat(500, 1)
-
-    def weights(method: str, **settings: object) -> list[float]:
-        config = LearnerConfig.model_validate(settings)
-        return METHODS[method].choose_pairs(scores, preference, config, seed=1).weight_y1.tolist()
-
-    assert set(weights("mi-epo")) == {0.3}
-    routed = weights("mi-epo", routing="sampled")
-    assert set(routed) == {0.0, 1.0} and sum(routed) / 500 == pytest.approx(0.3, abs=0.07)
-    assert set(weights("mi-epo", min_margin=1.0)) == {0.0}
-    assert set(weights("mo-odpo", routing="sampled")) == {0.0}

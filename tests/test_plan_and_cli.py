@@ -73,7 +73,7 @@ def test_a_recipe_whose_assets_are_not_built_yet_is_planned_without_them(capsys,
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("learner.beta_x=1", "learner.beta_x: unknown key"),
+        ("method.beta_x=1", "method.beta_x: unknown key"),
         ("learner.learning_rate=fast", "learner.learning_rate"),
         ("data.train=/nowhere/x.jsonl", "data.train: /nowhere/x.jsonl: cannot be read"),
         ("policy.model=/nowhere/model", "policy.model: must be a Hugging Face folder"),
@@ -95,7 +95,7 @@ def test_what_can_be_known_before_start_is_said_in_one_line_with_code_2(capsys, 
     ("override", "said"),
     [
         (
-            "learner.ranks=4 learner.micro_batch_pairs=8 cluster.num_cpus=1",
+            "learner.ranks=4 learner.micro_batch_prompts=8 cluster.num_cpus=1",
             "this machine has no room for the recipe: learner: there is room for 2 of its 4 actors",
         ),
         ("rollout.num_gpus=1 cluster.num_cpus=8", "all actors together need 1 GPUs, the nodes have 0"),
@@ -223,7 +223,7 @@ def test_every_actor_of_a_recipe_is_asked_for():
 @pytest.mark.parametrize(("share", "gpus"), [(0, 0), (0.4, 1)])
 def test_an_engine_and_its_rank_on_one_gpu_are_asked_for_as_one(share, gpus):
     overrides = ["rollout.colocated=true", f"rollout.num_gpus={share}", f"learner.num_gpus={share}"]
-    overrides += ["rollout.engines=2", "learner.ranks=2", "learner.micro_batch_pairs=16", "rollout.num_cpus=2"]
+    overrides += ["rollout.engines=2", "learner.ranks=2", "learner.micro_batch_prompts=16", "rollout.num_cpus=2"]
     pair, *judges = demands(load_recipe(MINIATURE, overrides))
     assert (pair.role, pair.count, pair.num_cpus, pair.num_gpus) == ("rollout+learner", 2, 2.35, gpus)
     assert [judge.role for judge in judges] == ["reward-helpfulness", "reward-harmlessness"]

@@ -50,7 +50,7 @@ def test_objectives_keep_the_order_of_the_recipe():
         ("learner.learning_rat=1", "learner.learning_rat: unknown key"),
         ("loop.steps=many", "loop.steps"),
         ("loop.steps=0", "loop.steps"),
-        ("loop.prompts_per_step=33", "multiple of learner.ranks * learner.micro_batch_pairs"),
+        ("loop.prompts_per_step=33", "multiple of learner.ranks * learner.micro_batch_prompts"),
         ("objectives.1.name=helpfulness", "'helpfulness' more than once"),
         ("objectives.7.name=x", "index below 2"),
         ("preferences.alpha=-1", "preferences.alpha"),
@@ -124,22 +124,61 @@ def test_engines_and_ranks_may_share_gpus_and_that_is_the_same_work(share):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_learner_may_be_named(method):
-    assert load_recipe(MINIATURE, [f"method={method}"]).method == method
+    recipe = load_recipe(MINIATURE, [f"method={method}"])
+    assert recipe.method.type == method
+    assert recipe.method.model_dump().get("beta_c", 0.3) == 0.3, "what the two methods share stays as the recipe says"
+
+
+def test_a_method_is_named_alone_or_with_its_settings():
+    tree = read_yaml(Path(MINIATURE))
+    for section in ("raco", {"type": "raco"}, {"type": "raco", "c": 0.4}):
+        assert parse_recipe({**tree, "method": section}, where="r").method.model_dump()["c"] == 0.4
+    recipe = load_recipe(MINIATURE, ["method=raco", "method.c=0.2"])
+    assert recipe.method.model_dump()["c"] == 0.2
+    del tree["method"]
+    assert parse_recipe(tree, where="r").method.type == "mi-epo"
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("ppo", "r: method: type must be one of mi-epo, mi-epo-scalarized, .*, got 'ppo'"),
+        (7, "r: method: must be a method's name, or a mapping with it as type, got 7"),
+        ({"beta_c": 0.1}, "r: method: type must be one of .*, got None"),
+        ({"type": "mi-epo", "beta_c": 0}, "r: method.beta_c: Input should be greater than 0, got 0"),
+        ({"type": "mi-epo", "beta_x": 0}, "r: method.beta_x: unknown key, got 0"),
+        ({"type": "mo-odpo", "beta_w": 0.1}, r"r: method: beta_w is no setting of mo-odpo \(but of mi-epo, mi-epo-s"),
+    ],
+)
+def test_a_method_section_that_cannot_be_is_refused_in_one_line(section, said):
+    with pytest.raises(BadInput, match=f"^{said}.*$"):
+        parse_recipe({**read_yaml(Path(MINIATURE)), "method": section}, where="r")
+
+
+def test_each_key_that_has_moved_is_told_with_its_new_place():
+    with pytest.raises(BadInput) as error:
+        load_recipe(MINIATURE, ["learner.beta_c=0.1", "learner.micro_batch_pairs=4", "learner.routing=sampled"])
+    assert str(error.value).splitlines() == [
+        f"{MINIATURE}: learner.beta_c: moved to method.beta_c",
+        f"{MINIATURE}: learner.routing: moved to method.routing",
+        f"{MINIATURE}: learner.micro_batch_pairs: moved to learner.micro_batch_prompts",
+    ]
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["method=ric", "loop.steps=1"], "loop.steps must be at least 2 under ric"),
+        (["method=ric", "loop.steps=1"], "method ric: loop.steps must be at least 2"),
         (["method=rewarded-soups", "loop.steps=3"], "loop.steps must be a multiple of the 2 objectives"),
         (
             ["method=rewarded-soups", "preferences.fixed=[0, 1]"],
-            "preferences.fixed: rewarded-soups fixes each expert's",
+            "preferences.fixed must not be set where each expert has its own vector",
         ),
         (
             ["loop.responses_per_prompt=1"],
-            "loop.responses_per_prompt: Input should be greater than or equal to 2, got 1",
+            "method mi-epo: loop.responses_per_prompt must be at least 2, got 1",
         ),
+        (["method=raco", "learner.zero_stage=3"], "method raco: learner.zero_stage must be at most 2"),
         (["preferences.negatives=0"], "preferences.negatives: Input should be greater than or equal to 1, got 0"),
     ],
 )

@@ -8,24 +8,24 @@ import torch
 
 from actors.types import Response, Rollout
 from learner.losses import supervised_loss
-from orchestrator.errors import RunFailed
 from orchestrator.recipes import load_recipe
-from orchestrator.run.batching import RequestBatch, ScoredBatch, make_request
+from orchestrator.run.batching import Batcher, ScoredBatch
 from orchestrator.run.conditioning import PolicyConditioning
-from orchestrator.run.ric import Row, annotate, labelled_batches, online_rows
 from rewards.config import PreferencesConfig
-from rewards.preferences import PreferenceError
+from rewards.normalize import Normalizer, NormalizerError
+from rewards.preferences import PreferenceError, PromptRenderer
 from rewards.targets import (
     LevelRenderer,
-    LevelScale,
     TargetRenderer,
     keep_high,
+    quantile_levels,
     sample_target_levels,
     target_levels,
 )
 from tests.word_tokenizer import WordTokenizer
 
-RECIPE = load_recipe(Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml", ["method=ric"])
+MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
+RECIPE = load_recipe(MINIATURE, ["method=ric"])
 PARTS = (RECIPE.preferences.conditioning, RECIPE.objective_names, 1, WordTokenizer())
 
 
@@ -45,13 +45,23 @@ def test_explored_targets_are_high_in_all_objectives_but_one():
     assert levels.min() >= 0 and levels.min(axis=1).mean() == pytest.approx(0.25, abs=0.03)  # smallest of three
 
 
-def test_a_level_is_the_share_of_offline_responses_below():
-    scale = LevelScale([[1.0, 10.0], [2.0, 10.0], [3.0, 20.0], [4.0, 30.0]])
-    assert scale.levels([0.0, 99.0]).tolist() == [0, 1]
-    assert scale.levels([2.5, 10.0]).tolist() == [0.5, 0.25]
-    assert scale.levels([[3.0, 20.0]]).tolist() == [[0.625, 0.625]]
-    with pytest.raises(ValueError, match="finite"):
-        LevelScale([[1.0, float("nan")]])
+def test_a_level_is_the_share_of_the_start_s_responses_below():
+    base = Normalizer(objectives=("a", "b"), mean=(0, 0), std=(1, 1), quantiles=((1, 10), (2, 10), (3, 20), (4, 30)))
+    assert quantile_levels(np.array([0.0, 99.0]), base).tolist() == [0, 1]
+    assert quantile_levels(np.array([2.5, 10.0]), base).tolist() == [0.5, 0.25]
+    assert quantile_levels(np.array([[3.0, 20.0]]), base).tolist() == [[0.625, 0.625]]
+    assert np.isnan(quantile_levels(np.array([np.nan, np.inf]), base)).all()
+    with pytest.raises(NormalizerError, match="without quantiles"):
+        quantile_levels(np.zeros(2), Normalizer(objectives=("a", "b"), mean=(0, 0), std=(1, 1)))
+
+
+def test_the_start_s_scores_are_kept_as_quantiles_that_give_uniform_levels():
+    scores = np.random.default_rng(0).exponential(size=(4000, 1))
+    base = Normalizer.fit(("a",), scores)
+    assert Normalizer.from_dict(base.to_record()) == base
+    assert "quantiles" not in base.to_dict()
+    levels = quantile_levels(scores, base)[:, 0]
+    assert np.histogram(levels, bins=5, range=(0, 1))[0] / 4000 == pytest.approx([0.2] * 5, abs=0.02)
 
 
 def test_a_response_is_kept_when_it_is_high_in_any_objective():
@@ -80,60 +90,72 @@ def test_a_policy_remembers_that_it_asks_for_levels():
     assert "0.7 <harmlessness> 0.7" in policy.renderer(WordTokenizer()).text("x", [0.5, 0.5])
 
 
-def scored(scores):
-    writer = LevelRenderer(*PARTS)
-    requests = tuple(
-        make_request(writer, prompt=f"p{i}", preference=(0.5, 0.5), num_responses=2, seed_parts=(i,))
-        for i in range(len(scores))
-    )
+NORMALIZER = Normalizer(
+    objectives=RECIPE.objective_names, mean=(0, 0), std=(1, 1), quantiles=((1, 1), (2, 2), (3, 3), (4, 4))
+)
+
+
+def make_batcher(*overrides):
+    sizes = ["loop.prompts_per_step=6", "learner.micro_batch_prompts=6", "loop.steps=10"]
+    recipe = load_recipe(MINIATURE, ["method=ric", *sizes, *overrides])
+    return Batcher(recipe, [f"p{i}" for i in range(12)], PromptRenderer(*PARTS), NORMALIZER)
+
+
+def scored(batch, scores):
     rollouts = tuple(
         Rollout(
             request=request,
             responses=tuple(
-                Response(token_ids=(10 * i + j, 1), text="", finish_reason="stop", logprob=0.0) for j in range(2)
+                Response(token_ids=(10 * i + j, 1), text="", finish_reason="stop", logprobs=(0.0, 0.0))
+                for j in range(2)
             ),
             min_policy_version=0,
             max_policy_version=0,
         )
-        for i, request in enumerate(requests)
+        for i, request in enumerate(batch.requests)
     )
-    batch = RequestBatch(step=0, requests=requests, preference_neg=np.zeros((len(scores), 2)))
     return ScoredBatch(batch=batch, rollouts=rollouts, scores=np.array(scores, dtype=float), seconds={})
 
 
 def test_every_response_is_imitated_under_the_levels_it_reached_and_unscored_ones_are_left_out():
-    writer = LevelRenderer(*PARTS)
-    batch = scored([[[1, 4], [2, 3]], [[3, 2], [float("nan"), 1]]])
-    rows = annotate([batch], LevelScale([[1, 1], [2, 2], [3, 3], [4, 4]]), writer)
-    assert [row.response_ids for row in rows] == [(0, 1), (1, 1), (10, 1)]
-    assert rows[0].levels == (0.125, 0.875)
-    assert rows[2].prompt_ids == tuple(writer.token_ids("p1", (0.625, 0.375)))
+    batcher = make_batcher()
+    batch = batcher.requests(0)
+    found, _ = batcher.examples(scored(batch, [[[1, 4], [2, 3]], [[3, 2], [np.nan, 1]], *np.ones((4, 2, 2))]))
+    assert [example.responses for example in found.examples[:4]] == [((0, 1),), ((1, 1),), ((10, 1),), ((20, 1),)]
+    assert found.examples[0].preference == (0.125, 0.875)
+    expected = LevelRenderer(*PARTS).token_ids(batch.requests[1].prompt, (0.625, 0.375))
+    assert found.examples[2].prompts == (tuple(expected),)
+    assert len(found.examples) == 11 and batcher.recipe.examples_per_step == 12
 
 
-def row(*levels):
-    return Row(prompt_ids=(1,), response_ids=(2,), levels=levels)
+def test_the_first_half_asks_as_the_start_reads_and_the_second_for_levels_of_which_most_are_high():
+    batcher = make_batcher()
+    early, late = batcher.requests(4), batcher.requests(5)
+    for request in early.requests:
+        assert sum(request.preference) == pytest.approx(1)
+        assert list(request.prompt_ids) == batcher.renderer.token_ids(request.prompt, request.preference)
+    levels = np.array([request.preference for request in late.requests])
+    assert np.linalg.norm(levels[:2], axis=1) == pytest.approx(1), "a third asks for what a w asks for"
+    assert (levels[2:].max(axis=1) == 1).all()
+    for request in late.requests:
+        assert list(request.prompt_ids) == LevelRenderer(*PARTS).token_ids(request.prompt, request.preference)
 
 
-def test_online_a_third_of_what_is_imitated_is_offline_and_all_of_it_high():
-    online = [row(0.9, 0.0)] * 10 + [row(0.1, 0.2)] * 10
-    offline = [row(0.0, 0.8)] * 50 + [row(0.5, 0.5)] * 50
-    kept = online_rows(online, offline, np.random.default_rng(0))
-    assert sorted(kept, key=str) == sorted([row(0.9, 0.0)] * 10 + [row(0.0, 0.8)] * 5, key=str)
-    with pytest.raises(RunFailed, match="no response reaches level"):
-        online_rows([row(0.1, 0.2)], [], np.random.default_rng(0))
+def test_in_the_second_half_only_what_is_high_in_some_objective_is_imitated():
+    batcher = make_batcher()
+    scores = [[[9, 0], [2, 2]], *[[[0, 0], [3, 4.5]]] * 5]
+    found, _ = batcher.examples(scored(batcher.requests(5), scores))
+    assert [example.responses[0][0] for example in found.examples] == [0, 11, 21, 31, 41, 51]
+    assert len(batcher.examples(scored(batcher.requests(4), scores))[0].examples) == 12
 
 
-def test_batches_go_through_all_rows_before_any_comes_again():
-    rows = [Row(prompt_ids=(i + 1,), response_ids=(i + 1,), levels=(0.5,)) for i in range(6)]
-    batches = labelled_batches(rows, steps=3, pairs=2, rng=np.random.default_rng(0))
-    dealt = [prompt for batch in batches for pair in batch for prompt in pair.prompt_ids]
-    assert [len(batch) for batch in batches] == [2, 2, 2]
-    assert sorted(dealt[:6]) == sorted(dealt[6:]) == [(i + 1,) for i in range(6)]
-    assert all(pair.prompt_ids == pair.response_ids for batch in batches for pair in batch)
+def test_each_half_is_sampled_by_the_policy_that_it_begins_with():
+    batcher = make_batcher("loop.max_staleness=1")
+    assert [batcher.staleness(step) for step in range(10)] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
 
 
 def test_the_supervised_loss_is_the_mean_over_responses_of_nats_per_token():
-    output = supervised_loss(torch.tensor([[-2.0, -9.0]]), torch.tensor([[2, 3]]))
+    output = supervised_loss(torch.tensor([-2.0, -9.0]), torch.tensor([2, 3]))
     assert output.loss.item() == pytest.approx((1 + 3) / 2)
     assert output.metrics["logprob_mean"].item() == pytest.approx(-5.5)
     with pytest.raises(ValueError, match="must agree"):

@@ -12,7 +12,7 @@ from learner.types import PoisonedUpdateError
 from orchestrator.cli import explain
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.recipes import load_recipe
-from orchestrator.run.rundir import CheckpointMeta, RunDir
+from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
 from orchestrator.run.train import skip_update
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
@@ -22,7 +22,8 @@ RECIPE = load_recipe(MINIATURE)
 def meta(**changes):
     values = {
         "next_step": 5, "policy_version": 5, "objectives": RECIPE.objective_names, "policy_model": RECIPE.policy.model,
-        "method": RECIPE.method,
+        "layout": LAYOUT,
+        "method": RECIPE.method.type,
     }  # fmt: skip
     return CheckpointMeta(**{**values, **changes})
 

@@ -27,7 +27,7 @@ def test_a_small_recipe_keeps_what_is_the_recipes_own(name, tmp_path):
         recipe.objective_names,
         recipe.preferences,
     )
-    kept = ("zero_stage", "lora", "beta_c", "beta_w", "schedule", "learning_rate", "gradient_checkpointing")
+    kept = ("zero_stage", "lora", "schedule", "learning_rate", "gradient_checkpointing")
     assert [getattr(small.learner, key) for key in kept] == [getattr(recipe.learner, key) for key in kept]
     assert small.learner.ranks == 2 and not small.learner.num_gpus and not small.rollout.num_gpus
     for before, after in zip(recipe.objectives, small.objectives, strict=True):

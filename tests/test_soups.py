@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from actors.types import GenerationRequest, Response, Rollout
+from learner.methods import Merger, make_method
 from learner.soup import SoupSource, average
 from learner.types import LearnerError
 from orchestrator.errors import BadInput
@@ -17,7 +18,7 @@ from orchestrator.recipes import load_recipe
 from orchestrator.run.conditioning import PolicyConditioning
 from orchestrator.run.generate import generate
 from orchestrator.run.sampling import Scored
-from orchestrator.run.soups import RememberingRenderer, SoupSampler, expert_recipe, train_soup
+from orchestrator.run.soups import RememberingRenderer, SoupSampler, part_recipes, train_parts
 from rewards.config import PreferencesConfig
 from tests.tiny_models import make_tiny_policy
 from tests.word_tokenizer import WordTokenizer
@@ -81,10 +82,11 @@ def test_policies_of_other_sizes_cannot_be_mixed(experts, tmp_path):
 
 
 def test_an_expert_trains_under_its_one_hot_preference_for_its_share_of_the_steps():
-    experts = [expert_recipe(RECIPE, k) for k in range(2)]
+    experts = part_recipes(RECIPE)
     assert [expert.preferences.fixed for expert in experts] == [(1.0, 0.0), (0.0, 1.0)]
     assert [expert.loop.steps for expert in experts] == [50, 50]
-    assert {expert.method for expert in experts} == {"mo-odpo"}
+    assert {expert.method.type for expert in experts} == {"mo-odpo"}
+    assert {expert.method.model_dump()["beta_c"] for expert in experts} == {0.3}, "with the recipe's own settings"
 
 
 def test_steps_that_the_experts_cannot_share_are_refused():
@@ -94,7 +96,7 @@ def test_steps_that_the_experts_cannot_share_are_refused():
 
 def test_a_soup_on_gpu_engines_is_refused_before_anything_loads(tmp_path):
     with pytest.raises(BadInput, match="rewarded-soups evaluates its averages on CPU engines only"):
-        train_soup(load_recipe(MINIATURE, ["method=rewarded-soups", "rollout.num_gpus=1"]), tmp_path / "run")
+        train_parts(load_recipe(MINIATURE, ["method=rewarded-soups", "rollout.num_gpus=1"]), tmp_path / "run")
 
 
 class FakeEngines:
@@ -115,7 +117,7 @@ class FakeEngines:
 
     def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):
         assert policy_version == self.version
-        response = Response(token_ids=(1,), text=json.dumps(self.mixed), finish_reason="stop", logprob=-1.0)
+        response = Response(token_ids=(1,), text=json.dumps(self.mixed), finish_reason="stop", logprobs=(-1.0,))
         rollouts = tuple(
             Rollout(request=r, responses=(response,), min_policy_version=self.version, max_policy_version=self.version)
             for r in requests
@@ -129,8 +131,9 @@ class FakeEngines:
 
 def soup_sampler():
     engines = FakeEngines()
-    renderer = RememberingRenderer(make_renderer(RECIPE, WordTokenizer()))
-    return SoupSampler(engines, engines, engines, renderer, num_experts=2), renderer
+    renderer, merger = RememberingRenderer(make_renderer(RECIPE, WordTokenizer())), make_method(RECIPE.method)
+    assert isinstance(merger, Merger)
+    return SoupSampler(engines, engines, engines, renderer, merger), renderer
 
 
 def test_every_preference_is_answered_by_its_own_average_in_the_order_asked():

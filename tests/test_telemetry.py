@@ -33,8 +33,8 @@ def scored(scores):
         request_id="r", prompt="p", prompt_ids=(1, 2), preference=(0.7, 0.3), num_responses=2, seed=1
     )
     responses = (
-        Response(token_ids=(1, 2, 3), text="a", finish_reason="stop", logprob=-1.0),
-        Response(token_ids=(4,), text="b", finish_reason="length", logprob=-1.0),
+        Response(token_ids=(1, 2, 3), text="a", finish_reason="stop", logprobs=(-1.0,)),
+        Response(token_ids=(4,), text="b", finish_reason="length", logprobs=(-1.0,)),
     )
     rollout = Rollout(request=request, responses=responses, min_policy_version=0, max_policy_version=0)
     batch = RequestBatch(step=0, requests=(request,), preference_neg=np.array([[0.2, 0.8]]))

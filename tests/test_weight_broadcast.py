@@ -10,8 +10,10 @@ from actors.config import RolloutConfig
 from actors.rollout import start_rollouts, stop
 from actors.types import GenerationRequest, Rollout, StaleWeightsError, WeightTransferError
 from learner.config import LearnerConfig, LoraSection
+from learner.examples import Batch, Example
 from learner.group import LearnerGroup
-from learner.types import PairBatch, PreferencePair, WeightSyncError
+from learner.types import WeightSyncError
+from tests.learner_ranks import method, pair_example
 from tests.tiny_models import make_tiny_policy
 
 pytestmark = pytest.mark.ray
@@ -156,16 +158,9 @@ class Tampering:
         return call(self.engine, "weights_finish", policy_version)
 
 
-def pairs(count: int) -> tuple[PreferencePair, ...]:
+def pairs(count: int) -> tuple[Example, ...]:
     return tuple(
-        PreferencePair(
-            prompt_ids_pos=(5 + i, 9, 40),
-            prompt_ids_neg=((5 + i, 9, 41),),
-            response_ids=((20 + i, 21, 1), (30, 31 + i, 32, 33)),
-            weight_y1=0.7,
-            weight_y2=0.3,
-        )
-        for i in range(count)
+        pair_example(((5 + i, 9, 40), (5 + i, 9, 41)), ((20 + i, 21, 1), (30, 31 + i, 32, 33))) for i in range(count)
     )
 
 
@@ -277,7 +272,13 @@ def test_after_an_update_and_a_push_engine_and_learner_agree(
 
     config = LearnerConfig(learning_rate=0.02, schedule="constant", num_cpus=0.5, bucket_bytes=BUCKET_BYTES, **changes)
     with LearnerGroup.start(
-        config, model=str(policy), total_steps=4, pairs_per_step=4, seed=0, run_name=f"test-broadcast-{name}"
+        config,
+        model=str(policy),
+        method=method(),
+        total_steps=4,
+        examples_per_step=4,
+        seed=0,
+        run_name=f"test-broadcast-{name}",
     ) as learner:
         learner.make_room = lambda: ray.get(engine.sleep.remote(), timeout=60)  # as in a colocated run
         learner.connect([engine])
@@ -286,7 +287,7 @@ def test_after_an_update_and_a_push_engine_and_learner_agree(
         assert start == pytest.approx(flat(learner.token_logprobs(PROMPTS, RESPONSES)), abs=1e-4)
 
         for step in range(2):
-            learner.update(PairBatch(step=step, pairs=pairs(4)))
+            learner.update(Batch(step=step, examples=pairs(4)))
         report = learner.push_weights(1)
         assert report.manifest.policy_version == 1
         assert report.manifest.checksum != first.manifest.checksum

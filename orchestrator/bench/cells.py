@@ -27,20 +27,25 @@ ORPHAN_TIMEOUT_S = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Cell:
-    """Example: Cell(method="mi-epo@learner.beta_w=0.03", seed=0, value=0.3)"""
+    """Example: Cell(method="mi-epo@method.beta_w=0.03", seed=0, value=0.3)"""
 
     method: str
     """A method of `learner.methods`, or a variant of one: METHOD@section.key=value, again with @ for more keys."""
     seed: int
     value: float
-    """Of the learner's setting `knob`."""
+    """Of the setting `key`."""
     part: Literal["cells", "tuning", "sweep"] = "cells"
     """What it is run for, and its folder; only `cells` are evaluated on the way as well."""
 
     @property
-    def knob(self) -> str:
-        """The method's `tuned_by`."""
+    def key(self) -> str:
+        """The method's `tuned_by`, a key of the recipe."""
         return method_of(self.method).tuned_by
+
+    @property
+    def knob(self) -> str:
+        """Its last part, for tables and folders."""
+        return self.key.rpartition(".")[2]
 
     @property
     def name(self) -> str:
@@ -49,7 +54,7 @@ class Cell:
     def overrides(self) -> list[str]:
         name, *changes = self.method.split("@")
         curve = [] if self.part == "cells" else ["evaluate.every=0"]
-        return [f"method={name}", f"seed={self.seed}", f"learner.{self.knob}={self.value}", *changes, *curve]
+        return [f"method={name}", f"seed={self.seed}", f"{self.key}={self.value}", *changes, *curve]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +146,8 @@ class CellRunner:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def method_of(variant: str) -> Method:
-    """`mi-epo` of `mi-epo@learner.beta_w=0.03`. Raises BadInput when there is none of that name."""
+def method_of(variant: str) -> type[Method]:
+    """`mi-epo` of `mi-epo@method.beta_w=0.03`. Raises BadInput when there is none of that name."""
     name = variant.partition("@")[0]
     if name not in METHODS:
         raise BadInput(f"--methods: must be among {', '.join(METHODS)}, got {name!r}")

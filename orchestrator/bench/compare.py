@@ -24,7 +24,7 @@ from orchestrator.cluster.connection import runs_that_fit
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.lines import as_text
-from orchestrator.recipes import load_recipe
+from orchestrator.recipes import load_recipe, override
 
 Say = Callable[[str], None]
 OVERRIDES = ("telemetry.wandb=disabled", "cluster.dashboard=false")
@@ -44,7 +44,7 @@ class Question:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Setting of the learner -> values among which each method tuned by it gets its own best; else the recipe's."""
+    """Name of a setting -> values among which each method tuned by it gets its own best; else the recipe's."""
     tune_seed: int | None = None
     """Seed of the runs that choose; None: the first after the compared ones."""
     sweep: tuple[str, tuple[float, ...]] | None = None
@@ -78,8 +78,10 @@ class Question:
 
     def values(self, method: str, recipe: Recipe) -> tuple[float, ...]:
         """Candidates for the method's setting."""
-        knob = method_of(method).tuned_by
-        return self.grids.get(knob) or (getattr(recipe.learner, knob),)
+        section, _, knob = method_of(method).tuned_by.partition(".")
+        name, *changes = method.split("@")
+        own = override(recipe, [f"method={name}", *changes])
+        return self.grids.get(knob) or (getattr(getattr(own, section), knob),)
 
 
 def compare(question: Question, recipe_path: str, overrides: Sequence[str], folder: Path | None, *, say: Say) -> Path:

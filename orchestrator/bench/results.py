@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError
 
+from learner.methods import Merger
 from orchestrator.bench.cells import Cell, Work, method_of
 from orchestrator.bench.summary import summarize_side
 from orchestrator.errors import BadInput
@@ -25,7 +26,7 @@ class CellResult(Section):
     method: str
     seed: int
     knob: str
-    """The method's `tuned_by`, a setting of the learner's section ..."""
+    """The last part of the method's `tuned_by` ..."""
     value: float
     """... and what it stood at."""
     prompts: int
@@ -46,7 +47,7 @@ class Sweep(Section):
     """One setting of the first method at several values, the rest at what was chosen for that method."""
 
     key: str
-    """Example: learner.beta_w"""
+    """Example: method.beta_w"""
     values: tuple[float, ...]
     methods: tuple[str, ...]
     """The name under which each value's cells stand; the plain method where the value is the recipe's own."""
@@ -79,7 +80,8 @@ def gather(work: Work, cell: Cell) -> CellResult:
     metrics = list(read_lines(path / "metrics.jsonl"))
     run = json.loads((path / "run.json").read_text(encoding="utf-8"))
     records = read_lines(path / "evaluations.jsonl")
-    within = [] if method_of(cell.method).experts else records[:-1]  # a soup is evaluated outside its experts' steps
+    # Merges are evaluated outside the steps of their parts.
+    within = [] if issubclass(method_of(cell.method), Merger) else records[:-1]
     evaluations = []
     for record in records:
         tokens = sum(step["generated_tokens"] for step in metrics if step["step"] < record["step"])

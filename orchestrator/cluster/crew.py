@@ -1,8 +1,9 @@
 """All actors of a run: started together and stopped together."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors.startup import ActorSpec, reserve
@@ -10,32 +11,54 @@ from actors.types import RolloutError
 from orchestrator.cluster.placement import pair_demand
 
 if TYPE_CHECKING:
+    from learner.group import LearnerGroup
     from orchestrator.config import Recipe
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actors:
+    """Example: Actors(rollouts=[engine], rewards={"helpfulness": [judge]}, learner=None)"""
+
+    rollouts: Sequence[Any]
+    """In engine order."""
+    rewards: Mapping[str, Sequence[Any]]
+    """Objective name -> its replicas, in recipe order."""
+    learner: "LearnerGroup | None"
+
+
 @contextlib.contextmanager
-def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], dict[str, list[Any]], Any]]:
-    """Start all actors side by side and wait until every one is ready; stop exactly these on the way out."""
+def start_actors(recipe: "Recipe", run_name: str, *, model: str | None = None, trains: bool = True) -> Iterator[Actors]:
+    """Start all actors side by side and wait until every one is ready; stop exactly these on the way out.
+
+    Args:
+        model: what the engines load; None: the recipe's starting policy.
+        trains: with the learner.
+    """
     from actors import reward, rollout
     from learner.group import LearnerGroup
 
     started: list[Callable[[], None]] = []
     try:
         reserved = None
-        if recipe.rollout.colocated:
+        if recipe.rollout.colocated and trains:
             reserved = _reserve_pairs(recipe, run_name)
             started.append(lambda: _give_back(reserved))
         with ThreadPoolExecutor(max_workers=3) as pool:
             learner = pool.submit(
-                LearnerGroup.start,
-                recipe.learner,
-                model=recipe.policy.model,
-                total_steps=recipe.loop.steps,
-                pairs_per_step=recipe.pairs_per_step,
-                seed=recipe.seed,
-                method=recipe.method,
-                run_name=run_name,
-                reserved=reserved,
+                lambda: (
+                    LearnerGroup.start(
+                        recipe.learner,
+                        model=recipe.policy.model,
+                        method=recipe.method,
+                        total_steps=recipe.loop.steps,
+                        examples_per_step=recipe.examples_per_step,
+                        seed=recipe.seed,
+                        run_name=run_name,
+                        reserved=reserved,
+                    )
+                    if trains
+                    else None
+                )
             )
             rewards = pool.submit(reward.start_rewards, recipe.objectives, run_name=run_name)
 
@@ -45,7 +68,11 @@ def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], d
                     # when an engine is started again later.
                     learner.result()
                 return rollout.start_rollouts(
-                    recipe.rollout, model=recipe.policy.model, run_name=run_name, seed=recipe.seed, reserved=reserved
+                    recipe.rollout,
+                    model=model or recipe.policy.model,
+                    run_name=run_name,
+                    seed=recipe.seed,
+                    reserved=reserved,
                 )
 
             rollouts = pool.submit(start_rollouts)
@@ -54,15 +81,16 @@ def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], d
                 started.append(lambda: rollout.stop(rollouts.result()))
             if not failures[1]:
                 started.append(lambda: reward.stop(rewards.result()))
-            if not failures[2]:
-                started.append(lambda: learner.result().close())
+            group = None if failures[2] else learner.result()
+            if group is not None:
+                started.append(group.close)
             for failure in failures:
                 if failure is not None:
                     raise failure
-        yield rollouts.result(), rewards.result(), learner.result()
+        yield Actors(rollouts=rollouts.result(), rewards=rewards.result(), learner=group)
     finally:
         for stop in reversed(started):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # of a cluster that is gone; the first error is the one to tell
                 stop()
 
 

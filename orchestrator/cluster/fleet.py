@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from actors.startup import call_ready, one_line
@@ -142,7 +143,7 @@ class Fleet:
         engines: Sequence[Replica],
         *,
         connect: Callable[[list[Any]], None] | None = None,
-        push: Callable[[int], SyncReport] | None = None,
+        push: Callable[[int], SyncReport | None] | None = None,
         start_timeout_s: float,
         generate_timeout_s: float,
     ) -> None:
@@ -153,7 +154,7 @@ class Fleet:
         self._start_timeout_s = start_timeout_s
         self._generate_timeout_s = generate_timeout_s
         self._connected: list[tuple[str, int]] = []
-        self._sampling = 0
+        self._sampling = self._ended = 0
         self._changed = threading.Condition()
         for engine in self.engines:
             engine.give(0, engine.life)
@@ -232,12 +233,19 @@ class Fleet:
     def end_sampling(self) -> None:
         with self._changed:
             self._sampling -= 1
+            self._ended += 1
             self._changed.notify_all()
 
     def _wait_for_sampling(self) -> None:
+        """Until nothing samples: each batch in flight has its own deadline, so one must end within it."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._sampling == 0, self._generate_timeout_s):
-                raise ComponentLost(f"rollout engines: still sampling after {self._generate_timeout_s:g} s")
+            while self._sampling:
+                ended = self._ended
+                if not self._changed.wait_for(partial(self._has_ended, ended), self._generate_timeout_s):
+                    raise ComponentLost(f"rollout engines: still sampling after {self._generate_timeout_s:g} s")
+
+    def _has_ended(self, earlier: int) -> bool:
+        return self._ended > earlier
 
     def _present(self) -> list[Replica]:
         import ray

@@ -2,6 +2,7 @@
 
 train           a training run: claim the folder, wire the actors, evaluate, train, evaluate, export
 loop            the method, on one screen
+stages          what the loop drives, as protocols
 wiring          the run's actors joined into the stages that the loop drives
 
 The stages:

@@ -1,4 +1,4 @@
-"""From prompts to generation requests, and from scored responses to preference pairs.
+"""From prompts to generation requests, and from scored responses to the method's examples.
 
 Everything here is a pure function of (recipe, seed, step): no actor, no state, so a step can be made again.
 """
@@ -6,16 +6,18 @@ Everything here is a pure function of (recipe, seed, step): no actor, no state, 
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from actors.types import GenerationRequest, Rollout
-from learner.methods import METHODS
-from learner.types import PairBatch, PreferencePair
+from learner.examples import Batch, Group
+from learner.methods import make_method
 from orchestrator.data import PromptStream
 from rewards.normalize import Normalizer
-from rewards.preferences import quantize, sample_preference_pairs
+from rewards.preferences import DirichletSampler, PromptRenderer
+from rewards.targets import LevelRenderer
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -64,7 +66,7 @@ class ScoredBatch:
 class PairStatistics:
     """Example: PairStatistics(dropped=0, conflict_rate=0.8, tie_rate=0.1)"""
 
-    dropped: int  # prompts without all N x K finite scores
+    dropped: int  # prompts with a missing score, whatever the method makes of the rest
     conflict_rate: float  # prompts on which two objectives prefer different responses
     tie_rate: float  # prompts on which every objective ties: they have no gradient in the alignment loss
 
@@ -76,51 +78,45 @@ def derive_seed(*parts: object) -> int:
 
 
 class Batcher:
-    """The training side of the data flow: requests for a step, pairs from their scored responses.
+    """The training side of the data flow: requests for a step, examples from their scored responses.
 
     Args:
-        skipped: steps that give no pairs, because their update is known to be poisoned.
+        renderer: writes w into prompts.
+        normalizer: what the method's scale of scores is relative to.
+        skipped: steps that give no examples, because their update is known to be poisoned.
     """
 
     def __init__(
         self,
         recipe: "Recipe",
         prompts: Sequence[str],
-        renderer: Renders,
+        renderer: PromptRenderer,
         normalizer: Normalizer,
         *,
         skipped: Collection[int] = (),
     ) -> None:
         self.recipe = recipe
-        self.method = METHODS[recipe.method]
+        self.method = make_method(recipe.method)
         self.normalizer = normalizer
         self.prompts = prompts
         self.renderer = renderer
+        self.levels_renderer = LevelRenderer.like(renderer)
+        self.sampler = DirichletSampler(recipe.preferences)
         self.skipped = skipped
         self.stream = PromptStream(len(prompts), batch_size=recipe.loop.prompts_per_step, seed=recipe.seed)
 
-    def requests(self, step: int) -> RequestBatch:
-        recipe = self.recipe
-        preference_pos, preference_neg = sample_preference_pairs(
-            np.random.default_rng([recipe.seed, step, 1]),
-            recipe.loop.prompts_per_step,
-            recipe.num_objectives,
-            alpha=recipe.preferences.alpha,
-            decimals=recipe.preferences.decimals,
-            negatives=recipe.preferences.negatives,
-            min_distance=recipe.preferences.min_distance,
-        )
-        if recipe.preferences.fixed is not None:
-            preference_pos = np.tile(
-                quantize(recipe.preferences.fixed, recipe.preferences.decimals), (len(preference_pos), 1)
-            )
-        return self.request_batch(step, self.renderer, preference_pos, preference_neg)
+    def staleness(self, step: int) -> int:
+        """Most versions between the policy that samples the step's batch and the one updated with it."""
+        return self.method.staleness(step, self.recipe.loop.steps, self.recipe.loop.max_staleness)
 
-    def request_batch(
-        self, step: int, renderer: Renders, preference_pos: np.ndarray, preference_neg: np.ndarray
-    ) -> RequestBatch:
-        """The step's prompts under these numbers [B, K] and [B, M, K], written by this renderer."""
+    def requests(self, step: int) -> RequestBatch:
+        """The step's prompts, each under a w+ (or the levels) of its own."""
         recipe = self.recipe
+        sampler = self.method.sampler(step, recipe.loop.steps) or self.sampler
+        renderer: Renders = self.levels_renderer if sampler.writes == "levels" else self.renderer
+        preference_pos, preference_neg = sampler.draw(
+            np.random.default_rng([recipe.seed, step, 1]), recipe.loop.prompts_per_step, recipe.num_objectives
+        )
         requests = tuple(
             make_request(
                 renderer,
@@ -133,46 +129,39 @@ class Batcher:
         )
         return RequestBatch(step=step, requests=requests, preference_neg=preference_neg)
 
-    def pairs(self, scored: ScoredBatch) -> tuple[PairBatch, PairStatistics]:
-        """Prompts with a missing or non-finite score are dropped and counted, never scored as zero."""
-        import torch
+    def examples(self, scored: ScoredBatch) -> tuple[Batch, PairStatistics]:
+        """A response with a missing or non-finite score is left out, never scored as zero.
 
-        if scored.batch.step in self.skipped:
-            return PairBatch(step=scored.batch.step, pairs=()), pair_statistics(scored.scores)
-        complete = np.isfinite(scored.scores).all(axis=(1, 2))
-        kept = np.flatnonzero(complete)
-        preference = torch.tensor([scored.rollouts[i].request.preference for i in kept], dtype=torch.float64)
-        preference = preference.reshape(len(kept), self.recipe.num_objectives)
-        normalized = torch.from_numpy(self.normalizer.apply(scored.scores[kept]))
-        chosen = self.method.choose_pairs(
-            normalized,
-            preference,
-            self.recipe.learner,
-            seed=derive_seed(self.recipe.seed, "route", scored.batch.step),
-        )
-        counts = chosen.prompt.bincount(minlength=len(kept)).tolist()
-        pairs = tuple(
-            PreferencePair(
-                prompt_ids_pos=scored.rollouts[kept[row]].request.prompt_ids,
-                prompt_ids_neg=self._negative_prompts(scored, kept[row]),
-                response_ids=tuple(scored.rollouts[kept[row]].responses[j].token_ids for j in responses),
-                weight_y1=weight_y1,
-                weight_y2=weight_y2,
-                prompt_share=1 / counts[row],
-            )
-            for row, responses, weight_y1, weight_y2 in zip(
-                chosen.prompt.tolist(),
-                chosen.responses.tolist(),
-                chosen.weight_y1.tolist(),
-                chosen.weight_y2.tolist(),
-                strict=True,
-            )
-        )
-        return PairBatch(step=scored.batch.step, pairs=pairs), pair_statistics(scored.scores)
+        A prompt is dropped where fewer than the method needs remain.
+        """
+        step, found = scored.batch.step, []
+        if step not in self.skipped:
+            seen = self.method.transform(scored.scores, self.normalizer)
+            for row in range(len(scored.rollouts)):
+                group = self._group(scored, row, seen[row])
+                if len(group.responses) >= self.method.min_responses:
+                    found += self.method.examples(group)
+        return Batch(step=step, examples=tuple(found)), pair_statistics(scored.scores)
 
-    def _negative_prompts(self, scored: ScoredBatch, index: int) -> tuple[tuple[int, ...], ...]:
-        prompt = scored.rollouts[index].request.prompt
-        return tuple(tuple(self.renderer.token_ids(prompt, w)) for w in scored.batch.preference_neg[index])
+    def _group(self, scored: ScoredBatch, row: int, scores_NK: np.ndarray) -> Group:
+        """The prompt with those of its responses that have every score."""
+        request, responses = scored.rollouts[row].request, scored.rollouts[row].responses
+        kept = [j for j in np.flatnonzero(np.isfinite(scores_NK).all(axis=1)) if responses[j].token_ids]
+        others = scored.batch.preference_neg[row] if self.method.negatives else ()
+        return Group(
+            preference=np.array(request.preference),
+            scores=scores_NK[kept],
+            prompts=(request.prompt_ids, *(self._prompt(self.renderer, request.prompt, w) for w in others)),
+            responses=tuple(responses[j].token_ids for j in kept),
+            logprobs=tuple(responses[j].logprobs for j in kept),
+            asking=partial(self._prompt, self.levels_renderer, request.prompt),
+            seed=derive_seed(self.recipe.seed, "route", scored.batch.step, row),
+            progress=scored.batch.step / self.recipe.loop.steps,
+        )
+
+    @staticmethod
+    def _prompt(renderer: Renders, prompt: str, numbers: Sequence[float]) -> tuple[int, ...]:
+        return tuple(renderer.token_ids(prompt, numbers))
 
 
 def pair_statistics(scores: np.ndarray) -> PairStatistics:

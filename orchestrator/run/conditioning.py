@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
 FILE_NAME = "mi_epo.json"
+AsksFor = Literal["weights", "levels"]
 
 
 class PolicyConditioning(Section):
@@ -23,22 +24,27 @@ class PolicyConditioning(Section):
 
     objectives: tuple[str, ...] = Field(min_length=1)
     preferences: PreferencesConfig
-    asks_for: Literal["weights", "levels"] = "weights"
+    asks_for: AsksFor = "weights"
     """What is printed for a user's w: the weights, or the reward levels that they map to (method ric)."""
     max_new_tokens: int = Field(ge=1)
     temperature: float = Field(gt=0)
 
     def renderer(self, tokenizer: Any) -> PromptRenderer:
         """What writes a user's w into the policy's prompt."""
-        kind = TargetRenderer if self.asks_for == "levels" else PromptRenderer
-        return kind(self.preferences.conditioning, self.objectives, self.preferences.decimals, tokenizer)
+        plain = PromptRenderer(self.preferences.conditioning, self.objectives, self.preferences.decimals, tokenizer)
+        return asked_renderer(self.asks_for, plain)
+
+
+def asked_renderer(asks_for: AsksFor, renderer: PromptRenderer) -> PromptRenderer:
+    """What writes a user's w into a trained policy's prompt, with the templates of `renderer`."""
+    return TargetRenderer.like(renderer) if asks_for == "levels" else renderer
 
 
 def save_conditioning(policy: Path, recipe: "Recipe") -> None:
     record = PolicyConditioning(
         objectives=recipe.objective_names,
         preferences=recipe.preferences,
-        asks_for="levels" if METHODS[recipe.method].supervised else "weights",
+        asks_for=METHODS[recipe.method.type].asks_for,
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
     )

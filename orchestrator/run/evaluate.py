@@ -81,6 +81,8 @@ class Evaluator:
 
     Args:
         prompts: held-out prompts [P]; `recipe.evaluate.prompts` of them, evenly spaced, are used.
+        renderer: writes w as the policy at hand reads it; at step 0 of a training run that is the start.
+        asked: the same of the policy in training, from step 1 on; None: the same.
         normalizers: per judge, measured on the starting policy and frozen.
         reference_logprobs: (prompt_ids, response_ids) -> log-probability of every response token under the frozen
             start. Without it the KL to the start is left out.
@@ -93,11 +95,14 @@ class Evaluator:
         renderer: Renders,
         prompts: Sequence[str],
         normalizers: dict[Judge, Normalizer],
+        *,
+        asked: Renders | None = None,
         reference_logprobs: Callable[[list[TokenIds], list[TokenIds]], list[list[float]]] | None = None,
     ) -> None:
         self.recipe = recipe
         self.sampler = sampler
         self.renderer = renderer
+        self.asked = asked or renderer
         self.prompts = spread(prompts, recipe.evaluate.prompts)
         self.normalizers = normalizers
         self.reference_logprobs = reference_logprobs
@@ -105,10 +110,11 @@ class Evaluator:
 
     def __call__(self, step: int, policy_version: int) -> dict[str, Any]:
         started = time.monotonic()
+        renderer = self.asked if step else self.renderer
         recipe, samples = self.recipe, self.recipe.evaluate.samples
         requests = [
             make_request(
-                self.renderer,
+                renderer,
                 prompt=prompt,
                 preference=w,
                 num_responses=samples,
@@ -131,8 +137,8 @@ class Evaluator:
             "preferences": self.preferences.tolist(),
             **front_metrics(self.preferences, rewards, recipe.reference_point),
             "prompt_intervals": self._prompt_intervals(rewards, samples),
-            "identification_accuracy": self._identification_accuracy(scored.rollouts),
-            "information_nats": self._information(scored.rollouts),
+            "identification_accuracy": self._identification_accuracy(scored.rollouts, renderer),
+            "information_nats": self._information(scored.rollouts, renderer),
             "kl_to_start": self._kl_to_start(scored.rollouts),
             "distinct_responses": _distinct_responses(scored.rollouts),
             "response_length": float(np.mean(lengths)),
@@ -181,7 +187,7 @@ class Evaluator:
             "hypervolume": hypervolume(points, self.recipe.reference_point),
         }
 
-    def _identification_accuracy(self, rollouts: Sequence[Rollout]) -> float | None:
+    def _identification_accuracy(self, rollouts: Sequence[Rollout], renderer: Renders) -> float | None:
         """Share of responses y ~ pi(.|x, w) with log pi(y|x, w) > log pi(y|x, w'), w' another vector of the grid.
 
         In [0, 1], higher is better, 0.5 is chance. It needs no reference model, so it also holds for the starting
@@ -195,7 +201,7 @@ class Evaluator:
         others = []
         for rollout in chosen:
             distinct = self.preferences[np.abs(self.preferences - rollout.request.preference).max(axis=1) > 1e-9]
-            others.append(tuple(self.renderer.token_ids(rollout.request.prompt, distinct[rng.integers(len(distinct))])))
+            others.append(tuple(renderer.token_ids(rollout.request.prompt, distinct[rng.integers(len(distinct))])))
         responses = [rollout.responses[0].token_ids for rollout in chosen]
         own = [rollout.request.prompt_ids for rollout in chosen]
         logprobs = self.sampler.logprobs([*own, *others], [*responses, *responses])
@@ -207,14 +213,14 @@ class Evaluator:
         rng = np.random.default_rng([self.recipe.seed, 4])
         return dict(prompt_intervals(self.preferences, by_prompt, self.recipe.reference_point, rng=rng))
 
-    def _information(self, rollouts: Sequence[Rollout]) -> float | None:
+    def _information(self, rollouts: Sequence[Rollout], renderer: Renders) -> float | None:
         """`rewards.pareto.information_nats` over the vectors of the grid."""
         count = self.recipe.evaluate.information_responses
         if not count or len(self.preferences) < 2:
             return None
         chosen = _answered(rollouts, count)
         prompt_ids = [
-            tuple(self.renderer.token_ids(rollout.request.prompt, w)) for rollout in chosen for w in self.preferences
+            tuple(renderer.token_ids(rollout.request.prompt, w)) for rollout in chosen for w in self.preferences
         ]
         response_ids = [rollout.responses[0].token_ids for rollout in chosen for _ in self.preferences]
         logprobs = np.reshape(self.sampler.logprobs(prompt_ids, response_ids), (len(chosen), len(self.preferences)))

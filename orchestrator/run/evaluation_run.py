@@ -1,10 +1,12 @@
 """`mi-epo evaluate`: the preference grid for a trained run or any policy folder, outside training."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.cluster import connection
+from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import BadInput
 from orchestrator.lines import json_line
@@ -15,7 +17,7 @@ from orchestrator.run.generate import find_policy
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.sampling import Sampler
 from orchestrator.run.train import build_assets
-from orchestrator.run.wiring import make_fleet, make_sampler
+from orchestrator.run.wiring import join_fleet, join_sampler
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -55,38 +57,27 @@ def evaluate(target: Path, recipe: "Recipe | None", output: Path | None, *, say:
     run_dir.start(recipe)
     failures = Failures(recipe.cluster, run_dir.path, say)
     with connection.connect(recipe):
-        from actors import reward, rollout
-
-        rewards = reward.start_rewards(recipe.objectives, run_name=run_dir.path.name)
-
-        def with_engine(model: str, work: Callable[[Sampler], Any]) -> Any:
-            engines = rollout.start_rollouts(recipe.rollout, model=model, run_name=run_dir.path.name, seed=recipe.seed)
-            try:
-                return work(make_sampler(recipe, make_fleet(recipe, engines, failures), rewards, failures))
-            finally:
-                rollout.stop(engines)
-
-        try:
-            if normalizers is None:
-                say(f"measuring the normaliser on {recipe.policy.model} ...")
-                normalizers = with_engine(
-                    recipe.policy.model,
-                    lambda sampler: measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, 0),
-                )
-            run_dir.save_normalizers(normalizers)
-            say(f"evaluating {policy} on the preference grid ...")
-            record = with_engine(
-                str(policy),
-                lambda sampler: Evaluator(recipe, sampler, renderer, inputs.heldout, normalizers)(0, 0),
-            )
-        finally:
-            reward.stop(rewards)
+        if normalizers is None:
+            say(f"measuring the normaliser on {recipe.policy.model} ...")
+            with _sampler(recipe, recipe.policy.model, run_dir, failures) as sampler:
+                normalizers = measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, 0)
+        run_dir.save_normalizers(normalizers)
+        say(f"evaluating {policy} on the preference grid ...")
+        with _sampler(recipe, str(policy), run_dir, failures) as sampler:
+            record = Evaluator(recipe, sampler, renderer, inputs.heldout, normalizers)(0, 0)
     line = json_line(record)
     for name in ("evaluation.json", "evaluations.jsonl"):
         (run_dir.path / name).write_text(line, encoding="utf-8")
     run_dir.finish("finished")
     say(f"evaluation  {run_dir.path / 'evaluation.json'}")
     return run_dir.path
+
+
+@contextlib.contextmanager
+def _sampler(recipe: "Recipe", model: str, run_dir: RunDir, failures: Failures) -> Iterator[Sampler]:
+    """Engines that serve `model`, and the judges, for as long as the block lasts."""
+    with start_actors(recipe, run_dir.path.name, model=model, trains=False) as actors:
+        yield join_sampler(recipe, join_fleet(recipe, actors, failures), actors, failures)
 
 
 def _free_folder(target: Path) -> Path:

@@ -27,7 +27,7 @@ class _Response(Section):
     token_ids: tuple[int, ...]
     text: str
     finish_reason: str
-    logprob: float
+    logprobs: tuple[float, ...]
     scores: tuple[float | None, ...]
     """[K], null where a judge gave none."""
 
@@ -91,7 +91,7 @@ def _describe(batch: ScoredBatch) -> _Batch:
                         token_ids=response.token_ids,
                         text=response.text,
                         finish_reason=response.finish_reason,
-                        logprob=response.logprob,
+                        logprobs=response.logprobs,
                         scores=tuple(float(score) if np.isfinite(score) else None for score in scores_K),
                     )
                     for response, scores_K in zip(rollout.responses, scores_NK, strict=True)

@@ -1,31 +1,16 @@
 """The method, on one screen. Every stage behind it is named by what it does; see the package map for who they are.
 
-Consumes prompts; produces policy versions. Up to `max_staleness` batches are sampled ahead of the update: sampling of
-the next batch waits for the broadcast of the previous version, and the broadcast waits for sampling in flight, so a
-batch is never more than `max_staleness` versions older than the policy it updates.
+Consumes prompts; produces policy versions. Up to `max_staleness` batches are sampled ahead of the update (or as many as
+the method samples by one policy): sampling of the next batch waits for the broadcast of the previous version, and the
+broadcast waits for sampling in flight, so a batch is never older than its bound when the policy is updated with it.
 """
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 from orchestrator.config import LoopConfig
 from orchestrator.errors import RunFailed
-
-
-class Stages(Protocol):
-    """What the loop drives."""
-
-    batcher: Any
-    sampler: Any
-    learner: Any
-    fleet: Any
-    recorder: Any
-    stop_requested: Any
-
-    def evaluate(self, step: int, policy_version: int) -> Any: ...
-
-    def checkpoint(self, next_step: int, policy_version: int, in_flight: list[Any]) -> Any: ...
+from orchestrator.run.stages import Pending, Stages
 
 
 def train(
@@ -35,33 +20,31 @@ def train(
     first_step: int,
     policy_version: int,
     evaluate_every: int,
-    restored: Sequence[Any] = (),
+    restored: Sequence[Pending] = (),
 ) -> int:
     """Run optimizer steps `first_step .. config.steps - 1`; returns the number of the step after the last one done.
 
     `restored`: batches in flight from `first_step` on, when a checkpoint is continued.
     """
-    in_flight: deque[Any] = deque(restored)
+    in_flight: deque[Pending] = deque(restored)
     empty_batches = 0
     for step in range(first_step, config.steps):
-        while len(in_flight) <= config.max_staleness and step + len(in_flight) < config.steps:
-            requests = stages.batcher.requests(step + len(in_flight))
-            in_flight.append(stages.sampler.submit(requests, policy_version))
+        while (ahead := step + len(in_flight)) < config.steps and ahead - step <= stages.batcher.staleness(ahead):
+            in_flight.append(stages.sampler.submit(stages.batcher.requests(ahead), policy_version))
 
         with stages.recorder.stage("idle_learner"):
             scored = in_flight.popleft().result()
-        staleness = policy_version - scored.min_policy_version
-        if staleness > config.max_staleness:
-            raise RunFailed(f"step {step}: staleness {staleness} exceeds loop.max_staleness = {config.max_staleness}")
+        staleness, bound = policy_version - scored.min_policy_version, stages.batcher.staleness(step)
+        if staleness > bound:
+            raise RunFailed(f"step {step}: staleness {staleness} exceeds its bound {bound} (loop.max_staleness)")
 
-        batch, statistics = stages.batcher.pairs(scored)
-        empty_batches = 0 if batch.pairs else empty_batches + 1
+        batch, statistics = stages.batcher.examples(scored)
+        empty_batches = 0 if batch.examples else empty_batches + 1
         if empty_batches > config.max_empty_batches:
-            raise RunFailed(
-                f"step {step}: {empty_batches} batches in a row without a usable pair; {stages.recorder.hint()}"
-            )
+            hint = stages.recorder.hint()
+            raise RunFailed(f"step {step}: {empty_batches} batches in a row without a usable example; {hint}")
         report = sync = None
-        if batch.pairs:
+        if batch.examples:
             with stages.recorder.stage("learn"):
                 report = stages.learner.update(batch)
             policy_version += 1

@@ -34,11 +34,15 @@ CLAIM_TIMEOUT_S = 30.0
 """Longest wait for the process that held the run before, which may still be leaving."""
 STABLE = "STABLE"
 """Marker file of a complete checkpoint, written last."""
+LAYOUT = 2
+"""Of a checkpoint; raised when what it holds is no longer read."""
 
 
 class CheckpointMeta(Section):
     """checkpoints/step-NNNNNN/meta.json."""
 
+    layout: int = 1
+    """Of everything in the folder: `LAYOUT`, or an earlier one."""
     next_step: int = Field(ge=0)
     policy_version: int = Field(ge=0)
     objectives: tuple[str, ...]
@@ -173,7 +177,7 @@ class RunDir:
         """What runs, where and with what; a resumed run keeps its first start and gains `resumed`."""
         self.describe(
             name=recipe.name,
-            method=recipe.method,
+            method=recipe.method.type,
             seed=recipe.seed,
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
             host=platform.node(),
@@ -191,7 +195,7 @@ class RunDir:
         self.describe(status=status, end=_now(), **values)
 
     def save_normalizers(self, normalizers: "dict[Any, Normalizer]") -> None:
-        record = {judge: normalizer.to_dict() for judge, normalizer in normalizers.items()}
+        record = {judge: normalizer.to_record() for judge, normalizer in normalizers.items()}
         (self.path / "normalizer.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def load_normalizers(self) -> "dict[Any, Normalizer]":
@@ -266,10 +270,15 @@ def _read_checkpoint(path: Path) -> CheckpointMeta:
 
 
 def _check_belongs(path: Path, meta: CheckpointMeta, recipe: Recipe) -> None:
+    if meta.layout != LAYOUT:
+        raise BadInput(
+            f"{path / 'meta.json'}: layout: must be {LAYOUT}, got {meta.layout}: another version of mi-epo made this "
+            "checkpoint, and that version alone goes on from it; nothing was changed"
+        )
     expected = {
         "objectives": recipe.objective_names,
         "policy_model": recipe.policy.model,
-        "method": recipe.method,
+        "method": recipe.method.type,
     }
     for key, value in expected.items():
         if getattr(meta, key) != value:

@@ -1,4 +1,4 @@
-"""A training run from recipe to report: start the actors, evaluate, train, evaluate, export, tell.
+"""A training run from recipe to policy: start the crew, evaluate, train, evaluate, export.
 
 Components never know each other; `Run` wires them and `loop.train` drives them.
 """
@@ -7,35 +7,34 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actors.reward import Judge
 from learner.checkpoint_meta import sha256_of
 from learner.methods import METHODS
 from learner.types import PoisonedUpdateError
 from orchestrator.cluster import connection
-from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
-from orchestrator.cluster.fleet import Fleet
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.lines import read_lines
 from orchestrator.plan import Inputs, check_inputs
-from orchestrator.run import loop, ric
+from orchestrator.run import loop
 from orchestrator.run.batching import Batcher, ScoredBatch
-from orchestrator.run.conditioning import save_conditioning
+from orchestrator.run.conditioning import asked_renderer, save_conditioning
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
-from orchestrator.run.rundir import CheckpointMeta, RunDir
-from orchestrator.run.sampling import Sampler
+from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
+from orchestrator.run.stages import CrewLearner, CrewSampler, Pending, Pushes
 from orchestrator.run.stopping import StopFlag
 from orchestrator.run.telemetry import Recorder, training_totals
-from orchestrator.run.wiring import make_sampler, make_training_fleet
+from orchestrator.run.wiring import Crew, Hire, hire_on_ray
+from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -52,14 +51,14 @@ class Run:
     recipe: "Recipe"
     run_dir: RunDir
     batcher: Batcher
-    sampler: Sampler
-    learner: Any
-    fleet: Fleet
+    sampler: CrewSampler
+    learner: CrewLearner
+    fleet: Pushes
     evaluator: Evaluator
     recorder: Recorder
     stop_requested: StopFlag = field(default_factory=StopFlag)
 
-    def evaluate(self, step: int, policy_version: int) -> dict[str, Any]:
+    def evaluate(self, step: int, policy_version: int) -> None:
         self.recorder.say(f"evaluating policy version {policy_version} on the preference grid ...")
         record = self.evaluator(step, policy_version)
         self.recorder.evaluation(record)
@@ -67,7 +66,6 @@ class Run:
             f"evaluation at step {step}: hypervolume {record['hypervolume']:.2f}  MIP {record['mip']:+.3f}  "
             f"CRD {record['crd']:.3f}  ({record['seconds']:.1f} s)"
         )
-        return record
 
     def checkpoint(self, next_step: int, policy_version: int, in_flight: Sequence[ScoredBatch]) -> None:
         recipe, partial = self.recipe, self.run_dir.path / "checkpoints" / "partial"
@@ -75,21 +73,32 @@ class Run:
         self.learner.save_checkpoint(partial)
         save_in_flight(partial, in_flight)
         meta = CheckpointMeta(
+            layout=LAYOUT,
             next_step=next_step,
             policy_version=policy_version,
             objectives=recipe.objective_names,
             policy_model=recipe.policy.model,
-            method=recipe.method,
+            method=recipe.method.type,
             in_flight_sha256=sha256_of(partial / IN_FLIGHT),
         )
         path = self.run_dir.publish_checkpoint(partial, meta, keep=recipe.loop.keep_checkpoints)
         self.recorder.say(f"checkpoint {path}")
 
 
-def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callable[[str], None] = print) -> int:
+def train(
+    recipe: "Recipe",
+    run_path: Path,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    hire: Hire = hire_on_ray,
+) -> int:
     """Run the recipe; returns the exit code (0, or 128 + signal after a stop with a checkpoint).
 
     A run that the folder holds already goes on from its last checkpoint (`RunDir.claim`).
+
+    Args:
+        hire: starts the crew.
     """
 
     def work(run_dir: RunDir, inputs: Inputs) -> int:
@@ -108,7 +117,10 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
             run_dir.rewind(next_step if checkpoint else -1)
             failures.step = next_step
             try:
-                return _train(recipe, run_dir, inputs, checkpoint, failures, stop, say)
+                # Read before anything starts, so that what is damaged is told at once.
+                resumed = checkpoint and Resumed.read(recipe, run_dir, inputs, *checkpoint)
+                with hire(recipe, run_dir.path.name, failures, stop, say) as crew:
+                    return _train(recipe, run_dir, inputs, resumed, crew, stop, say)
             except PoisonedUpdateError as error:
                 skip_update(recipe, run_dir, error)
                 say(f"{error}; going back to the last checkpoint, this update is left out")
@@ -121,9 +133,9 @@ def train(recipe: "Recipe", run_path: Path, *, resume: bool = False, say: Callab
 
 
 def skip_update(recipe: "Recipe", run_dir: RunDir, error: PoisonedUpdateError) -> None:
-    """Have the update left out from now on. Raises: too many were already, or the method cannot leave one out."""
+    """Have the update left out from now on. Raises: too many were already."""
     skipped = run_dir.skipped_updates
-    if METHODS[recipe.method].supervised or error.step in skipped:
+    if error.step in skipped:
         raise error
     if len(skipped) >= recipe.health.max_skipped_updates:
         raise RunFailed(
@@ -196,98 +208,100 @@ def build_assets(recipe: "Recipe", say: Callable[[str], None]) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """What a run goes on from."""
+
+    path: Path
+    meta: CheckpointMeta
+    normalizers: dict[Judge, Normalizer]
+    in_flight: Sequence[Pending]
+
+    @classmethod
+    def read(cls, recipe: "Recipe", run_dir: RunDir, inputs: Inputs, path: Path, meta: CheckpointMeta) -> "Resumed":
+        """Raises BadInput when a part of the checkpoint at `path` is damaged."""
+        normalizers = run_dir.load_normalizers()
+        batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"])
+        in_flight = load_in_flight(path, batcher.requests)
+        return cls(path=path, meta=meta, normalizers=normalizers, in_flight=in_flight)
+
+
 def _train(
     recipe: "Recipe",
     run_dir: RunDir,
     inputs: Inputs,
-    checkpoint: tuple[Path, CheckpointMeta] | None,
-    failures: Failures,
+    resumed: Resumed | None,
+    crew: Crew,
     stop: StopFlag,
     say: Callable[[str], None],
 ) -> int:
-    restored: Sequence[Any] = ()
-    skipped = run_dir.skipped_updates
-    if checkpoint is not None:  # read before anything starts, so that what is damaged is told at once
-        normalizers = run_dir.load_normalizers()
-        batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"], skipped=skipped)
-        restored = load_in_flight(checkpoint[0], batcher.requests)
-    say("starting Ray, the vLLM engines, the reward models and the learner ...")
-    with (
-        connection.connect(recipe, check=not failures.count) as context,
-        stop.installed_again(),
-        ThreadPoolExecutor(recipe.loop.max_staleness + 1, thread_name_prefix="sampler") as threads,
-        start_actors(recipe, run_dir.path.name) as actors,
-        failures.attempt(),
-    ):
-        if context.dashboard_url:
-            say(f"Ray dashboard http://{context.dashboard_url}")
-        rollouts, rewards, learner = actors
-        fleet = make_training_fleet(recipe, rollouts, learner, failures)
-        sampler = make_sampler(recipe, fleet, rewards, failures, threads)
-        first_step, policy_version = 0, 0
-        if checkpoint is not None:
-            first_step, policy_version = checkpoint[1].next_step, checkpoint[1].policy_version
-            learner.load_checkpoint(checkpoint[0])
-        fleet.push_weights(policy_version)
-        if checkpoint is None:
-            normalizers = measure_normalizers(recipe, sampler, inputs.renderer, inputs.train, policy_version)
-            run_dir.save_normalizers(normalizers)
-            batcher = Batcher(recipe, inputs.train, inputs.renderer, normalizers["reward"], skipped=skipped)
-        compare_probe(recipe, batcher, sampler, learner, policy_version)
-        with Recorder(
-            recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version
-        ) as recorder:
-            run = Run(
-                recipe=recipe,
-                run_dir=run_dir,
-                batcher=batcher,
-                sampler=sampler,
-                learner=learner,
-                fleet=fleet,
-                evaluator=Evaluator(
-                    recipe,
-                    sampler,
-                    inputs.renderer,
-                    inputs.heldout,
-                    normalizers,
-                    reference_logprobs=partial(learner.token_logprobs, reference=True),
-                ),
-                recorder=recorder,
-                stop_requested=stop,
-            )
-            if checkpoint is None:
-                run.evaluate(0, policy_version)
-            drive = ric.train if METHODS[recipe.method].supervised else loop.train
-            done = drive(
-                run,
-                recipe.loop,
-                first_step=first_step,
-                policy_version=policy_version,
-                evaluate_every=recipe.evaluate.every,
-                restored=restored,
-            )
-            run_dir.describe(training=training_totals(read_lines(run_dir.path / "metrics.jsonl")))
-            if stop():
-                saved = run_dir.checkpoint_path(done)
-                say(f"stopped at step {done}, {f'checkpoint {saved}' if saved.exists() else 'nothing to resume from'}")
-                return stop.exit_code
-            if not run_dir.has_evaluation(done):
-                run.evaluate(done, recorder.policy_version)
-            learner.save_policy(run_dir.policy)
-            save_conditioning(run_dir.policy, recipe)
+    renderer, first_step, policy_version = inputs.renderer, 0, 0
+    if resumed is not None:
+        first_step, policy_version = resumed.meta.next_step, resumed.meta.policy_version
+        crew.learner.load_checkpoint(resumed.path)
+    crew.fleet.push_weights(policy_version)
+    if resumed is not None:
+        normalizers = resumed.normalizers
+    else:
+        normalizers = measure_normalizers(recipe, crew.sampler, renderer, inputs.train, policy_version)
+        run_dir.save_normalizers(normalizers)
+    batcher = Batcher(recipe, inputs.train, renderer, normalizers["reward"], skipped=run_dir.skipped_updates)
+    compare_probe(recipe, batcher, crew, policy_version)
+    evaluator = Evaluator(
+        recipe,
+        crew.sampler,
+        renderer,
+        inputs.heldout,
+        normalizers,
+        asked=asked_renderer(METHODS[recipe.method.type].asks_for, renderer),
+        reference_logprobs=partial(crew.learner.token_logprobs, reference=True),
+    )
+    with Recorder(
+        recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version
+    ) as recorder:
+        run = Run(
+            recipe=recipe,
+            run_dir=run_dir,
+            batcher=batcher,
+            sampler=crew.sampler,
+            learner=crew.learner,
+            fleet=crew.fleet,
+            evaluator=evaluator,
+            recorder=recorder,
+            stop_requested=stop,
+        )
+        if resumed is None:
+            run.evaluate(0, policy_version)
+        done = loop.train(
+            run,
+            recipe.loop,
+            first_step=first_step,
+            policy_version=policy_version,
+            evaluate_every=recipe.evaluate.every,
+            restored=resumed.in_flight if resumed else (),
+        )
+        run_dir.describe(training=training_totals(read_lines(run_dir.path / "metrics.jsonl")))
+        if stop():
+            saved = run_dir.checkpoint_path(done)
+            say(f"stopped at step {done}, {f'checkpoint {saved}' if saved.exists() else 'nothing to resume from'}")
+            return stop.exit_code
+        if not run_dir.has_evaluation(done):
+            run.evaluate(done, recorder.policy_version)
+        crew.learner.save_policy(run_dir.policy)
+        save_conditioning(run_dir.policy, recipe)
     return 0
 
 
-def compare_probe(recipe: "Recipe", batcher: Batcher, sampler: Sampler, learner: Any, policy_version: int) -> None:
+def compare_probe(recipe: "Recipe", batcher: Batcher, crew: Crew, policy_version: int) -> None:
     """Functional check of the broadcast: learner and engines must give the same tokens the same log-probabilities.
 
     Checksums prove that bytes arrived; only this proves that the engine computes with them.
     """
-    scored = sampler.sample(batcher.requests(0).requests[:PROBE_RESPONSES], policy_version)
+    scored = crew.sampler.sample(batcher.requests(0).requests[:PROBE_RESPONSES], policy_version)
     prompt_ids = [rollout.request.prompt_ids for rollout in scored.rollouts]
     response_ids = [rollout.responses[0].token_ids for rollout in scored.rollouts]
-    engine = sampler.logprobs(prompt_ids, response_ids)
-    expected = np.array([sum(tokens) for tokens in learner.token_logprobs(prompt_ids, response_ids)])
+    engine = crew.sampler.logprobs(prompt_ids, response_ids)
+    expected = np.array([sum(tokens) for tokens in crew.learner.token_logprobs(prompt_ids, response_ids)])
     per_token = np.abs(engine - expected) / np.maximum(1, [len(ids) for ids in response_ids])
     allowed = _probe_tolerance(recipe)
     if not per_token.max() <= allowed:

@@ -1,36 +1,92 @@
-"""A run's actors joined into the stages that the driver calls."""
+"""A run's actors joined into what the driver calls: a fleet of engines, a sampler, and a learner where one trains."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
+from learner.types import SyncReport
+from orchestrator.cluster import connection
+from orchestrator.cluster.crew import Actors, start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.cluster.fleet import Fleet, Replica
 from orchestrator.cluster.judging import Judges
 from orchestrator.run.sampling import Sampler
+from orchestrator.run.stages import CrewLearner, CrewSampler, Pushes
+from orchestrator.run.stopping import StopFlag
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
 
-def make_fleet(recipe: "Recipe", rollouts: Sequence[Any], failures: Failures, **broadcast: Any) -> Fleet:
-    """`broadcast`: how a learner sends weights, `connect` and `push`; without it engines keep what they load."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """What a training run works with. Example: Crew(sampler=sampler, fleet=fleet, learner=learner)"""
+
+    sampler: CrewSampler
+    fleet: Pushes
+    learner: CrewLearner
+
+
+class Hire(Protocol):
+    """Starts a training run's crew and ends it with the block."""
+
+    def __call__(
+        self, recipe: "Recipe", run_name: str, failures: Failures, stop: StopFlag, say: Callable[[str], None]
+    ) -> AbstractContextManager[Crew]: ...
+
+
+@contextlib.contextmanager
+def hire_on_ray(
+    recipe: "Recipe", run_name: str, failures: Failures, stop: StopFlag, say: Callable[[str], None]
+) -> Iterator[Crew]:
+    """The real crew, on the Ray cluster that the recipe joins or starts."""
+    say("starting Ray, the vLLM engines, the reward models and the learner ...")
+    with (
+        connection.connect(recipe, check=not failures.count) as context,
+        stop.installed_again(),
+        ThreadPoolExecutor(recipe.loop.max_staleness + 1, thread_name_prefix="sampler") as threads,
+        start_actors(recipe, run_name) as actors,
+        failures.attempt(),
+    ):
+        if context.dashboard_url:
+            say(f"Ray dashboard http://{context.dashboard_url}")
+        assert actors.learner is not None
+        fleet = training_fleet(recipe, actors, failures)
+        yield Crew(sampler=join_sampler(recipe, fleet, actors, failures, threads), fleet=fleet, learner=actors.learner)
+
+
+def join_fleet(
+    recipe: "Recipe",
+    actors: Actors,
+    failures: Failures,
+    *,
+    connect: Callable[[list], None] | None = None,
+    push: Callable[[int], SyncReport | None] | None = None,
+) -> Fleet:
+    """The engines; without a way to send weights (`connect`, `push`) they keep what they load."""
     return Fleet(
-        [Replica(handle, f"rollout-{engine}", failures) for engine, handle in enumerate(rollouts)],
+        [Replica(handle, f"rollout-{engine}", failures) for engine, handle in enumerate(actors.rollouts)],
         start_timeout_s=recipe.rollout.start_timeout_s,
         generate_timeout_s=recipe.rollout.generate_timeout_s,
-        **broadcast,
+        connect=connect,
+        push=push,
     )
 
 
-def make_training_fleet(recipe: "Recipe", rollouts: Sequence[Any], learner: Any, failures: Failures) -> Fleet:
+def training_fleet(recipe: "Recipe", actors: Actors, failures: Failures) -> Fleet:
     """The engines and the learner that sends them weights; a colocated run's sleep while it computes."""
-    fleet = make_fleet(
+    learner = actors.learner
+    assert learner is not None
+    workers = recipe.rollout.tensor_parallel_size
+    fleet = join_fleet(
         recipe,
-        rollouts,
+        actors,
         failures,
-        connect=partial(learner.connect, workers_per_engine=recipe.rollout.tensor_parallel_size),
+        connect=partial(learner.connect, workers_per_engine=workers),
         push=learner.push_weights,
     )
     if recipe.rollout.colocated:
@@ -38,16 +94,12 @@ def make_training_fleet(recipe: "Recipe", rollouts: Sequence[Any], learner: Any,
     return fleet
 
 
-def make_sampler(
-    recipe: "Recipe",
-    fleet: Fleet,
-    rewards: Mapping[str, Sequence[Any]],
-    failures: Failures,
-    threads: ThreadPoolExecutor | None = None,
+def join_sampler(
+    recipe: "Recipe", fleet: Fleet, actors: Actors, failures: Failures, threads: ThreadPoolExecutor | None = None
 ) -> Sampler:
     """`threads`: for batches in flight; without them it only samples while the caller waits."""
     replicas = {
         name: [Replica(handle, f"reward-{name}-{replica}", failures) for replica, handle in enumerate(handles)]
-        for name, handles in rewards.items()
+        for name, handles in actors.rewards.items()
     }
     return Sampler(fleet, Judges(replicas), timeout_s=recipe.rollout.generate_timeout_s, threads=threads)

@@ -6,6 +6,7 @@ heads, objectives, method, adapters, ZeRO stage, ranks. Its numbers mean nothing
 
 import functools
 import json
+import math
 import re
 import zlib
 from pathlib import Path
@@ -87,9 +88,9 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
     }
     tree["learner"] |= {
         **{"ranks": ranks, "num_cpus": 0.3, "num_gpus": 0, "node_labels": {}, "dtype": "auto"},
-        **{"warmup_steps": min(1, recipe.learner.warmup_steps), "micro_batch_pairs": PROMPTS_PER_PASS},
+        **{"warmup_steps": min(1, recipe.learner.warmup_steps), "micro_batch_prompts": PROMPTS_PER_PASS},
     }
-    steps = STEPS if recipe.method != "rewarded-soups" else recipe.num_objectives
+    steps = recipe.num_objectives * math.ceil(STEPS / recipe.num_objectives)  # which experts can share
     tree["loop"] |= {"steps": steps, "prompts_per_step": ranks * PROMPTS_PER_PASS, "checkpoint_every": 2}
     tree["evaluate"] |= {
         **{"every": 0, "prompts": 2, "samples": 1, "normalizer_prompts": 8, "identification_responses": 8},

@@ -1,0 +1,50 @@
+"""The training methods, a file for each (or for a family of them), and the one list of their names.
+
+method          what a method is: records, hooks, defaults
+mo_odpo         online DPO under w: mo-odpo, mo-odpo-per-objective; what all methods on pairs share
+mi_epo          mi-epo, mi-epo-scalarized
+raco            gradients of the objectives combined by clipped CAGrad
+grpo            group-relative policy gradient
+ric             Rewards-in-Context
+rewarded_soups  one expert for each objective, averaged for each w
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from learner.methods.method import Combines, Merger, Method, MethodSection, Work
+
+__all__ = ["METHODS", "Combines", "Merger", "Method", "MethodSection", "Work", "adopt", "make_method"]
+
+_PLACES = {
+    "mi-epo": "mi_epo.MiEpo",
+    "mi-epo-scalarized": "mi_epo.MiEpoScalarized",
+    "mo-odpo": "mo_odpo.MoOdpo",
+    "mo-odpo-per-objective": "mo_odpo.MoOdpoPerObjective",
+    "raco": "raco.Raco",
+    "grpo": "grpo.Grpo",
+    "rewarded-soups": "rewarded_soups.RewardedSoups",
+    "ric": "ric.Ric",
+}
+
+
+def _load(place: str) -> type[Method]:
+    module, _, name = place.partition(".")
+    found: type[Method] = getattr(import_module(f"learner.methods.{module}"), name)
+    return found
+
+
+METHODS = {name: _load(place) for name, place in _PLACES.items()}
+
+
+def make_method(config: MethodSection) -> Method[Any]:
+    """The method that a recipe's `method` section asks for."""
+    return METHODS[config.type](config)
+
+
+def adopt(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The section of another method with what it shares of these settings. `name`: of `METHODS`."""
+    known = METHODS[name].Config.model_fields
+    return {**{key: value for key, value in settings.items() if key in known}, "type": name}

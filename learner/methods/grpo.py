@@ -1,0 +1,103 @@
+"""GRPO (arXiv 2402.03300) under w: advantages relative to the prompt's other responses, weighed by w.
+
+Each objective is normalised apart within the group and the results are added up by w, as in GDPO (arXiv 2601.05242),
+so that an objective with a wide spread does not drown the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from learner.examples import Group
+from learner.methods.method import Method, MethodSection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learner.evaluated import Evaluated
+    from learner.losses import LossOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advantages:
+    """Example: Advantages(advantage=(.7, -.7), logprobs=((-0.2, -1.1), (-0.5,)))"""
+
+    advantage: tuple[float, ...]
+    """[N]"""
+    logprobs: tuple[tuple[float, ...], ...]
+    """[N, T] under the policy that sampled, in nats."""
+
+
+class Grpo(Method[Advantages]):
+    """A_j = sum_k w_k (s_jk - mean_k) / std_k over the prompt's N responses (ddof 1); 0 where an objective ties.
+
+    L = mean over responses and their tokens of -min(r A, clip(r, 1 - clip, 1 + clip) A) + kl (e^g - g - 1),
+    r = pi / pi_sampler and g = log pi_ref - log pi for each token. With N = 2 only the sign of a difference counts.
+    """
+
+    class Config(MethodSection):
+        type: Literal["grpo"] = "grpo"
+        clip: float = Field(default=0.2, gt=0, lt=1)
+        """How far a token's probability ratio is rewarded (the paper's)."""
+        kl: float = Field(default=0.04, ge=0)
+        """Strength of the penalty for leaving the reference (the paper's)."""
+
+    config: Config
+    tuned_by = "learner.learning_rate"
+
+    def label(self, group: Group) -> Advantages:
+        spread_K = group.scores.std(0, ddof=1)
+        centred_NK = group.scores - group.scores.mean(0)
+        standardised_NK = np.divide(centred_NK, spread_K, out=np.zeros_like(centred_NK), where=spread_K > 0)
+        return Advantages(advantage=tuple((standardised_NK @ group.preference).tolist()), logprobs=group.logprobs)
+
+    def loss(self, at: Evaluated[Advantages], coefficients: Tensor | None = None) -> LossOutput:
+        import torch
+
+        old = [token for targets in at.targets for response in targets.logprobs for token in response]
+        advantage = [value for targets in at.targets for value in targets.advantage]
+        counts = [len(targets.advantage) for targets in at.targets]
+        share = [1 / (count * len(counts)) for count in counts for _ in range(count)]
+        columns = (torch.tensor(column).to(at.logprob) for column in (advantage, share))
+        advantage_S, share_S = (column[at.block.rows] for column in columns)
+        return grpo_loss(
+            at.logprob,
+            torch.tensor(old).to(at.logprob),
+            at.require_reference(),
+            advantage_S,
+            share_S / at.lengths()[at.block.rows],
+            clip=self.config.clip,
+            kl=self.config.kl,
+        )
+
+
+def grpo_loss(
+    logprob: Tensor, sampled: Tensor, reference: Tensor, advantage: Tensor, share: Tensor, *, clip: float, kl: float
+) -> LossOutput:
+    """Clipped surrogate plus a penalty for leaving the reference, over M response tokens.
+
+    Args:
+        logprob, sampled, reference: float [M], log-probability of each token under the policy (with gradient), under
+            the policy that sampled it, and under the reference.
+        advantage: float [M], of the token's response.
+        share: float [M], what each token counts; sums to 1.
+
+    Returns:
+        loss: scalar; metrics: `loss`, `kl` (nats a token) and `clipped_share`.
+    """
+    import torch
+
+    from learner.losses import LossOutput
+
+    ratio = (logprob - sampled).exp()
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    surrogate = -torch.minimum(ratio * advantage, clipped * advantage)
+    gap = reference - logprob
+    divergence = gap.exp() - gap - 1
+    loss = (share * (surrogate + kl * divergence)).sum()
+    parts = {"loss": loss, "kl": (share * divergence).sum(), "clipped_share": (share * (ratio != clipped)).sum()}
+    return LossOutput(loss=loss, metrics={name: value.detach() for name, value in parts.items()})

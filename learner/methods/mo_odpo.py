@@ -1,0 +1,156 @@
+"""Online DPO on pairs of responses under w: one winner for each objective, or one by the weighted score.
+
+`PairMethod` is what every method on pairs shares: which responses meet (each judge's best and its worst), and the loss
+of `learner.losses` on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from learner.examples import Example, Group
+from learner.methods.method import Method, MethodSection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learner.evaluated import Evaluated
+    from learner.losses import LossOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairTargets:
+    """The pairs of one prompt's responses.
+
+    Example: PairTargets(responses=((0, 1),), weight=array([[[.7, 0.], [0., .3]]])), two objectives that disagree
+    """
+
+    responses: tuple[tuple[int, int], ...]
+    """[P] which of the example's responses are y1 and y2."""
+    weight: np.ndarray
+    """float64 [P, K, 2]: what each objective adds to (a1, a2)."""
+
+
+class PairSection(MethodSection):
+    """Settings of every method on pairs."""
+
+    beta_c: float = Field(default=0.1, gt=0)
+    """Strength of the KL anchor in the alignment loss L_YC (the paper's)."""
+    length_normalized: bool = False
+    """Log-ratios per response token instead of per response (not the paper's); needs larger betas."""
+    min_margin: float = Field(default=0.0, ge=0)
+    """Least difference of normalised scores that makes a winner; a smaller one counts as a tie."""
+
+
+class PerObjectiveSection(PairSection):
+    """Settings of the methods with one winner per objective."""
+
+    routing: Literal["expectation", "sampled"] = "expectation"
+    """Every objective weighs w_k in a pair, or one objective Z ~ w takes it all."""
+
+
+class PairMethod(Method[PairTargets]):
+    """L_YC on every pair, one winner for each objective; the base of all methods on pairs."""
+
+    config: PairSection
+
+    @property
+    def beta_w(self) -> float:
+        """Strength of the information term L_YW; 0 turns it and its forward passes off."""
+        return 0.0
+
+    @property
+    def negatives(self) -> bool:
+        return self.beta_w > 0
+
+    def compared(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+        """What decides: scores [N, J] by J judges, and what each judge counts [J]."""
+        preference_K = group.preference
+        if getattr(self.config, "routing", "expectation") == "sampled":
+            objective = np.random.default_rng(group.seed).choice(len(preference_K), p=preference_K)
+            preference_K = np.eye(len(preference_K))[objective]
+        return group.scores, preference_K
+
+    def label(self, group: Group) -> PairTargets:
+        """Each judge's best response against its worst; judges that choose the same two share a pair.
+
+        A prompt of which no judge can choose keeps its first two responses, without weight: L_YW can still use them.
+        """
+        import torch
+
+        from learner.pairs import extreme_pairs, objective_weights
+
+        scores_NJ, weight_J = (torch.from_numpy(np.ascontiguousarray(part)) for part in self.compared(group))
+        _, responses_P2, own_PJ = extreme_pairs(scores_NJ[None], weight_J[None])
+        weight_PJ2 = objective_weights(scores_NJ[responses_P2], own_PJ, min_margin=self.config.min_margin)
+        pairs = tuple((first, second) for first, second in responses_P2.tolist())
+        return PairTargets(responses=pairs, weight=weight_PJ2.numpy())
+
+    def examples(self, group: Group) -> list[Example[PairTargets]]:
+        """Only the responses that stand in a pair are passed."""
+        return [_without_spares(example) for example in super().examples(group)]
+
+    def loss(self, at: Evaluated[PairTargets], coefficients: Tensor | None = None) -> LossOutput:
+        """`learner.losses.mi_epo_loss` of all pairs; a prompt's pairs share its weight in the means over prompts."""
+        import torch
+
+        from learner.losses import mi_epo_loss
+
+        pairs = [targets.responses for targets in at.targets]
+        logratio_S = at.logratio(per_token=self.config.length_normalized)
+        weight_PK2 = torch.from_numpy(np.concatenate([targets.weight for targets in at.targets])).to(logratio_S.device)
+        if coefficients is not None:
+            weight_PK2 = weight_PK2 * coefficients.to(weight_PK2)[:, None]
+        weight_y1, weight_y2 = weight_PK2.sum(1).to(logratio_S.dtype).unbind(-1)
+        share = torch.tensor([1 / len(own) for own in pairs for _ in own], device=logratio_S.device)
+        return mi_epo_loss(
+            logratio_S[at.passes(0, pairs)],
+            torch.stack([logratio_S[at.passes(m, pairs)] for m in at.other_prompts]) if self.negatives else None,
+            weight_y1,
+            weight_y2,
+            beta_c=self.config.beta_c,
+            beta_w=self.beta_w,
+            stop_gradient=getattr(self.config, "stop_gradient", True),
+            prompt_share=share,
+        )
+
+
+def _without_spares(example: Example[PairTargets]) -> Example[PairTargets]:
+    pairs = example.targets.responses
+    named = sorted({response for pair in pairs for response in pair})
+    place = {response: index for index, response in enumerate(named)}
+    return Example(
+        prompts=example.prompts,
+        responses=tuple(example.responses[response] for response in named),
+        targets=PairTargets(
+            responses=tuple((place[first], place[second]) for first, second in pairs), weight=example.targets.weight
+        ),
+        preference=example.preference,
+    )
+
+
+class MoOdpoPerObjective(PairMethod):
+    """L_YC alone: MO-ODPO in the form of the MI-EPO paper (arXiv 2607.01392, eq. 5), i.e. MI-EPO with beta_w = 0.
+
+    Stationary at beta_c d = logit(a1 / (a1 + a2)): a conflicting pair asks for a bounded margin.
+    """
+
+    class Config(PerObjectiveSection):
+        type: Literal["mo-odpo-per-objective"] = "mo-odpo-per-objective"
+
+
+class MoOdpo(PairMethod):
+    """Online DPO on the winner by w . s, with normalised scores (arXiv 2503.00295).
+
+    Equals the per-objective rule where w is one-hot or all objectives agree; a pair of equal weighted scores is unused.
+    """
+
+    class Config(PairSection):
+        type: Literal["mo-odpo"] = "mo-odpo"
+
+    def compared(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+        return (group.scores @ group.preference)[:, None], np.ones(1)

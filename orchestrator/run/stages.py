@@ -1,0 +1,110 @@
+"""What the loop drives and what a run needs of its crew, as protocols: so that either can be faked, or replaced."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from learner.examples import Batch
+from learner.types import StepReport, SyncReport
+from orchestrator.run.batching import PairStatistics, RequestBatch, ScoredBatch
+from orchestrator.run.sampling import Sampling
+
+Ids = tuple[int, ...]
+
+
+class Pending(Protocol):
+    """A batch that is being sampled and scored, or was."""
+
+    def result(self) -> ScoredBatch: ...
+
+
+class Batches(Protocol):
+    """`orchestrator.run.batching.Batcher`."""
+
+    def staleness(self, step: int) -> int: ...
+
+    def requests(self, step: int) -> RequestBatch: ...
+
+    def examples(self, scored: ScoredBatch) -> tuple[Batch, PairStatistics]: ...
+
+
+class Submits(Protocol):
+    """A sampler as the loop sees it."""
+
+    def submit(self, batch: RequestBatch, policy_version: int) -> Pending: ...
+
+
+class CrewSampler(Submits, Sampling, Protocol):
+    """`orchestrator.run.sampling.Sampler`: batches for the loop, blocking calls for evaluations."""
+
+
+class Updates(Protocol):
+    """A learner as the loop sees it."""
+
+    def update(self, batch: Batch) -> StepReport: ...
+
+
+class CrewLearner(Updates, Protocol):
+    """`learner.group.LearnerGroup`."""
+
+    def token_logprobs(
+        self, prompt_ids: Sequence[Ids], response_ids: Sequence[Ids], *, reference: bool = False
+    ) -> list[list[float]]: ...
+
+    def save_policy(self, path: Path) -> None: ...
+
+    def save_checkpoint(self, path: Path) -> None: ...
+
+    def load_checkpoint(self, path: Path) -> None: ...
+
+
+class Pushes(Protocol):
+    """`orchestrator.cluster.fleet.Fleet`."""
+
+    def push_weights(self, policy_version: int) -> SyncReport | None: ...
+
+
+class Records(Protocol):
+    """`orchestrator.run.telemetry.Recorder`."""
+
+    def stage(self, name: str) -> AbstractContextManager[None]: ...
+
+    def step(
+        self,
+        step: int,
+        policy_version: int,
+        scored: ScoredBatch,
+        statistics: PairStatistics,
+        report: StepReport | None,
+        sync: SyncReport | None,
+        staleness: int,
+    ) -> None: ...
+
+    def hint(self) -> str: ...
+
+
+class Stages(Protocol):
+    """What the loop drives."""
+
+    @property
+    def batcher(self) -> Batches: ...
+
+    @property
+    def sampler(self) -> Submits: ...
+
+    @property
+    def learner(self) -> Updates: ...
+
+    @property
+    def fleet(self) -> Pushes: ...
+
+    @property
+    def recorder(self) -> Records: ...
+
+    @property
+    def stop_requested(self) -> Callable[[], bool]: ...
+
+    def evaluate(self, step: int, policy_version: int) -> None: ...
+
+    def checkpoint(self, next_step: int, policy_version: int, in_flight: Sequence[ScoredBatch]) -> None: ...
