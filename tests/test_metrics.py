@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from learner.losses import mi_epo_loss, supervised_loss
+from orchestrator.bench.definitions import metrics_page
 from rewards.metrics import EVALUATION_METRICS, STEP_METRICS, Metric, describe, evaluation_figures
 from tests.test_telemetry import CONTRACT_KEYS
+from tests.whole_runs import REPOSITORY
 
 STEP_FAMILIES = {metric.family for metric in STEP_METRICS}
 FRONT = {"mip": 0.9, "spearman": [0.5, None], "points": [[1.0, 2.0]]}
@@ -86,3 +88,8 @@ def test_a_figure_of_each_objective_is_compared_by_its_mean_over_those_that_have
     assert evaluation_metric("audit/mip").of(RECORD) == 0.4
     assert evaluation_metric("spearman").of({"spearman": [None]}) is None
     assert evaluation_metric("audit/mip").of({"audit": None}) is None
+
+
+def test_the_page_of_definitions_is_the_table():
+    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert page == metrics_page(), "python -m orchestrator.bench.definitions > docs/metrics.md"
