@@ -141,6 +141,8 @@ class LearnerEngine:
             )
         metrics["grad_norm"] = self._optimizer_step(batch.step)
         metrics["learning_rate"] = step_rate
+        if coefficients is not None:
+            metrics["coefficient_max"] = float(coefficients.max())
         return StepReport(step=batch.step, metrics=metrics, learner_tokens=learner_tokens)
 
     @torch.no_grad()

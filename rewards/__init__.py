@@ -6,6 +6,7 @@
 - ``judges``: from a recipe's section to a scorer, and what can be known of one before it loads
 - ``normalize``: scores brought to one scale, measured once and frozen
 - ``environment``: of every process that loads a model; whether its device failed
+- ``metrics``: what every figure of a run is called and means
 - ``pareto``: hypervolume, mean inner product, dispersion and rank correlation of a front
 
 Nothing here imports another room, Ray or vLLM; torch and transformers are imported only when a classifier is loaded.

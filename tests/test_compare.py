@@ -51,6 +51,7 @@ def evaluation(step, gain, kl, seed):
         "preferences": GRID.tolist(),
         **front_metrics(GRID, scores, (-3, -3)),
         "identification_accuracy": 0.6,
+        "distinct_responses": 0.985,
         "information_nats": 0.1,
         "kl_to_start": kl,
         "generated_tokens": 100 * step,
@@ -180,7 +181,7 @@ def test_each_method_gets_its_own_best_value():
         ("mi-epo", "beta_c", "0.3 (edge of the grid)"),
         ("mo-odpo", "beta_c", "0.1"),
     ]
-    assert rows[0][2].startswith("0.1: ") and f"; 0.3: {tuning[1].after['mip']:.3f} (-, 4.0)" in rows[0][2]
+    assert rows[0][2].startswith("0.1: ") and f"; 0.3: {tuning[1].after['mip']:.3f} (-, 4.00)" in rows[0][2]
 
 
 def test_a_judge_the_policy_was_not_trained_on_decides_where_there_is_one():
@@ -205,6 +206,8 @@ def test_the_page_holds_every_table_and_its_figures(tmp_path):
     for part in ("3 seeds", "Difference to `mi-epo`", "At equal KL", "Cost of a run", "results-miniature-fronts.png"):
         assert part in page
     assert as_markdown(cost_table(found)) in page
+    assert "| method | KL to the start (nats) | distinct responses |\n| --- | --- | --- |\n| (start) | 0.00" in page
+    assert "| mi-epo | 4.00 ± 0.00 | 98.5% ± 0.0% |" in page
     for name in ("fronts", "control", "distributions", "curves"):
         assert (tmp_path / f"results-miniature-{name}.png").stat().st_size > 10_000
 
@@ -215,7 +218,7 @@ def test_the_reading_counts_a_difference_only_when_its_interval_excludes_zero():
     same = results()
     for one, other in zip(same.of("mo-odpo"), same.of("mi-epo"), strict=True):
         one.evaluations[-1] = dict(other.after)
-    nothing = "not told apart in MIP, hypervolume, CRD and information (nats)."
+    nothing = "not told apart in MIP, hypervolume, CRD and information about w."
     assert reading(same) == [f"`mo-odpo` against `mi-epo` is {nothing}"]
     assert reading(results(seeds=(0,))) == ["One seed proves nothing: the spread between seeds is not known."]
 

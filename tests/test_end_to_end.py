@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.run.rundir import RunDir
+from rewards.metrics import STEP_METRICS
 from tests.test_telemetry import CONTRACT_KEYS
 from tests.whole_runs import REPOSITORY, assert_same_results, command, lines, steps_done, tiny_recipe
 
@@ -40,6 +41,7 @@ def test_a_run_leaves_everything_the_run_directory_promises(finished_run):
     assert [record["step"] for record in metrics] == [0, 1, 2, 3]
     assert [record["policy_version"] for record in metrics] == [1, 2, 3, 4]
     assert all(expected | {"reward_mean/a", "reward_std/b"} <= set(record) for record in metrics)
+    assert {key.partition("/")[0] for record in metrics for key in record} == {metric.family for metric in STEP_METRICS}
     assert all(np.isfinite(record["loss"]) for record in metrics)
     assert max(record["staleness_max"] for record in metrics) == 1
     assert [record["step"] for record in lines(run / "evaluations.jsonl")] == [0, 4]

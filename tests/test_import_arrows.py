@@ -25,7 +25,7 @@ ORCHESTRATOR = (
 NOT_ROOMS = frozenset({"deploy", "tests"})
 HEAVY = frozenset({"deepspeed", "ray", "torch", "transformers", "vllm"})
 # importable in well under a second
-LIGHT_FILES = frozenset({"cli.py", "config.py", "preferences.py", "recipes.py", "types.py"})
+LIGHT_FILES = frozenset({"cli.py", "config.py", "metrics.py", "preferences.py", "recipes.py", "types.py"})
 UNPICKLERS = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "ray.cloudpickle"})
 
 

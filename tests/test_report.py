@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.bench.report import write_report
-from orchestrator.bench.summary import summary_table
+from orchestrator.bench.summary import metric_rows, summary_table
 from orchestrator.errors import BadInput
 from rewards.pareto import (
     conditional_covariance,
@@ -190,6 +190,17 @@ def test_the_page_shows_both_judges_the_history_and_the_settings(run):
         "640 sampled prompts",
     ):
         assert words in text, words
+
+
+def test_the_page_defines_every_metric_it_shows_on_its_label_and_in_a_list_that_prints(run):
+    page = Page((run / "report" / "report.html").read_text())
+    rows = metric_rows(read_summary(run))
+    titles = [attributes["title"] for tag, attributes in page.tags if tag == "td" and "title" in attributes]
+    assert titles == [row.metric.definition for row in rows]
+    for definition in {*titles} - {""}:
+        assert page.text.count(definition) == 1, definition
+    for row in rows:
+        assert "".join([row.metric.name, *row.cells(), row.metric.better]) in page.text
 
 
 def test_the_table_tells_before_after_and_change_by_each_judge(run):

@@ -202,12 +202,21 @@ def test_poisoned_updates_are_left_out_from_then_on_until_there_are_too_many(tmp
         skip_update(recipe, run, PoisonedUpdateError("step 9: the loss is inf", 9))
 
 
-def test_a_poisoned_update_ends_a_run_that_cannot_leave_it_out(tmp_path):
-    recipe = load_recipe(MINIATURE, ["method=ric"])
-    run = RunDir.create(tmp_path / "run", recipe)
+def test_an_update_that_is_poisoned_although_it_was_left_out_ends_the_run(tmp_path):
+    run = RunDir.create(tmp_path / "run", RECIPE)
+    error = PoisonedUpdateError("step 7: the loss is nan", 7)
+    skip_update(RECIPE, run, error)
     with pytest.raises(PoisonedUpdateError, match="the loss is nan"):
-        skip_update(recipe, run, PoisonedUpdateError("step 7: the loss is nan", 7))
-    assert run.skipped_updates == ()
+        skip_update(RECIPE, run, error)
+    assert run.skipped_updates == (7,)
+
+
+def test_a_checkpoint_of_another_layout_is_refused_by_name_and_stays(tmp_path):
+    run = RunDir.create(tmp_path / "run", RECIPE)
+    save(run, 5, layout=1)
+    with pytest.raises(BadInput, match=r"step-000005/meta\.json: layout: must be 2, got 1: another version of mi-epo"):
+        run.latest_checkpoint(RECIPE)
+    assert (run.checkpoint_path(5) / "STABLE").exists()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,10 @@ from orchestrator.lines import json_line
 from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import PairStatistics, RequestBatch, ScoredBatch
 from orchestrator.run.telemetry import Recorder, step_metrics
+from orchestrator.run.wandb_log import WandbLog
+from rewards.metrics import STEP_METRICS
 from rewards.normalize import Normalizer
+from tests.test_wandb_log import FakeRun
 
 CONTRACT_KEYS = {
     "step", "policy_version", "loss", "loss_alignment", "loss_identifiability", "grad_norm", "learning_rate",
@@ -55,6 +58,7 @@ def test_a_step_writes_every_key_of_the_contract_and_a_sample(tmp_path):
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     metrics = json.loads(line)
     assert set(metrics) >= CONTRACT_KEYS
+    assert {key.partition("/")[0] for key in metrics} == {metric.family for metric in STEP_METRICS}
     assert metrics["reward_mean/helpfulness"] == 2.0
     assert metrics["reward_mean/harmlessness"] == 3.0
     assert metrics["generated_tokens"] == 4
@@ -71,7 +75,7 @@ def test_a_step_without_pairs_has_null_learner_metrics_and_counts_what_was_dropp
         recorder.step(0, 0, scored(np.full((1, 2, 2), np.nan)), statistics, None, None, 0)
         assert "1 prompts so far" in recorder.hint()
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert metrics["loss"] is None
+    assert metrics["loss"] is metrics["margin_mean"] is metrics["weighted_reward"] is None
     assert metrics["reward_mean/helpfulness"] is None
     assert metrics["prompts_dropped"] == 1
 
@@ -97,7 +101,39 @@ def test_steps_are_appended_when_a_run_is_resumed(tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1]
 
 
-def test_the_alignment_on_the_console_is_the_weighted_normalised_score(tmp_path, capsys):
+def test_the_weighted_normalised_score_is_on_the_console_and_in_the_file(tmp_path, capsys):
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
         recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, report(), None, 0)
-    assert "w.reward +0.700" in capsys.readouterr().out
+    assert "loss  0.2500  w.reward +0.700  id.acc 0.25 " in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["weighted_reward"] == 0.7
+
+
+def test_a_figure_that_only_a_method_knows_is_written_and_one_it_does_not_have_is_no_zero(tmp_path, capsys):
+    own = StepReport(step=0, metrics={"loss": 1.0, "clipped_share": 0.5}, learner_tokens=40)
+    with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
+        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, own, None, 0)
+    metrics = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert metrics["clipped_share"] == 0.5 and metrics["identification_accuracy"] is None
+    assert "id.acc - " in capsys.readouterr().out
+
+
+def test_wandb_gets_every_figure_of_a_step_and_of_an_evaluation_by_both_judges(tmp_path):
+    run, front = FakeRun(breaks_at="never"), {"mip": 0.9, "hypervolume": 12.0, "spearman": [1.0, 0.5]}
+    record = {
+        "objectives": list(RECIPE.objective_names),
+        "step": 1,
+        **front,
+        "audit": {**front, "points": [[1.0, 2.0]]},
+    }
+    with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
+        recorder._wandb = WandbLog(lambda: run, recorder.say)
+        recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, report(), None, 0)
+        recorder.evaluation(record)
+    (at, step), (_, told) = run.logged
+    assert at == 0 and step["weighted_reward"] == 0.7 and step["problems"] == 2 and "seconds/step" in step
+    figures = ("mip", "hypervolume", "spearman/helpfulness", "spearman/harmlessness")
+    assert set(told) == {
+        "evaluation/step",
+        *(f"evaluation/{judge}{key}" for judge in ("", "audit/") for key in figures),
+    }
+    assert told["evaluation/audit/spearman/harmlessness"] == 0.5

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from learner.examples import Group
 from learner.methods.method import Method, MethodSection
+from rewards.metrics import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,21 @@ class Grpo(Method[Advantages]):
         """Strength of the penalty for leaving the reference (the paper's)."""
 
     config: Config
+    metrics = (
+        Metric(
+            key="kl",
+            label="KL to the reference",
+            unit="nats a token",
+            digits=4,
+            definition="Mean over response tokens of e^g - g - 1, g = log pi_ref - log pi.",
+        ),
+        Metric(
+            key="clipped_share",
+            label="clipped tokens",
+            percent=True,
+            definition="Share of response tokens whose probability ratio to the sampling policy is beyond the clip.",
+        ),
+    )
     tuned_by = "learner.learning_rate"
 
     def label(self, group: Group) -> Advantages:

@@ -55,7 +55,7 @@ class Method(Generic[T]):
     Config: ClassVar[type[MethodSection]]
     """The settings, with their defaults and sources."""
     metrics: ClassVar[tuple[Metric, ...]] = ()
-    """What its loss reports beyond the common metrics."""
+    """What its loss reports beyond `rewards.metrics.STEP_METRICS`."""
     tuned_by: ClassVar[str] = "method.beta_c"
     """Key of the recipe that decides how far the policy drifts, so the one a fair comparison chooses for it."""
     min_responses: ClassVar[int] = 2

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from learner.methods.mo_odpo import MoOdpoPerObjective, PairTargets, PerObjectiveSection
+from rewards.metrics import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,13 @@ class Raco(MoOdpoPerObjective):
         """How far the update may leave g_0, as a share of its length (the paper's)."""
 
     config: Config
+    metrics = (
+        Metric(
+            key="coefficient_max",
+            label="largest coefficient",
+            definition="Largest factor on an objective's part of the loss; 1 where nothing is combined.",
+        ),
+    )
 
     def objective_losses(self, at: Evaluated[PairTargets]) -> Tensor:
         import torch

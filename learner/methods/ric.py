@@ -9,6 +9,7 @@ from pydantic import Field
 
 from learner.examples import Example, Group
 from learner.methods.method import Method, MethodSection, Work
+from rewards.metrics import Metric
 from rewards.targets import TargetSampler, keep_high, quantile_levels
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ class Ric(Method[None]):
         """Share of the second half's prompts that ask as users do instead of for high targets."""
 
     config: Config
+    metrics = (
+        Metric(
+            key="logprob_mean",
+            label="log-probability",
+            unit="nats",
+            better="higher",
+            definition="Mean over imitated responses of log pi, summed over a response's tokens.",
+        ),
+    )
     tuned_by = "learner.learning_rate"
     min_responses = 1
     uses_reference = False

@@ -7,6 +7,7 @@ statistics  means, intervals and paired differences over seeds
 tables      the tables, as text and as markdown
 reading     what the differences say, in sentences
 document    all of it as a page with figures
+definitions what every figure means, as a page
 summary     one run before and after
 report      its page
 figures/    plots

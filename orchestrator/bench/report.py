@@ -15,8 +15,10 @@ import yaml
 from orchestrator.bench.summary import metric_rows, summarize, summary_table
 from orchestrator.errors import BadInput
 from orchestrator.lines import Record, as_text, read_lines
+from rewards.metrics import EVALUATION_METRICS, describe
 
 FIGURES = ("pareto", "control", "training")
+HISTORY = ("mip", "hypervolume", "crd", "identification_accuracy", "response_length")
 
 
 def write_report(run_dir: Path) -> tuple[Path, str]:
@@ -64,18 +66,21 @@ def _render(run_dir: Path, summary: Record, evaluations: list[Record], metrics: 
     )
     config_file = run_dir / "config.yaml"
     config_text = config_file.read_text(encoding="utf-8") if config_file.is_file() else ""
+    rows = metric_rows(summary)
     images = {name: _data_uri(run_dir / "report" / f"{name}.png") for name in FIGURES}
     return environment.get_template("report.html.j2").render(
         title=run.get("name") or run_dir.resolve().name,
         sentence=_sentence(summary, metrics, run, config_text),
         summary=summary,
-        rows=metric_rows(summary),
+        rows=rows,
+        terms=[metric for metric in EVALUATION_METRICS if metric.definition in {row.metric.definition for row in rows}],
         judges={"reward": "By the reward models the policy was trained on", "audit": "By the audit judge it never saw"},
         images=images,
         colors=[objective_color(k) for k in range(len(summary["objectives"]))],
         has_steps=bool(metrics),
         examples=_examples(evaluations),
         history=evaluations if len(evaluations) > 2 else [],
+        history_metrics=[describe(key, table=EVALUATION_METRICS) for key in HISTORY],
         settings=_settings(summary, run),
         versions=run.get("versions") or {},
         config_text=config_text,

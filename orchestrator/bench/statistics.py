@@ -21,9 +21,6 @@ class Estimate:
     half_width: float  # of the 95 % interval of the mean over seeds; NaN with fewer than two
     count: int
 
-    def __str__(self) -> str:
-        return self.show(3)
-
     def show(self, digits: int) -> str:
         if not np.isfinite(self.mean):
             return "-"

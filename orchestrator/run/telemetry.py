@@ -15,6 +15,7 @@ from orchestrator.run.batching import PairStatistics, ScoredBatch
 from orchestrator.run.health import Watch, find_problems
 from orchestrator.run.monitoring import Monitor
 from orchestrator.run.wandb_log import WandbLog, start_wandb
+from rewards.metrics import STEP_METRICS, describe, evaluation_figures
 from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Recorder:
         )
         problems = find_problems(scored, metrics["logratio_mean"], self.recipe.health, self.recipe.objective_names)
         metrics["problems"] = problems
+        metrics["weighted_reward"] = self._weighted_reward(scored)
         self.policy_version = policy_version
         now = time.monotonic()
         seconds = {"step": now - self._step_started, **scored.seconds, "learn": 0.0, "sync": 0.0, **self._stage_seconds}
@@ -96,20 +98,21 @@ class Recorder:
         self._write(self._metrics_file, metrics)
         for record in _samples(self.recipe, scored, policy_version):
             self._write(self._samples_file, record)
-        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-        self._wandb.log({**numbers, "problems": len(problems)}, step=step)
-        self._monitor.step(metrics)
-        self._show(metrics, scored)
+        told = metrics | {"problems": len(problems)}
+        figures = {key: value for key, value in told.items() if isinstance(value, int | float)}
+        self._wandb.log(figures, step=step)
+        self._monitor.step(figures)
+        self._show(metrics)
         for line in self._watch.step(step, problems):
             self.say(f"warning: {line}")
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        """Append one evaluation to RUN/evaluations.jsonl (and its scalars to wandb)."""
+        """Append one evaluation to RUN/evaluations.jsonl, and tell its figures."""
         with (self.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
             self._write(file, record)
-        self._monitor.evaluation(record)
-        scalars = ("hypervolume", "mip", "crd", "identification_accuracy")
-        self._wandb.log({f"evaluation/{key}": record[key] for key in scalars})
+        figures = evaluation_figures(record, record["objectives"])
+        self._monitor.evaluation(figures)
+        self._wandb.log({f"evaluation/{key}": value for key, value in figures.items()})
 
     def say(self, text: str) -> None:
         """A line for a person; never breaks the bar."""
@@ -128,16 +131,20 @@ class Recorder:
         file.write(json_line(record))
         file.flush()
 
-    def _show(self, metrics: Mapping[str, Any], scored: ScoredBatch) -> None:
-        """MIP-style alignment: mean over the batch of w+ . normalised scores, the training-time view of MIP."""
+    def _weighted_reward(self, scored: ScoredBatch) -> float:
+        """The training-time view of MIP."""
         preference = np.array([rollout.request.preference for rollout in scored.rollouts])
-        alignment = np.einsum("bk,bjk->bj", preference, self.normalizer.apply(scored.scores))
-        step, steps = metrics["step"] + 1, self.recipe.loop.steps
-        loss = "   skip" if metrics["loss"] is None else f"{metrics['loss']:7.4f}"
+        return _nanmean(np.einsum("bk,bjk->bj", preference, self.normalizer.apply(scored.scores)))
+
+    def _show(self, metrics: Mapping[str, Any]) -> None:
+        loss, reward, identified = map(describe, ("loss", "weighted_reward", "identification_accuracy"))
+        step = metrics["step"] + 1
         self.say(
-            f"step {step:4d}/{steps}  loss {loss}  w.reward {_nanmean(alignment):+.3f}  "
-            f"id.acc {metrics['identification_accuracy'] or 0:.2f}  "
-            f"{scored.generated_tokens / max(metrics['seconds/step'], 1e-9):5.0f} tok/s  "
+            f"step {step:4d}/{self.recipe.loop.steps}  "
+            f"{loss.label} {'skip' if metrics['loss'] is None else loss.show(metrics['loss']):>7}  "
+            f"{reward.short} {reward.show(metrics['weighted_reward'], '+')}  "
+            f"{identified.short} {identified.show(metrics['identification_accuracy'])}  "
+            f"{metrics['generated_tokens'] / max(metrics['seconds/step'], 1e-9):5.0f} tok/s  "
             + "  ".join(
                 f"{name} {metrics[f'seconds/{name}']:.2f}s" for name in ("generate", "score", "learn", "sync", "step")
             )
@@ -168,24 +175,14 @@ def step_metrics(
     *,
     objectives: tuple[str, ...],
 ) -> dict[str, Any]:
-    """The metrics.jsonl record without its timings; a step without usable pairs has null learner metrics."""
-    learner = dict.fromkeys(
-        (
-            "loss",
-            "loss_alignment",
-            "loss_identifiability",
-            "grad_norm",
-            "learning_rate",
-            "identification_accuracy",
-            "logratio_mean",
-        )
-    ) | (dict(report.metrics) if report else {})
+    """The metrics.jsonl record without its timings; null is what the step did not measure, all of a skipped update."""
     lengths = [len(response.token_ids) for rollout in scored.rollouts for response in rollout.responses]
     finished = [response.finish_reason == "stop" for rollout in scored.rollouts for response in rollout.responses]
     metrics: dict[str, Any] = {
+        **{metric.key: None for metric in STEP_METRICS if not metric.tag},
+        **(report.metrics if report else {}),
         "step": step,
         "policy_version": policy_version,
-        **learner,
         "pair_conflict_rate": statistics.conflict_rate,
         "pair_tie_rate": statistics.tie_rate,
         "response_length": float(np.mean(lengths)),
@@ -230,20 +227,11 @@ def _start_progress(steps: int, first_step: int) -> Any:
     """A live bar on a terminal; nothing in a log file, where the lines speak for themselves."""
     if not sys.stderr.isatty():
         return None
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    progress = Progress(
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )  # fmt: skip
+    columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
+    progress = bars.Progress("training", *columns, console=Console(stderr=True))
     progress.add_task("training", total=steps, completed=first_step)
     progress.start()
     return progress

@@ -11,13 +11,14 @@ import matplotlib
 import numpy as np
 
 from orchestrator.bench.figures.style import START, STYLE, mixed_colors, new_figure, objective_color, save
+from rewards.metrics import EVALUATION_METRICS, describe
 
 if TYPE_CHECKING:
     from orchestrator.bench.results import CellResult, Results
 
 DISTRIBUTIONS = 5
 """Vectors of the grid whose reward distributions are drawn."""
-CURVES = (("mip", "MIP"), ("hypervolume", "hypervolume"), ("crd", "CRD"), ("kl_to_start", "KL to the start (nats)"))
+CURVES = ("mip", "hypervolume", "crd", "kl_to_start")
 
 
 def plot_fronts(path: Path, results: Results) -> None:
@@ -105,24 +106,24 @@ def plot_curves(path: Path, results: Results) -> None:
     """Each metric over training, against generated tokens."""
     compared = [cell for method in results.methods for cell in results.of(method)]
     shown = [
-        (key, label)
-        for key, label in CURVES
+        describe(key, table=EVALUATION_METRICS)
+        for key in CURVES
         if all(side.get(key) is not None for cell in compared for side in cell.evaluations)
     ]
     with matplotlib.rc_context(STYLE):
         figure = new_figure(3.6 * len(shown) + 0.3, 3.8)
         grid = figure.subplots(1, len(shown), squeeze=False)
-        for axes, (key, label) in zip(grid.flat, shown, strict=True):
+        for axes, metric in zip(grid.flat, shown, strict=True):
             for index, method in enumerate(results.methods):
                 cells = results.of(method)
                 tokens = np.mean([[side["generated_tokens"] for side in cell.evaluations] for cell in cells], axis=0)
-                values = np.array([[side[key] for side in cell.evaluations] for cell in cells], dtype=float)
+                values = np.array([[metric.of(side) for side in cell.evaluations] for cell in cells], dtype=float)
                 color = objective_color(index)
                 axes.plot(tokens / 1e3, values.mean(axis=0), color=color, lw=2, marker="o", ms=4, label=method)
                 if len(cells) > 1:
                     axes.plot(tokens / 1e3, values.T, color=color, lw=0.6, alpha=0.4)
-            axes.set_title(label)
-            axes.set_xlabel("generated tokens (thousands)")
+            axes.set_title(metric.name)
+            axes.set_xlabel(f"{describe('generated_tokens').label} (thousands)")
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
         save(figure, path)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from orchestrator.bench.figures.style import INK, START, STYLE, Record, judged, new_figure, objective_color, save
+from rewards.metrics import EVALUATION_METRICS, describe
 
 
 def plot_control(path: Path, before: Record | None, after: Record) -> None:
@@ -70,8 +71,6 @@ def _draw_control(
 
 
 def _rank_note(before: Record | None, after: Record, k: int) -> str:
-    def show(record: Record) -> str:
-        value = record["spearman"][k]
-        return "n/a" if value is None or not math.isfinite(value) else f"{value:.2f}"
-
-    return f"Spearman {show(after)}" if before is None else f"Spearman {show(before)} \u2192 {show(after)}"
+    metric = describe("spearman", table=EVALUATION_METRICS)
+    values = [metric.show(record["spearman"][k]) for record in (before, after) if record is not None]
+    return f"{metric.label} " + " \u2192 ".join(values)

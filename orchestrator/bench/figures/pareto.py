@@ -18,7 +18,6 @@ from orchestrator.bench.figures.style import (
     START,
     STYLE,
     Record,
-    judge_title,
     judged,
     mixed_colors,
     new_figure,
@@ -26,6 +25,7 @@ from orchestrator.bench.figures.style import (
     save,
     score_name,
 )
+from orchestrator.bench.summary import JUDGES
 
 
 def plot_pareto(path: Path, before: Record | None, after: Record) -> None:
@@ -51,7 +51,7 @@ def plot_pareto(path: Path, before: Record | None, after: Record) -> None:
         for index, (judge, pair) in enumerate(panels):
             axes = figure.add_subplot(grid[index // columns, index % columns])
             _draw_front(axes, before, after, judge, pair)
-            axes.set_title(judge_title(judge) if pair == pairs[0] else "")
+            axes.set_title(f"Scored {JUDGES[judge]}" if pair == pairs[0] else "")
             if columns == 3:
                 axes.xaxis.label.set_fontsize(8.5)
                 axes.yaxis.label.set_fontsize(8.5)

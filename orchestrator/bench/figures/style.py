@@ -111,11 +111,6 @@ def judged(record: Record | None, judge: str) -> Record | None:
     return record if judge == "reward" else record.get("audit")
 
 
-def judge_title(judge: str) -> str:
-    """Heading of a panel."""
-    return "Scored by the reward models" if judge == "reward" else "Scored by the audit judge"
-
-
 def score_name(judge: str) -> str:
     """What stands behind an objective's name on an axis."""
     return "normalised reward-model score" if judge == "reward" else "normalised audit score"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.bench.figures.style import COLORS, INK, START, STYLE, Record, new_figure, objective_color, save
+from rewards.metrics import describe
 
 
 def plot_training(path: Path, metrics: Sequence[Record], objectives: Sequence[str], normalizer: Record | None) -> None:
@@ -24,25 +25,18 @@ def plot_training(path: Path, metrics: Sequence[Record], objectives: Sequence[st
             figure.text(0.5, 0.5, "no optimizer steps in this run", ha="center", fontsize=13, color="#777777")
             save(figure, path)
             return
-        parts = {"loss": "total", "loss_alignment": "alignment", "loss_identifiability": "identifiability"}
+        parts = ("loss", "loss_alignment", "loss_identifiability")
         _draw_curves(loss, steps, metrics, parts, (INK, COLORS[0], COLORS[1]))
-        loss.set_title("Loss (nats)")
         _draw_rewards(reward, steps, metrics, objectives, normalizer)
-        shares = {
-            "identification_accuracy": "identification accuracy",
-            "pair_conflict_rate": "pairs in conflict",
-            "pair_tie_rate": "pairs all tied",
-        }
+        shares = ("identification_accuracy", "pair_conflict_rate", "pair_tie_rate")
         _draw_curves(identification, steps, metrics, shares, (COLORS[0], COLORS[4], START))
         identification.axhline(0.5, color="#B0B0B0", lw=1, ls=(0, (2, 2)))
         identification.set_ylim(-0.02, 1.02)
         identification.set_title("Identification and pairs (share)")
-        _draw_curves(drift, steps, metrics, {"logratio_mean": ""}, (COLORS[2],))
+        _draw_curves(drift, steps, metrics, ("logratio_mean",), (COLORS[2],))
         drift.axhline(0, color="#B0B0B0", lw=1, ls=(0, (2, 2)))
-        drift.set_title("Log-ratio to the reference (nats)")
-        _draw_curves(gradient, steps, metrics, {"grad_norm": ""}, (COLORS[3],))
+        _draw_curves(gradient, steps, metrics, ("grad_norm",), (COLORS[3],))
         gradient.set_ylim(bottom=0)
-        gradient.set_title("Gradient norm before clipping")
         _draw_seconds(seconds, steps, metrics)
         for axes in (loss, reward, identification, drift, gradient, seconds):
             axes.set_xlim(1, max(2, int(steps.max())))
@@ -55,10 +49,12 @@ def plot_training(path: Path, metrics: Sequence[Record], objectives: Sequence[st
 
 
 def _draw_curves(
-    axes: Axes, steps: np.ndarray, metrics: Sequence[Record], labels: Mapping[str, str], colors: Sequence[str]
+    axes: Axes, steps: np.ndarray, metrics: Sequence[Record], keys: Sequence[str], colors: Sequence[str]
 ) -> None:
-    for (key, label), color in zip(labels.items(), colors, strict=True):
-        _draw_curve(axes, steps, _column(metrics, key), color, label)
+    """Under the first one's name; a single curve needs no label."""
+    axes.set_title(describe(keys[0]).name.capitalize())
+    for key, color in zip(keys, colors, strict=True):
+        _draw_curve(axes, steps, _column(metrics, key), color, describe(key).label if len(keys) > 1 else "")
 
 
 def _draw_rewards(
