@@ -140,7 +140,7 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
     return 0
 
 
-def _push(sender: WeightSender, policy_version: int) -> None:
+def _push(sender: "WeightSender", policy_version: int) -> None:
     sender.send(policy_version)
 
 
