@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from actors.types import WeightTransferError
+from rewards.environment import local_folder
 
 Named = tuple[str, torch.Tensor]
 
@@ -145,8 +146,9 @@ def tensor_files(folder: Path) -> dict[str, safe_open]:
 
 def model_folder(model: str) -> Path:
     """The folder itself, or where the Hugging Face cache keeps this hub id."""
-    if Path(model).is_dir():
-        return Path(model)
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(model, local_files_only=True))

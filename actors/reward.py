@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from actors.metrics import JudgeMetrics
-from actors.startup import ActorSpec, one_line, start_actors, stop_actors
+from actors.processes import ActorSpec, start_actors, stop_actors
 from actors.types import ActorFailedError
 from rewards.config import ObjectiveConfig
-from rewards.environment import is_device_failure, process_environment, whole_threads
+from rewards.environment import process_environment, whole_threads
+from rewards.errors import is_device_failure, one_line
 from rewards.judges import build_scorer
 from rewards.scorers import Scorer, ScorerError
 

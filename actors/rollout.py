@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actors.config import RolloutConfig
 from actors.engine import engine_environment, weight_backend
 from actors.metrics import EngineMetrics
-from actors.startup import ActorSpec, one_line, start_actors, stop_actors
+from actors.processes import ActorSpec, start_actors, stop_actors
 from actors.types import (
     EngineFailedError,
     EngineRestartedError,
@@ -23,6 +23,7 @@ from actors.types import (
     StaleWeightsError,
     response_seed,
 )
+from rewards.errors import one_line
 
 if TYPE_CHECKING:
     from actors.weights import WeightReceiver

@@ -5,8 +5,9 @@ Every record is frozen and picklable; token ids are plain ints so that records c
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+
+from rewards.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +105,7 @@ class WeightTransferError(RolloutError):
 def response_seed(seed: int, index: int) -> int:
     """Seed of response ``index`` of a request, in [0, 2^63).
 
-    Hashed, not added: vLLM derives a sampler's stream from the seed alone, so neighbouring requests with seeds s and
-    s + 1 would otherwise share the streams of their second and first response.
+    vLLM derives a sampler's stream from the seed alone, so were the two added, neighbouring requests with seeds s and
+    s + 1 would share the streams of their second and first response.
     """
-    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return derive_seed(seed, index)

@@ -1,4 +1,6 @@
-"""The learner: preference pairs in, policy versions out. May import `rewards`; never `actors` or `orchestrator`.
+"""The learner: preference pairs in, policy versions out.
+
+May import `rewards`, and `actors.processes` for what needs Ray; nothing else of `actors`, and never `orchestrator`.
 
 config.py    the recipe's `learner` section
 types.py     what crosses this room's door: pairs and batches in, step reports and weight manifests out

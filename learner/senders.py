@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from learner.ranks import deaths
+from actors.processes import deaths
 from learner.types import EngineLostError, WeightEntry, WeightManifest, WeightSyncError
 from learner.weights import BucketSource, WeightSpec, entry
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rewards.config import HuggingFaceScorerConfig
-from rewards.scorers import ScorerError, check_aligned, describe, looks_like_path
+from rewards.environment import local_folder
+from rewards.errors import describe
+from rewards.scorers import ScorerError, check_aligned
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class ClassifierScorer:
         self._config = config
         self._where = f"classifier {config.model!r}"
         self._device = _device(config, self._where)
-        model_path = str(Path(config.model).expanduser()) if looks_like_path(config.model) else config.model
+        model_path = str(local_folder(config.model) or config.model)
         self._tokenizer = _load_tokenizer(model_path, self._where)
         model = _load_model(model_path, getattr(torch, config.dtype), config.head, self._where)
         self._model = model.to(self._device).eval()

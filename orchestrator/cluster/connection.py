@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cluster.contact import check_head
 from orchestrator.cluster.placement import Node, copies_that_fit, demands, obstacles, placement_table
 from orchestrator.errors import BadInput, ComponentLost
+from rewards.errors import one_line
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -108,7 +109,7 @@ def connect(recipe: "Recipe", *, check: bool = True) -> Iterator[Any]:
     import ray
 
     def refused(error: Exception) -> BadInput | ComponentLost:
-        where, why = repr(address or "local"), " ".join(str(error).split())
+        where, why = repr(address or "local"), one_line(error)
         if check:
             return BadInput(f"cluster.address: no Ray cluster could be joined at {where}: {why}")
         return ComponentLost(f"the Ray cluster at {where} does not answer: {why}")

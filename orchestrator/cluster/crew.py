@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from actors.startup import ActorSpec, reserve
+from actors.processes import reserve
 from actors.types import RolloutError
 from orchestrator.cluster.placement import pair_demand
 
@@ -72,18 +72,8 @@ def _reserve_pairs(recipe: "Recipe", run_name: str) -> Any:
     One for both: where fractions of GPUs are reserved apart, two ranks may get one GPU and two engines the other.
     """
     pair = pair_demand(recipe)
-    specs = [
-        ActorSpec(
-            name=f"{run_name}/pair-{index}",
-            num_cpus=pair.num_cpus,
-            num_gpus=pair.num_gpus,
-            env={},
-            node_labels=pair.node_labels,
-        )
-        for index in range(pair.count)
-    ]
     return reserve(
-        specs,
+        [pair] * pair.count,
         group=f"{run_name}/{pair.role}",
         placement=recipe.rollout.placement,
         timeout_s=recipe.rollout.start_timeout_s,

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from actors.startup import call_ready, one_line
-from actors.types import ActorFailedError, EngineRestartedError
-from learner import ranks
+from actors.processes import call_ready
+from actors.processes import losses as deaths
+from actors.types import ActorFailedError
 from learner.types import EngineLostError, SyncReport
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import ComponentLost
+from rewards.errors import one_line
 
 END_TIMEOUT_S = 30.0
 Result = TypeVar("Result")
@@ -18,11 +19,6 @@ Result = TypeVar("Result")
 
 class EnginesLost(ComponentLost):
     """No engine holds the asked version; `Fleet.with_engines` may still bring it back."""
-
-
-def deaths() -> tuple[type[Exception], ...]:
-    """What a call raises when its actor has died, is of no further use, or was started again since."""
-    return *ranks.deaths(), ActorFailedError, EngineRestartedError
 
 
 class Replica:

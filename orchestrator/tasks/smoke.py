@@ -15,6 +15,7 @@ from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
+from rewards.errors import one_line
 
 if TYPE_CHECKING:
     from rewards.config import HuggingFaceScorerConfig
@@ -108,8 +109,7 @@ def _model_type(model: str) -> str:
     try:
         return str(AutoConfig.from_pretrained(model).model_type)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise BadInput(f"--smoke: the architecture of {model!r} cannot be known here: {reason}") from None
+        raise BadInput(f"--smoke: the architecture of {model!r} cannot be known here: {one_line(error)}") from None
 
 
 def _make_policy(model_type: str, path: Path) -> str:

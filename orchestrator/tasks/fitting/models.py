@@ -6,6 +6,7 @@ from typing import Any
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import seeded
+from rewards.errors import one_line
 
 
 def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
@@ -24,7 +25,7 @@ def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise BadInput(f"tokenizer: cannot be loaded from {source!r}: {_first_line(error)}") from None
+        raise BadInput(f"tokenizer: cannot be loaded from {source!r}: {one_line(error)}") from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise BadInput(f"tokenizer: {source!r} has neither a padding nor an end-of-sequence token")
@@ -112,9 +113,4 @@ def _load(loader: Any, config: FitConfig, **more: Any) -> Any:
     try:
         return loader.from_pretrained(config.model, **more)
     except (OSError, ValueError) as error:
-        raise BadInput(f"model: cannot be loaded from {config.model!r}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+        raise BadInput(f"model: cannot be loaded from {config.model!r}: {one_line(error)}") from None
