@@ -1,4 +1,4 @@
-"""Who may import whom, what the light files may import, and the loads that no room makes.
+"""Who may import whom, what files may be called, what the light ones may import, and the loads that no room makes.
 
 All of it is read from the syntax trees; nothing is imported.
 """
@@ -25,6 +25,8 @@ ORCHESTRATOR = (
     *("recipes", "config", "data", "locks", "lines", "errors"),
 )
 """Folders and files of `orchestrator`, the top one first: each may import itself and what stands after it."""
+MOST_OF_A_NAME = 2
+"""Files of one name; `actors/weights.py` and `learner/weights.py` are two ends of one thing."""
 NOT_ROOMS = frozenset({"deploy", "tests"})
 HEAVY = frozenset({"deepspeed", "ray", "torch", "transformers", "vllm"})
 # importable in well under a second
@@ -136,6 +138,15 @@ def circles(root: Path) -> list[str]:
     return sorted(name for name in known if name in reached[name])
 
 
+def ambiguous_names(root: Path) -> list[str]:
+    """File names that mean three things or more. `config.py` is in each room that room's part of the recipe."""
+    places: dict[str, list[str]] = {}
+    for path in sources(root):
+        if path.name not in ("__init__.py", "config.py"):
+            places.setdefault(path.name, []).append(str(path.relative_to(root)))
+    return [f"{name}: {', '.join(found)}" for name, found in sorted(places.items()) if len(found) > MOST_OF_A_NAME]
+
+
 def heavy_violations(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}:{line}: {module} at module level"
@@ -202,6 +213,10 @@ def test_no_files_import_each_other() -> None:
     assert circles(ROOT) == []
 
 
+def test_no_file_name_means_three_things() -> None:
+    assert ambiguous_names(ROOT) == []
+
+
 def test_the_light_files_import_nothing_heavy_when_they_are_loaded() -> None:
     assert heavy_violations(ROOT) == []
 
@@ -221,6 +236,13 @@ def test_an_import_that_goes_up_and_a_circle_are_found(tmp_path: Path) -> None:
     write_room(tmp_path, "orchestrator/run/loop.py", "def f():\n    from orchestrator.cluster.fleet import Fleet\n")
     assert floor_violations(tmp_path) == ["orchestrator/cluster/fleet.py:1: cluster imports orchestrator.run"]
     assert circles(tmp_path) == ["orchestrator.cluster.fleet", "orchestrator.run.loop"]
+
+
+def test_a_file_name_that_means_three_things_is_found(tmp_path: Path) -> None:
+    for folder in ("actors", "learner", "orchestrator/tasks"):
+        write_room(tmp_path, f"{folder}/policy.py", "")
+        write_room(tmp_path, f"{folder}/config.py", "")
+    assert ambiguous_names(tmp_path) == ["policy.py: actors/policy.py, learner/policy.py, orchestrator/tasks/policy.py"]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_damaged_file_is_noticed_and_the_same_seed_builds_the_same_bytes_again
 
 def test_another_seed_starts_from_other_weights_and_holds_out_other_prompts():
     from orchestrator.tasks.miniature import grammar
-    from orchestrator.tasks.miniature.policy import new_policy
+    from orchestrator.tasks.miniature.starting_policy import new_policy
     from orchestrator.tasks.miniature.tokenizer import build_tokenizer
 
     first, again, other = (new_policy(PolicySpec(), build_tokenizer(), seed).state_dict() for seed in (0, 0, 1))
@@ -96,7 +96,7 @@ def test_another_seed_starts_from_other_weights_and_holds_out_other_prompts():
 def test_the_level_tokens_start_on_a_line():
     import torch
 
-    from orchestrator.tasks.miniature.policy import new_policy
+    from orchestrator.tasks.miniature.starting_policy import new_policy
     from orchestrator.tasks.miniature.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()

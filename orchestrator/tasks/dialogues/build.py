@@ -103,9 +103,9 @@ def source_digest(data: str) -> str:
 
 
 def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Callable[[str], None]) -> dict[str, Any]:
+    from orchestrator.tasks.fitting.bradley_terry import fit_reward
     from orchestrator.tasks.fitting.models import train_byte_level_bpe
-    from orchestrator.tasks.fitting.policy import fit_policy
-    from orchestrator.tasks.fitting.reward import fit_reward
+    from orchestrator.tasks.fitting.supervised import fit_policy
 
     started = time.monotonic()
     transcripts = read_transcripts(data)

@@ -54,7 +54,7 @@ def measure_control(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from orchestrator.tasks.fitting.sampling import sample_responses
+    from orchestrator.tasks.fitting.responses import sample_responses
     from rewards.functions import detail
     from rewards.pareto import spearman
 

@@ -5,8 +5,7 @@ grammar    prompts and sentences
 tokenizer  one token per word
 oracle     exact scores of responses, and the best front any policy can reach
 corpus     the text the starting policy imitates
-policy     the starting policy and the gate that it reads w
-sampling   responses of a policy without an engine
-reward     the reward models
+starting_policy  the policy fitted to it, and the gate that it reads w
+reward_models    compared by the oracle, one for each objective
 build      all of it, once: folders and report
 """

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from orchestrator.tasks.fitting.bradley_terry import fit_reward
 from orchestrator.tasks.fitting.config import Architecture, Optimization, RewardFitConfig
 from orchestrator.tasks.fitting.report import FitReport
-from orchestrator.tasks.fitting.reward import fit_reward
-from orchestrator.tasks.fitting.sampling import sample_responses
+from orchestrator.tasks.fitting.responses import sample_responses
 from orchestrator.tasks.miniature import oracle, spec
 from orchestrator.tasks.miniature.corpus import renderer, sample_preferences
 from orchestrator.tasks.miniature.spec import RewardSpec

@@ -11,9 +11,9 @@ import torch
 from orchestrator.tasks.fitting.config import Architecture, Optimization, PolicyFitConfig
 from orchestrator.tasks.fitting.levels import put_levels_on_a_line
 from orchestrator.tasks.fitting.models import llama_config
-from orchestrator.tasks.fitting.policy import fit_policy
 from orchestrator.tasks.fitting.report import FitReport
-from orchestrator.tasks.fitting.sampling import sample_responses
+from orchestrator.tasks.fitting.responses import sample_responses
+from orchestrator.tasks.fitting.supervised import fit_policy
 from orchestrator.tasks.miniature import corpus, oracle, spec
 from orchestrator.tasks.miniature.spec import GateSpec, MiniatureSpec, PolicySpec
 from orchestrator.tasks.miniature.tokenizer import build_tokenizer
