@@ -9,7 +9,7 @@ import torch
 
 from learner.config import LoraSection
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting import adapters, bradley_terry, models, rows, trainer
+from orchestrator.tasks.fitting import bradley_terry, models, rows, trainer
 from orchestrator.tasks.fitting.bradley_terry import fit_reward, run_reward_fit
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
 from orchestrator.tasks.fitting.supervised import fit_policy, run_policy_fit
@@ -384,13 +384,13 @@ def test_adapters_change_their_targets_alone_and_leave_a_plain_model(base, tmp_p
 
 def test_merged_adapters_answer_as_they_did_apart(base, tmp_path):
     config = _policy_config(tmp_path / "policy", model=str(base), **{**ADAPTED, "lora": LoraSection(rank=4)})
-    adapted = adapters.add(_load(base), config.lora, config).eval()
+    adapted = models.add_adapters(_load(base), config.lora, config).eval()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     tokens = torch.arange(8)[None]
     apart = adapted(tokens).logits
-    merged = adapters.merge(adapted)
+    merged = models.merge_adapters(adapted)
     trainer.save(merged, models.make_tokenizer(config, []), tmp_path / "policy")
     together = _load(tmp_path / "policy")(tokens).logits
     assert torch.allclose(apart, together, atol=1e-5)
@@ -413,7 +413,7 @@ def test_a_bfloat16_base_is_trained_by_float32_adapters_and_saved_in_bfloat16(ba
     from safetensors.torch import load_file
 
     config = _policy_config(tmp_path / "policy", model=str(base), dtype="bfloat16", **ADAPTED)
-    adapted = adapters.add(models.make_policy(config, None), config.lora, config)
+    adapted = models.add_adapters(models.make_policy(config, None), config.lora, config)
     assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
 

@@ -187,7 +187,7 @@ def _with_levels_in_order(pretrained: Path, seed: int) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from orchestrator.tasks.fitting.levels import put_levels_on_a_line
+    from orchestrator.tasks.fitting.models import put_levels_on_a_line
 
     model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(pretrained)

@@ -15,9 +15,8 @@ import torch
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting import models, rows, trainer
 from orchestrator.tasks.fitting.config import RewardFitConfig, load_fit_config
-from orchestrator.tasks.fitting.report import FitReport
 from orchestrator.tasks.fitting.rows import Row
-from orchestrator.tasks.fitting.trainer import Example
+from orchestrator.tasks.fitting.trainer import Example, FitReport
 
 
 def run_reward_fit(config_path: Path) -> FitReport:

@@ -1,6 +1,7 @@
 """Responses of a policy in plain transformers, enough to check it and to make pairs from it; no engine is started."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ BATCH_SIZE = 512
 
 
 def sample_responses(
-    model: Any,
-    tokenizer: Any,
+    policy: Path,
     prompts: Sequence[str],
     preferences: np.ndarray,
     *,
@@ -22,12 +22,19 @@ def sample_responses(
     max_new_tokens: int,
     seed: int,
 ) -> list[str]:
-    """One response to each prompt under its preference vector [N, K], at temperature 1, special tokens left out."""
+    """One response to each prompt under its preference vector [N, K], at temperature 1, special tokens left out.
+
+    Args:
+        policy: Hugging Face folder.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(policy)
     texts = [renderer.text(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
     prompt_ids = tokenizer(texts)["input_ids"]
     responses: list[str] = []
     with seeded(seed), torch.inference_mode():
-        model.eval()
         for start in range(0, len(prompt_ids), BATCH_SIZE):
             responses += _sample_batch(model, tokenizer, prompt_ids[start : start + BATCH_SIZE], max_new_tokens)
     return responses

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting import adapters, models, rows, trainer
+from orchestrator.tasks.fitting import models, rows, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig, load_fit_config
-from orchestrator.tasks.fitting.report import FitReport
 from orchestrator.tasks.fitting.rows import Row
-from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example
+from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 
 
@@ -62,10 +61,10 @@ def fit_policy(
         examples, heldout_examples = encode(training), encode(heldout)
         collate = _collator(tokenizer.pad_token_id)
         if config.lora is not None:
-            model = adapters.add(model, config.lora, config)
+            model = models.add_adapters(model, config.lora, config)
         loss = trainer.train(config, model, examples, collate, _response_loss, label="policy", progress=progress)
         if config.lora is not None:
-            model = adapters.merge(model)
+            model = models.merge_adapters(model)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id

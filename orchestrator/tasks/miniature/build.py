@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def build_miniature(
     directory = Path(directory).expanduser()
     objectives = _checked(objectives)
     settings = {
-        "miniature": spec.fingerprint(),
+        "spec": asdict(spec),
         "code": code_digest("miniature", "fitting"),
         "objectives": list(objectives),
         "seed": seed,
