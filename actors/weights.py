@@ -11,6 +11,7 @@ the engine named by ``WeightTransferConfig.backend``, in tensor-parallel workers
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         super().__init__(*args, **kwargs)
         self._hashes: dict[str, torch.Tensor] = {}
         self._reloading = False
+        self.is_open = False
+        """Whether vLLM's worker has an update open: from its start to its end, or to the first bucket that failed."""
         self._adapters: AdapterMerger | None = None
 
     def expect(self, adapter: Mapping[str, Any] | None) -> dict[str, int]:
@@ -70,7 +73,14 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         if self._adapters is not None:
             self._adapters.forget()
         initialize_layerwise_reload(self.model)
-        self._reloading = True
+        self._reloading = self.is_open = True
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        try:
+            super().update_weights(update_info)
+        except BaseException:
+            self.is_open = False
+            raise
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -81,6 +91,7 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         heads: list[Any] = [module for module in self.model.modules() if isinstance(module, ParallelLMHead)]
         for head in heads:
             head.quant_method.process_weights_after_loading(head)
+        self.is_open = False
 
     def checksums(self) -> dict[str, int]:
         """Name -> ``torch.hash_tensor`` of every tensor received since the last start."""
@@ -202,7 +213,7 @@ class WeightTransferExtension:
 
     def abandon_weight_update(self) -> None:
         self.weight_transfer_engine.abandon()  # type: ignore[attr-defined]
-        if self._weight_update_active:  # type: ignore[attr-defined]
+        if self.weight_transfer_engine.is_open:  # type: ignore[attr-defined]
             self.finish_weight_update()  # type: ignore[attr-defined]
 
 
@@ -313,5 +324,5 @@ def checkpoint_names(model: str) -> frozenset[str]:
 
 
 for _backend, _engine in (("host", HostTransferEngine), ("nccl", CheckedNCCLTransferEngine)):
-    if VLLM_BACKENDS[_backend] not in WeightTransferEngineFactory._registry:
+    with contextlib.suppress(ValueError):  # this file was imported under two names: it is registered already
         WeightTransferEngineFactory.register_engine(VLLM_BACKENDS[_backend], _engine)

@@ -218,10 +218,8 @@ def _gather(tensors: list[Tensor]) -> contextlib.AbstractContextManager[None]:
 
 
 def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for prefix, owner in module.named_modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            if name not in owner._non_persistent_buffers_set:
-                yield f"{prefix}.{name}" if prefix else name, buffer
+    stored = module.state_dict(keep_vars=True).keys()
+    return (named for named in module.named_buffers() if named[0] in stored)
 
 
 def _adapted_layers(causal_lm: nn.Module) -> dict[str, Any]:

@@ -21,6 +21,16 @@ def local_folder(model: str) -> Path | None:
     return folder if is_meant else None
 
 
+def model_folder(model: str) -> Path:
+    """The folder itself, or where the Hugging Face cache keeps this hub id, which must have been loaded before."""
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, local_files_only=True))
+
+
 def process_environment(model: str | None = None, *, threads: int | None) -> dict[str, str]:
     """Set before anything is imported there.
 
