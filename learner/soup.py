@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.types import LearnerError
-from learner.weights import BucketSource, WeightSpec
+from learner.weights import BucketSource, WeightSpec, in_buckets
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -63,18 +63,13 @@ class SoupSource(BucketSource):
             handles: dict[Path, Any] = {}
             for path in {path for files in self._files for path in files.values()}:
                 handles[path] = stack.enter_context(safe_open(path, framework="pt"))
-            bucket: list[tuple[WeightSpec, Tensor]] = []
-            size = 0
-            for spec in self.specs:
-                if bucket and size + spec.num_bytes > self.bucket_bytes:
-                    yield bucket
-                    bucket, size = [], 0
-                used = [(files, weight) for files, weight in zip(self._files, self._weights, strict=True) if weight]
-                tensors = [handles[files[spec.name]].get_tensor(spec.name) for files, _ in used]
-                bucket.append((spec, average(tensors, [weight for _, weight in used])))
-                size += spec.num_bytes
-            if bucket:
-                yield bucket
+            used = [(files, weight) for files, weight in zip(self._files, self._weights, strict=True) if weight]
+            weights = [weight for _, weight in used]
+            for bucket in in_buckets(self.specs, limit=self.bucket_bytes, spec_of=lambda spec: spec):
+                yield [
+                    (spec, average([handles[files[spec.name]].get_tensor(spec.name) for files, _ in used], weights))
+                    for spec in bucket
+                ]
 
 
 def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -5,7 +5,6 @@ heads, objectives, method, adapters, ZeRO stage, ranks. Its numbers mean nothing
 """
 
 import functools
-import json
 import re
 import zlib
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
+from orchestrator.lines import write_lines
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
 from rewards.errors import one_line
@@ -168,5 +168,5 @@ def _make_tokenizer() -> Any:
 
 def _write_prompts(path: Path, name: str) -> str:
     prompts = QUESTIONS[:-4] if name == "train" else QUESTIONS[-4:]
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
+    write_lines(path, ({"prompt": prompt} for prompt in prompts))
     return str(path)

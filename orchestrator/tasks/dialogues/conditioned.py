@@ -51,7 +51,7 @@ def measure_control(
     policy: Path, prompts: Sequence[str], *, renderer: PromptRenderer, max_new_tokens: int, seed: int
 ) -> float:
     """Spearman over the evaluation grid of the weight of detail (the last objective) and the mean log(1 + words)."""
-    from orchestrator.tasks.fitting.responses import sample_responses
+    from orchestrator.tasks.fitting.supervised import sample_responses
     from rewards.functions import detail
     from rewards.pareto import spearman
 

@@ -4,7 +4,6 @@ config         what a fit needs to know
 rows           JSONL rows, training and held-out
 models         tokenizers and models, from a folder or new; adapters
 trainer        `transformers.Trainer`, quiet and deterministic; what a fit came to
-supervised     policies: cross-entropy on responses
+supervised     policies: cross-entropy on responses; responses of a fitted one, without an engine
 bradley_terry  reward models: Bradley-Terry on pairs
-responses      of a policy, without an engine
 """

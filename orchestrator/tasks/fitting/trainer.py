@@ -13,7 +13,8 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting.config import FitConfig
+from orchestrator.tasks.fitting.config import C, FitConfig, load_fit_config
+from orchestrator.tasks.fitting.rows import read_split
 
 Example = Mapping[str, Any]
 """One encoded row of a batch; "input_ids" is always there, for grouping by length."""
@@ -142,6 +143,18 @@ def _arguments(config: FitConfig, steps: int) -> TrainingArguments:
     )
 
 
+def fit_from_file(kind: type[C], path: Path, fields: Sequence[str], fit: Callable[..., FitReport]) -> FitReport:
+    """`fit` with the config in a YAML file and the rows that it names, which have these fields; tells its progress.
+
+    Raises:
+        BadInput: anything wrong with the file or the rows.
+    """
+    config = load_fit_config(kind, path)
+    require_new_output(config.output)
+    training, heldout = read_split(config, fields)
+    return fit(config, training, heldout, progress=lambda line: print(line, flush=True))
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """The global random state, as `seed` sets it inside and as it was outside."""
@@ -184,11 +197,15 @@ def mask(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     return pad([[1] * len(sequence) for sequence in sequences], 0)
 
 
-def batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """In batches of similar length, for measuring."""
+def batches_to_measure(
+    model: Any, examples: Sequence[Example], collate: Collate, size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Collated batches of similar length where the model is, for a model that is measured."""
+    model.eval()
     ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
     for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+        batch = collate(ordered[start : start + size])
+        yield {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def save(model: Any, tokenizer: Any, output: Path) -> None:

@@ -1,6 +1,5 @@
 """Builds the miniature once: prompts, starting policy, reward models. Deterministic by seed, cached, checksummed."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BadInput, RunFailed
+from orchestrator.lines import write_lines
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.miniature import grammar
 from orchestrator.tasks.miniature import spec as world
@@ -100,8 +100,8 @@ def _build_parts(parts: MiniatureAssets, seed: int, spec: MiniatureSpec, say: Pr
     clock = _Clock()
     objectives = tuple(parts.rewards)
     train, heldout = grammar.split_prompts(seed)
-    _write_prompts(parts.train_prompts, train)
-    _write_prompts(parts.heldout_prompts, heldout)
+    for file, prompts in ((parts.train_prompts, train), (parts.heldout_prompts, heldout)):
+        write_lines(file, ({"prompt": prompt} for prompt in prompts))
     policy = _fit_until_readable(parts.policy, train, objectives, seed, spec, say)
     clock.lap("policy")
     responses = sample_responses_to_compare(parts.policy, train, objectives=objectives, seed=seed, settings=spec.reward)
@@ -151,11 +151,6 @@ def _fit_until_readable(
         f"miniature: the starting policy must follow every weight with rank correlation >= {spec.gate.min_spearman}, "
         f"got {readable} after {steps} steps; try another seed"
     )
-
-
-def _write_prompts(path: Path, prompts: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
 
 
 class _Clock:

@@ -10,7 +10,7 @@ import numpy as np
 
 from orchestrator.tasks.fitting.bradley_terry import fit_reward
 from orchestrator.tasks.fitting.config import RewardFitConfig
-from orchestrator.tasks.fitting.responses import sample_responses
+from orchestrator.tasks.fitting.supervised import sample_responses
 from orchestrator.tasks.fitting.trainer import FitReport
 from orchestrator.tasks.miniature import oracle, spec
 from orchestrator.tasks.miniature.corpus import renderer, sample_preferences

@@ -10,8 +10,7 @@ import torch
 
 from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.models import llama_config, put_levels_on_a_line
-from orchestrator.tasks.fitting.responses import sample_responses
-from orchestrator.tasks.fitting.supervised import fit_policy
+from orchestrator.tasks.fitting.supervised import fit_policy, sample_responses
 from orchestrator.tasks.fitting.trainer import FitReport
 from orchestrator.tasks.miniature import corpus, oracle, spec
 from orchestrator.tasks.miniature.grammar import build_tokenizer
