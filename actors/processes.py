@@ -8,16 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.config import Placement
 from actors.types import ActorFailedError, EngineRestartedError
 from rewards.errors import one_line
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+    from ray.util.placement_group import PlacementGroup
+
 START_RETRIES = 10
 """Of a first load whose process dies; asking about once a second while Ray starts it again takes several of them."""
 NO_RESOURCES = {"CPU": 0.001}  # Ray refuses a bundle that asks for nothing
-_PLACEMENT_OF: dict[Any, Any] = {}
+_PLACEMENT_OF: dict[ActorHandle, PlacementGroup] = {}
 """Actor handle -> the placement group it sits in, so that ``stop_actors`` gives the resources back."""
 
 
@@ -58,11 +63,11 @@ def start_actors(
     specs: Sequence[ActorSpec],
     *,
     group: str,
-    reserved: Any = None,
+    reserved: PlacementGroup | None = None,
     placement: Placement = "pack",
     timeout_s: float,
     error: type[Exception],
-) -> list[Any]:
+) -> list[ActorHandle]:
     """Start one actor per spec and return their handles once every ``ready()`` has answered.
 
     Resources are granted to all of them together or to none, so no run holds half of its actors for ever. An actor
@@ -84,7 +89,7 @@ def start_actors(
     if reserved is None:
         own = reserved = reserve(specs, group=group, placement=placement, timeout_s=timeout_s, error=error)
     remote_class: Any = ray.remote(actor_class)
-    handles: list[Any] = []
+    handles: list[ActorHandle] = []
     try:
         for index, spec in enumerate(specs):
             options = remote_class.options(
@@ -110,7 +115,7 @@ def start_actors(
     return handles
 
 
-def call_ready(handle: Any, *, retries: int = -1) -> Any:
+def call_ready(handle: ActorHandle, *, retries: int = -1) -> ObjectRef:
     """Reference to the answer of `ready()`, which loads what the actor holds, however often Ray has to start it.
 
     The caller sets the deadline: what dies each time it loads is tried until then, or `retries` times.
@@ -118,7 +123,7 @@ def call_ready(handle: Any, *, retries: int = -1) -> Any:
     return handle.ready.options(max_task_retries=retries).remote()
 
 
-def stop_actors(handles: Sequence[Any]) -> None:
+def stop_actors(handles: Sequence[ActorHandle]) -> None:
     """End the actors and give their resources back."""
     import ray
     from ray.util import remove_placement_group
@@ -132,7 +137,7 @@ def stop_actors(handles: Sequence[Any]) -> None:
 
 def reserve(
     asked: Sequence[Asks], *, group: str, placement: Placement = "pack", timeout_s: float, error: type[Exception]
-) -> Any:
+) -> PlacementGroup:
     """A Ray placement group with a bundle for each actor that asks: all of them, or `error` after `timeout_s`."""
     import ray
     from ray.util import placement_group, remove_placement_group
@@ -165,7 +170,7 @@ def losses() -> tuple[type[Exception], ...]:
 
 
 def _wait_ready(
-    handles: Sequence[Any], specs: Sequence[ActorSpec], *, timeout_s: float, error: type[Exception]
+    handles: Sequence[ActorHandle], specs: Sequence[ActorSpec], *, timeout_s: float, error: type[Exception]
 ) -> None:
     import ray
     from ray.exceptions import RayActorError, RayTaskError

@@ -26,6 +26,9 @@ from actors.types import (
 from rewards.errors import one_line
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.util.placement_group import PlacementGroup
+
     from actors.weights import WeightReceiver
 
 
@@ -313,7 +316,9 @@ def _rollout(request: GenerationRequest, responses: Sequence[Response], version:
     return Rollout(request=request, responses=tuple(responses), min_policy_version=version, max_policy_version=version)
 
 
-def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: int, reserved: Any = None) -> list[Any]:
+def start_rollouts(
+    config: RolloutConfig, *, model: str, run_name: str, seed: int, reserved: PlacementGroup | None = None
+) -> list[ActorHandle]:
     """Start every engine side by side and wait until all have loaded.
 
     Args:
@@ -349,6 +354,6 @@ def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: in
     )
 
 
-def stop(handles: Sequence[Any]) -> None:
+def stop(handles: Sequence[ActorHandle]) -> None:
     """End the engines and give their resources back."""
     stop_actors(handles)

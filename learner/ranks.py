@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.processes import deaths
 from actors.processes import reserve as reserve_together
 from learner.config import LearnerConfig
 from learner.types import LearnerError, RankLostError, WeightSyncError
 from rewards.errors import is_device_failure, one_line
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 DEATH_GRACE_S = 5.0
 """A rank's death breaks the collectives of the others first; wait this long for the cause before naming a symptom."""
@@ -102,7 +105,7 @@ class Ranks:
         return RankLostError(self._broken) if is_mended_by_restart(cause) else LearnerError(self._broken)
 
 
-def reserve(config: LearnerConfig, *, name: str) -> Any:
+def reserve(config: LearnerConfig, *, name: str) -> PlacementGroup:
     """A Ray placement group with one bundle per rank: all of them, or LearnerError after `start_timeout_s`."""
     return reserve_together([config] * config.ranks, group=name, timeout_s=config.start_timeout_s, error=LearnerError)
 

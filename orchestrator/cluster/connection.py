@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.cluster.placement import Node, copies_that_fit, demands, obstacles, placement_table
 from orchestrator.errors import BadInput, ComponentLost
@@ -25,6 +25,13 @@ LATER_CONTACT_S = 60.0
 """Longest wait for a head to answer: at the start, and after something was lost, when it may be coming back."""
 ANSWER_S = 10.0
 """Longest wait for the head's answer once something listens; a head under load takes a second or two."""
+
+
+class Joined(Protocol):
+    """What `ray.init` tells of a cluster that it has joined."""
+
+    @property
+    def dashboard_url(self) -> str | None: ...
 
 
 def runs_that_fit(recipe: "Recipe") -> int:
@@ -92,8 +99,8 @@ def joins_existing(recipe: "Recipe") -> str | None:
 
 
 @contextlib.contextmanager
-def connect(recipe: "Recipe", *, check: bool = True) -> Iterator[Any]:
-    """Join or start the cluster; yields the Ray context and leaves the cluster on the way out.
+def connect(recipe: "Recipe", *, check: bool = True) -> "Iterator[Joined]":
+    """Join or start the cluster; yields what Ray tells of it and leaves the cluster on the way out.
 
     `check`: refuse one that is too small at once. One that has just lost a node may be whole again later.
 

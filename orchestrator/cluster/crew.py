@@ -3,18 +3,25 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from actors.processes import reserve
 from actors.types import RolloutError
 from orchestrator.cluster.placement import pair_demand
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.util.placement_group import PlacementGroup
+
+    from learner.group import LearnerGroup
     from orchestrator.config import Recipe
+
+Crew: TypeAlias = "tuple[list[ActorHandle], dict[str, list[ActorHandle]], LearnerGroup]"
+"""The rollout engines, the reward actors of each objective in recipe order, and the learner."""
 
 
 @contextlib.contextmanager
-def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], dict[str, list[Any]], Any]]:
+def start_actors(recipe: "Recipe", run_name: str) -> "Iterator[Crew]":
     """Start all actors side by side and wait until every one is ready; stop exactly these on the way out."""
     from actors import reward, rollout
     from learner.group import LearnerGroup
@@ -39,7 +46,7 @@ def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], d
             )
             rewards = pool.submit(reward.start_rewards, recipe.objectives, run_name=run_name)
 
-            def start_rollouts() -> list[Any]:
+            def start_rollouts() -> "list[ActorHandle]":
                 if reserved is not None:
                     # vLLM measures its GPU when it loads, so the rank's part must be there and stay as it is; the same
                     # when an engine is started again later.
@@ -66,7 +73,7 @@ def start_actors(recipe: "Recipe", run_name: str) -> Iterator[tuple[list[Any], d
                 stop()
 
 
-def _reserve_pairs(recipe: "Recipe", run_name: str) -> Any:
+def _reserve_pairs(recipe: "Recipe", run_name: str) -> "PlacementGroup":
     """The placement group whose bundle i holds engine i and learner rank i.
 
     One for both: where fractions of GPUs are reserved apart, two ranks may get one GPU and two engines the other.
@@ -81,7 +88,7 @@ def _reserve_pairs(recipe: "Recipe", run_name: str) -> Any:
     )
 
 
-def _give_back(reserved: Any) -> None:
+def _give_back(reserved: "PlacementGroup") -> None:
     from ray.util import remove_placement_group
 
     remove_placement_group(reserved)

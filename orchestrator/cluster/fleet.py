@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from actors.processes import call_ready
 from actors.processes import losses as deaths
@@ -12,6 +12,10 @@ from learner.types import EngineLostError, SyncReport
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import ComponentLost
 from rewards.errors import one_line
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
 
 END_TIMEOUT_S = 30.0
 Result = TypeVar("Result")
@@ -29,13 +33,13 @@ class Replica:
             one failure.
     """
 
-    def __init__(self, handle: Any, name: str, failures: Failures) -> None:
+    def __init__(self, handle: "ActorHandle", name: str, failures: Failures) -> None:
         self.handle = handle
         self.name = name
         self.life = 0
         self._holds: tuple[int, int] | None = None
         self._failures = failures
-        self._returning: Any = None
+        self._returning: ObjectRef | None = None
         self._left = 0.0
         self._lock = threading.Lock()
 
@@ -49,8 +53,8 @@ class Replica:
         """It holds these weights, unless it died since `life`."""
         self._holds = (life, policy_version)
 
-    def call(self, method: str, *arguments: Any, **options: Any) -> tuple[int, Any]:
-        """(life in which the call was made, its reference)."""
+    def call(self, method: str, *arguments: Any, **options: Any) -> "tuple[int, ObjectRef]":
+        """(life in which the call was made, its reference, or its stream's where the options ask for one)."""
         life = self.life  # before the call: what dies in between must count as its death
         return life, getattr(self.handle, method).options(**options).remote(*arguments)
 
@@ -79,7 +83,7 @@ class Replica:
         self._failures.add(self.name, one_line(getattr(error, "cause", None) or error), action="started again")
 
     @property
-    def returning(self) -> Any:
+    def returning(self) -> "ObjectRef | None":
         """Reference that is there when it is; None when it is."""
         return self._returning
 
@@ -108,7 +112,7 @@ class Replica:
         return True
 
 
-def _end(handle: Any) -> None:
+def _end(handle: "ActorHandle") -> None:
     """End the actor's process, hung or not, and see it end: before, it might still answer."""
     import ray
 
@@ -137,7 +141,7 @@ class Fleet:
         self,
         engines: Sequence[Replica],
         *,
-        connect: Callable[[list[Any]], None] | None = None,
+        connect: "Callable[[list[ActorHandle]], None] | None" = None,
         push: Callable[[int], SyncReport] | None = None,
         start_timeout_s: float,
         generate_timeout_s: float,
