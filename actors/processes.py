@@ -169,6 +169,11 @@ def losses() -> tuple[type[Exception], ...]:
     return *deaths(), ActorFailedError, EngineRestartedError
 
 
+def leaves_process(loss: BaseException) -> bool:
+    """Whether the process is still there after this loss, and must be ended before the actor can come back."""
+    return isinstance(loss, ActorFailedError)
+
+
 def _wait_ready(
     handles: Sequence[ActorHandle], specs: Sequence[ActorSpec], *, timeout_s: float, error: type[Exception]
 ) -> None:

@@ -83,15 +83,9 @@ class StaleWeightsError(RolloutError):
 class EngineRestartedError(RolloutError):
     """The engine's process was started again since the caller last spoke to it, and holds no model yet."""
 
-    restarted = True
-    """Tells a caller that does not know this class (`learner.senders`)."""
-
 
 class ActorFailedError(RuntimeError):
     """An actor broke or hangs, though its process lives: what it holds is lost, and only a new process helps."""
-
-    broken = True
-    """Tells the same caller that the process is to be ended."""
 
 
 class EngineFailedError(RolloutError, ActorFailedError):

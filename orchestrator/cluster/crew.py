@@ -23,6 +23,8 @@ Crew: TypeAlias = "tuple[list[ActorHandle], dict[str, list[ActorHandle]], Learne
 @contextlib.contextmanager
 def start_actors(recipe: "Recipe", run_name: str) -> "Iterator[Crew]":
     """Start all actors side by side and wait until every one is ready; stop exactly these on the way out."""
+    from ray.util import remove_placement_group
+
     from actors import reward, rollout
     from learner.group import LearnerGroup
 
@@ -31,7 +33,7 @@ def start_actors(recipe: "Recipe", run_name: str) -> "Iterator[Crew]":
         reserved = None
         if recipe.rollout.colocated:
             reserved = _reserve_pairs(recipe, run_name)
-            started.append(lambda: _give_back(reserved))
+            started.append(lambda: remove_placement_group(reserved))
         with ThreadPoolExecutor(max_workers=3) as pool:
             learner = pool.submit(
                 LearnerGroup.start,
@@ -86,9 +88,3 @@ def _reserve_pairs(recipe: "Recipe", run_name: str) -> "PlacementGroup":
         timeout_s=recipe.rollout.start_timeout_s,
         error=RolloutError,
     )
-
-
-def _give_back(reserved: "PlacementGroup") -> None:
-    from ray.util import remove_placement_group
-
-    remove_placement_group(reserved)

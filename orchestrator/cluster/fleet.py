@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from actors.processes import call_ready
+from actors.processes import call_ready, leaves_process
 from actors.processes import losses as deaths
-from actors.types import ActorFailedError
 from learner.types import EngineLostError, SyncReport
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import ComponentLost
@@ -77,7 +76,7 @@ class Replica:
             if life != self.life or self._returning is not None:
                 return
             self.life += 1
-            if end or isinstance(error, ActorFailedError):
+            if end or leaves_process(error):
                 _end(self.handle)
             self._returning, self._left = call_ready(self.handle), time.monotonic()
         self._failures.add(self.name, one_line(getattr(error, "cause", None) or error), action="started again")

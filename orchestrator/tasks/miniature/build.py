@@ -1,5 +1,6 @@
 """Builds the miniature once: prompts, starting policy, reward models. Deterministic by seed, cached, checksummed."""
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -97,15 +98,15 @@ def _build_parts(parts: MiniatureAssets, seed: int, spec: MiniatureSpec, say: Pr
     """Fills the folder; returns what its manifest reports."""
     from orchestrator.tasks.miniature.reward_models import fit_reward_model, sample_responses_to_compare
 
-    clock = _Clock()
+    clock = [time.monotonic()]
     objectives = tuple(parts.rewards)
     train, heldout = grammar.split_prompts(seed)
     for file, prompts in ((parts.train_prompts, train), (parts.heldout_prompts, heldout)):
         write_lines(file, ({"prompt": prompt} for prompt in prompts))
     policy = _fit_until_readable(parts.policy, train, objectives, seed, spec, say)
-    clock.lap("policy")
+    clock.append(time.monotonic())
     responses = sample_responses_to_compare(parts.policy, train, objectives=objectives, seed=seed, settings=spec.reward)
-    clock.lap("responses")
+    clock.append(time.monotonic())
     rewards = {}
     for index, (name, folder) in enumerate(parts.rewards.items()):
         report = fit_reward_model(folder, responses, name, seed=seed + index, settings=spec.reward, progress=say)
@@ -116,9 +117,11 @@ def _build_parts(parts: MiniatureAssets, seed: int, spec: MiniatureSpec, say: Pr
             "heldout_pairs": report.heldout_rows,
             "heldout_accuracy": report.heldout_accuracy,
         }
-    clock.lap("rewards")
-    say(f"miniature built in {sum(clock.seconds.values()):.0f} s")
-    return {"policy": policy, "rewards": rewards, "seconds": clock.seconds}
+    clock.append(time.monotonic())
+    say(f"miniature built in {clock[-1] - clock[0]:.0f} s")
+    laps = [round(end - begin, 1) for begin, end in itertools.pairwise(clock)]
+    seconds = dict(zip(("policy", "responses", "rewards"), laps, strict=True))
+    return {"policy": policy, "rewards": rewards, "seconds": seconds}
 
 
 def _fit_until_readable(
@@ -151,14 +154,3 @@ def _fit_until_readable(
         f"miniature: the starting policy must follow every weight with rank correlation >= {spec.gate.min_spearman}, "
         f"got {readable} after {steps} steps; try another seed"
     )
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = round(now - self._last, 1)
-        self._last = now
