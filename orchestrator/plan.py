@@ -15,7 +15,7 @@ from orchestrator.cluster import connection
 from orchestrator.cluster.placement import Node, demands, placement_table
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
-from rewards.environment import local_folder
+from rewards.environment import local_folder, model_source
 from rewards.errors import one_line
 from rewards.judges import check_scorer
 from rewards.preferences import PromptRenderer, evaluation_grid
@@ -96,7 +96,7 @@ def load_tokenizer(model: str) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(str(folder))
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(folder or model))
+        return AutoTokenizer.from_pretrained(model_source(model))
     except (OSError, ValueError) as error:
         raise BadInput(f"policy.model: no tokenizer could be loaded from {model!r}: {one_line(error)}") from None
 

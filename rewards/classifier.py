@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rewards.config import HuggingFaceScorerConfig
-from rewards.environment import local_folder
+from rewards.environment import model_source
 from rewards.errors import describe
 from rewards.scorers import ScorerError, check_aligned
 
@@ -29,9 +29,9 @@ class ClassifierScorer:
         self._config = config
         self._where = f"classifier {config.model!r}"
         self._device = _device(config, self._where)
-        model_path = str(local_folder(config.model) or config.model)
-        self._tokenizer = _load_tokenizer(model_path, self._where)
-        model = _load_model(model_path, getattr(torch, config.dtype), config.head, self._where)
+        source = model_source(config.model)
+        self._tokenizer = _load_tokenizer(source, self._where)
+        model = _load_model(source, getattr(torch, config.dtype), config.head, self._where)
         self._model = model.to(self._device).eval()
         self._model.requires_grad_(False)
         if config.label >= self._model.config.num_labels:

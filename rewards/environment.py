@@ -1,5 +1,6 @@
 """The models that a recipe names, and the environment of the processes that load them."""
 
+import os
 from pathlib import Path
 
 QUIET = {
@@ -19,6 +20,11 @@ def local_folder(model: str) -> Path | None:
     # a hub id has one slash at most
     is_meant = model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists()
     return folder if is_meant else None
+
+
+def model_source(model: str) -> str:
+    """What loaders are given: the folder as it is named, `~` expanded, or the hub id."""
+    return os.path.expanduser(model)
 
 
 def model_folder(model: str) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from actors.processes import reserve
 from actors.types import RolloutError
 from orchestrator.cluster.placement import pair_demand
+from rewards.environment import model_source
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -28,6 +29,7 @@ def start_actors(recipe: "Recipe", run_name: str) -> "Iterator[Crew]":
     from actors import reward, rollout
     from learner.group import LearnerGroup
 
+    model = model_source(recipe.policy.model)
     started: list[Callable[[], None]] = []
     try:
         reserved = None
@@ -38,7 +40,7 @@ def start_actors(recipe: "Recipe", run_name: str) -> "Iterator[Crew]":
             learner = pool.submit(
                 LearnerGroup.start,
                 recipe.learner,
-                model=recipe.policy.model,
+                model=model,
                 total_steps=recipe.loop.steps,
                 pairs_per_step=recipe.pairs_per_step,
                 seed=recipe.seed,
@@ -54,7 +56,7 @@ def start_actors(recipe: "Recipe", run_name: str) -> "Iterator[Crew]":
                     # when an engine is started again later.
                     learner.result()
                 return rollout.start_rollouts(
-                    recipe.rollout, model=recipe.policy.model, run_name=run_name, seed=recipe.seed, reserved=reserved
+                    recipe.rollout, model=model, run_name=run_name, seed=recipe.seed, reserved=reserved
                 )
 
             rollouts = pool.submit(start_rollouts)

@@ -15,6 +15,7 @@ from orchestrator.errors import BadInput
 from orchestrator.lines import write_lines
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
+from rewards.environment import model_source
 from rewards.errors import one_line
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _model_type(model: str) -> str:
     from transformers import AutoConfig
 
     try:
-        return str(AutoConfig.from_pretrained(model).model_type)
+        return str(AutoConfig.from_pretrained(model_source(model)).model_type)
     except (OSError, ValueError) as error:
         raise BadInput(f"--smoke: the architecture of {model!r} cannot be known here: {one_line(error)}") from None
 

@@ -10,6 +10,7 @@ from learner.policy import add_adapters as wrap_in_adapters
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import seeded
+from rewards.environment import model_source
 from rewards.errors import one_line
 
 
@@ -27,7 +28,7 @@ def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(model_source(source))
     except (OSError, ValueError) as error:
         raise BadInput(f"tokenizer: cannot be loaded from {source!r}: {one_line(error)}") from None
     if tokenizer.pad_token_id is None:
@@ -173,7 +174,8 @@ def _refuse_tied_targets(model: Any, lora: LoraSection) -> None:
 
 
 def _load(loader: Any, config: FitConfig, **more: Any) -> Any:
+    assert config.model is not None
     try:
-        return loader.from_pretrained(config.model, **more)
+        return loader.from_pretrained(model_source(config.model), **more)
     except (OSError, ValueError) as error:
         raise BadInput(f"model: cannot be loaded from {config.model!r}: {one_line(error)}") from None
