@@ -309,18 +309,13 @@ class WeightReceiver:
         Only when every announced name stands in the checkpoint: a model whose trained parameters are named or fused
         otherwise than its checkpoint cannot be compared this way.
         """
-        stored = checkpoint_names(self._model)
+        stored = tensor_files(Path(self._model)).keys()  # none of a hub id
         if not announced <= stored:
             return
         tied = {"lm_head.weight"} if self._llm.llm_engine.model_config.hf_config.tie_word_embeddings else set()
         missing = sorted(name for name in stored - announced - tied if not name.endswith("rotary_emb.inv_freq"))
         if missing:
             raise WeightTransferError(f"weights_init: {missing[0]!r} is not announced ({len(missing)} such tensors)")
-
-
-def checkpoint_names(model: str) -> frozenset[str]:
-    """Tensor names in the headers of a model folder's safetensors files; empty when there are none on this machine."""
-    return frozenset(tensor_files(Path(model)))
 
 
 for _backend, _engine in (("host", HostTransferEngine), ("nccl", CheckedNCCLTransferEngine)):
