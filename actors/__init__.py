@@ -8,7 +8,7 @@
     adapters.py  low-rank adapters merged into the engine's own base
     metrics.py   what the actors tell Ray of themselves
     reward.py    RewardActor (a scorer behind a door) and ``start_rewards``
-    startup.py   placing a group of actors and waiting for it, with deadlines
+    processes.py actors as processes on a cluster: reserved, started, found dead, ended; the learner's as well
 
 May import ``rewards``; never ``learner`` or ``orchestrator``. ``config`` and ``types`` import no torch, Ray or vLLM.
 """

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from actors.types import WeightTransferError
+from rewards.environment import model_folder
 
 Named = tuple[str, torch.Tensor]
 
@@ -141,15 +142,6 @@ def tensor_files(folder: Path) -> dict[str, safe_open]:
         file = safe_open(path, framework="pt")
         found |= dict.fromkeys(file.keys(), file)
     return found
-
-
-def model_folder(model: str) -> Path:
-    """The folder itself, or where the Hugging Face cache keeps this hub id."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, local_files_only=True))
 
 
 def _halves(module: str) -> tuple[str, str]:

@@ -1,14 +1,17 @@
-"""How a vLLM engine is built for sampling: in process, quiet, with weights that can be replaced."""
+"""How a vLLM engine is built for sampling: in process, quiet, with weights that can be replaced; what it is asked."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from actors.config import RolloutConfig
 from rewards.environment import process_environment, whole_threads
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 Backend = Literal["host", "nccl"]
 """How weights reach an engine: through the Ray object store, or by NCCL broadcast."""
@@ -86,6 +89,41 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
         disable_log_stats=False,  # `actors.metrics` passes them on
         use_tqdm_on_load=False,
         **platform,
+    )
+
+
+def sampling_params(config: RolloutConfig, *, seed: int, temperature: float | None) -> SamplingParams:
+    """Of one response by the recipe, whole when it comes; its text is decoded elsewhere.
+
+    Args:
+        temperature: instead of the recipe's; 0 is greedy.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=config.temperature if temperature is None else temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_new_tokens,
+        seed=seed,
+        logprobs=0,  # the sampled token's own
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def scoring_params(last_token: int) -> SamplingParams:
+    """Of one forced token, with its log-probability and those of the prompt."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        allowed_token_ids=[last_token],
+        prompt_logprobs=0,
+        logprobs=0,
+        detokenize=False,
     )
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from actors.metrics import JudgeMetrics
-from actors.startup import ActorSpec, one_line, start_actors, stop_actors
+from actors.processes import ActorSpec, start_actors, stop_actors
 from actors.types import ActorFailedError
 from rewards.config import ObjectiveConfig
-from rewards.environment import is_device_failure, process_environment, whole_threads
+from rewards.environment import process_environment, whole_threads
+from rewards.errors import is_device_failure, one_line
 from rewards.judges import build_scorer
 from rewards.scorers import Scorer, ScorerError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 Judge = Literal["reward", "audit"]
 """``reward``: what the policy learns from. ``audit``: the independent second judge, for evaluation only."""
@@ -71,7 +75,7 @@ class RewardActor:
 
 def start_rewards(
     objectives: Sequence[ObjectiveConfig], *, run_name: str, start_timeout_s: float = 600
-) -> dict[str, list[Any]]:
+) -> dict[str, list[ActorHandle]]:
     """Start every replica of every objective side by side and wait until all have loaded.
 
     Returns:
@@ -106,6 +110,6 @@ def start_rewards(
     return {name: [next(handles) for _ in replicas] for name, replicas in specs.items()}
 
 
-def stop(rewards: Mapping[str, Sequence[Any]]) -> None:
+def stop(rewards: Mapping[str, Sequence[ActorHandle]]) -> None:
     """End the reward actors and give their resources back."""
     stop_actors([handle for replicas in rewards.values() for handle in replicas])

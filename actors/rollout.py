@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.config import RolloutConfig
-from actors.engine import engine_environment, weight_backend
+from actors.engine import engine_environment, sampling_params, scoring_params, weight_backend
 from actors.metrics import EngineMetrics
-from actors.startup import ActorSpec, one_line, start_actors, stop_actors
+from actors.processes import ActorSpec, start_actors, stop_actors
 from actors.types import (
     EngineFailedError,
     EngineRestartedError,
@@ -23,8 +23,12 @@ from actors.types import (
     StaleWeightsError,
     response_seed,
 )
+from rewards.errors import one_line
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.util.placement_group import PlacementGroup
+
     from actors.weights import WeightReceiver
 
 
@@ -123,7 +127,8 @@ class RolloutActor:
             for i, request in enumerate(requests):
                 for j in range(request.num_responses):
                     key = f"{self._calls}/{i}/{j}"
-                    self._add(key, request, self._sampling(request, j, temperature))
+                    seed = response_seed(request.seed, j)
+                    self._add(key, request, sampling_params(self.config, seed=seed, temperature=temperature))
                     waiting[key] = (i, j)
             while waiting:
                 if time.monotonic() > deadline:
@@ -160,23 +165,11 @@ class RolloutActor:
             RolloutError: a sequence vLLM refuses.
             EngineFailedError: a step of the engine failed.
         """
-        from vllm import SamplingParams
-
         self._loaded_version()
         pairs = list(zip(prompt_ids, response_ids, strict=True))
         scored = [index for index, (_, response) in enumerate(pairs) if response]
         inputs = [{"prompt_token_ids": [*pairs[i][0], *pairs[i][1][:-1]]} for i in scored]
-        sampling = [
-            SamplingParams(
-                max_tokens=1,
-                temperature=0.0,
-                allowed_token_ids=[pairs[i][1][-1]],
-                prompt_logprobs=0,
-                logprobs=0,
-                detokenize=False,
-            )
-            for i in scored
-        ]
+        sampling = [scoring_params(pairs[i][1][-1]) for i in scored]
         try:
             outputs = self._llm.generate(inputs, sampling, use_tqdm=False) if scored else []
         except ValueError as error:
@@ -293,21 +286,6 @@ class RolloutActor:
             raise StaleWeightsError(f"engine {self.engine}: holds no policy version, a weight update is open or failed")
         return self._version
 
-    def _sampling(self, request: GenerationRequest, index: int, temperature: float | None) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            temperature=self.config.temperature if temperature is None else temperature,
-            top_p=self.config.top_p,
-            max_tokens=self.config.max_new_tokens,
-            seed=response_seed(request.seed, index),
-            logprobs=0,  # the sampled token's own
-            flat_logprobs=True,
-            detokenize=False,  # whole responses are decoded at once below
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
     def _add(self, key: str, request: GenerationRequest, sampling: Any) -> None:
         try:
             self._llm.llm_engine.add_request(key, {"prompt_token_ids": list(request.prompt_ids)}, sampling)
@@ -338,7 +316,9 @@ def _rollout(request: GenerationRequest, responses: Sequence[Response], version:
     return Rollout(request=request, responses=tuple(responses), min_policy_version=version, max_policy_version=version)
 
 
-def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: int, reserved: Any = None) -> list[Any]:
+def start_rollouts(
+    config: RolloutConfig, *, model: str, run_name: str, seed: int, reserved: PlacementGroup | None = None
+) -> list[ActorHandle]:
     """Start every engine side by side and wait until all have loaded.
 
     Args:
@@ -374,6 +354,6 @@ def start_rollouts(config: RolloutConfig, *, model: str, run_name: str, seed: in
     )
 
 
-def stop(handles: Sequence[Any]) -> None:
+def stop(handles: Sequence[ActorHandle]) -> None:
     """End the engines and give their resources back."""
     stop_actors(handles)

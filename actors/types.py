@@ -5,8 +5,9 @@ Every record is frozen and picklable; token ids are plain ints so that records c
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+
+from rewards.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +88,9 @@ class StaleWeightsError(RolloutError):
 class EngineRestartedError(RolloutError):
     """The engine's process was started again since the caller last spoke to it, and holds no model yet."""
 
-    restarted = True
-    """Tells a caller that does not know this class (`learner.senders`)."""
-
 
 class ActorFailedError(RuntimeError):
     """An actor broke or hangs, though its process lives: what it holds is lost, and only a new process helps."""
-
-    broken = True
-    """Tells the same caller that the process is to be ended."""
 
 
 class EngineFailedError(RolloutError, ActorFailedError):
@@ -109,8 +104,7 @@ class WeightTransferError(RolloutError):
 def response_seed(seed: int, index: int) -> int:
     """Seed of response ``index`` of a request, in [0, 2^63).
 
-    Hashed, not added: vLLM derives a sampler's stream from the seed alone, so neighbouring requests with seeds s and
-    s + 1 would otherwise share the streams of their second and first response.
+    vLLM derives a sampler's stream from the seed alone, so were the two added, neighbouring requests with seeds s and
+    s + 1 would share the streams of their second and first response.
     """
-    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return derive_seed(seed, index)

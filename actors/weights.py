@@ -11,6 +11,7 @@ the engine named by ``WeightTransferConfig.backend``, in tensor-parallel workers
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.adapters import AdapterMerger, AdapterPlan, tensor_files, tensor_hash
-from actors.startup import one_line
 from actors.types import WeightTransferError
+from rewards.errors import one_line
 
 VLLM_BACKENDS = {"host": "mi-epo-host", "nccl": "mi-epo-nccl"}
 """A sender's name for a backend -> the name it is registered under in vLLM."""
@@ -43,6 +44,8 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         super().__init__(*args, **kwargs)
         self._hashes: dict[str, torch.Tensor] = {}
         self._reloading = False
+        self.is_open = False
+        """Whether vLLM's worker has an update open: from its start to its end, or to the first bucket that failed."""
         self._adapters: AdapterMerger | None = None
 
     def expect(self, adapter: Mapping[str, Any] | None) -> dict[str, int]:
@@ -70,7 +73,14 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         if self._adapters is not None:
             self._adapters.forget()
         initialize_layerwise_reload(self.model)
-        self._reloading = True
+        self._reloading = self.is_open = True
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        try:
+            super().update_weights(update_info)
+        except BaseException:
+            self.is_open = False
+            raise
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -81,6 +91,7 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         heads: list[Any] = [module for module in self.model.modules() if isinstance(module, ParallelLMHead)]
         for head in heads:
             head.quant_method.process_weights_after_loading(head)
+        self.is_open = False
 
     def checksums(self) -> dict[str, int]:
         """Name -> ``torch.hash_tensor`` of every tensor received since the last start."""
@@ -202,7 +213,7 @@ class WeightTransferExtension:
 
     def abandon_weight_update(self) -> None:
         self.weight_transfer_engine.abandon()  # type: ignore[attr-defined]
-        if self._weight_update_active:  # type: ignore[attr-defined]
+        if self.weight_transfer_engine.is_open:  # type: ignore[attr-defined]
             self.finish_weight_update()  # type: ignore[attr-defined]
 
 
@@ -298,7 +309,7 @@ class WeightReceiver:
         Only when every announced name stands in the checkpoint: a model whose trained parameters are named or fused
         otherwise than its checkpoint cannot be compared this way.
         """
-        stored = checkpoint_names(self._model)
+        stored = tensor_files(Path(self._model)).keys()  # none of a hub id
         if not announced <= stored:
             return
         tied = {"lm_head.weight"} if self._llm.llm_engine.model_config.hf_config.tie_word_embeddings else set()
@@ -307,11 +318,6 @@ class WeightReceiver:
             raise WeightTransferError(f"weights_init: {missing[0]!r} is not announced ({len(missing)} such tensors)")
 
 
-def checkpoint_names(model: str) -> frozenset[str]:
-    """Tensor names in the headers of a model folder's safetensors files; empty when there are none on this machine."""
-    return frozenset(tensor_files(Path(model)))
-
-
 for _backend, _engine in (("host", HostTransferEngine), ("nccl", CheckedNCCLTransferEngine)):
-    if VLLM_BACKENDS[_backend] not in WeightTransferEngineFactory._registry:
+    with contextlib.suppress(ValueError):  # this file was imported under two names: it is registered already
         WeightTransferEngineFactory.register_engine(VLLM_BACKENDS[_backend], _engine)

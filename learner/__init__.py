@@ -1,4 +1,6 @@
-"""The learner: examples in, policy versions out. May import `rewards`; never `actors` or `orchestrator`.
+"""The learner: examples in, policy versions out.
+
+May import `rewards`, and `actors.processes` for what needs Ray; nothing else of `actors`, and never `orchestrator`.
 
 config.py    the recipe's `learner` section
 methods/     what is trained on: a method is one file

@@ -36,6 +36,7 @@ class TrainedState:
 
     def __init__(self, engine: Any, policy: nn.Module) -> None:
         self.parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        self._zero_stage = engine.zero_optimization_stage()
         self._wrapper = engine.optimizer
         self._adam = getattr(self._wrapper, "optimizer", self._wrapper)
 
@@ -54,7 +55,7 @@ class TrainedState:
         parameter = self.parameters[name]
         if kind is not None and not self._adam.state:
             return torch.zeros(self.shape(name))
-        if not _is_wrapped(parameter):
+        if not self._zero_stage:
             return parameter.detach() if kind is None else self._adam.state[parameter][kind]
         return safe_get_full_fp32_param(parameter) if kind is None else safe_get_full_optimizer_state(parameter, kind)
 
@@ -65,9 +66,9 @@ class TrainedState:
 
         parameter = self.parameters[name]
         value = value.to(parameter.device)
-        if hasattr(parameter, "ds_id"):
+        if self._zero_stage == 3:
             self._set_partition(parameter, kind, value)
-        elif not _is_wrapped(parameter):
+        elif not self._zero_stage:
             (parameter if kind is None else self._adam.state[parameter][kind]).copy_(value)
         elif kind is None:
             safe_set_full_fp32_param(parameter, value)
@@ -83,24 +84,26 @@ class TrainedState:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
                 state |= {kind: torch.zeros_like(master) for kind in MOMENTS}
             state["step"].fill_(adam_steps)
-        link = getattr(self._wrapper, "_lazy_init_hp_params_optimizer_state", None)
-        if link is not None:  # ZeRO 1 and 2: makes the new state reachable through the parameters
-            link()
+        if self._zero_stage in (1, 2):  # makes the new state reachable through the parameters
+            self._wrapper._lazy_init_hp_params_optimizer_state()
 
     def _masters(self) -> list[Tensor]:
         """The tensors that Adam steps: the parameters, or this rank's flat partitions of their float32 copies."""
-        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):  # ZeRO 3; ZeRO 1 and 2
-            if hasattr(self._wrapper, name):
-                return list(getattr(self._wrapper, name))
-        return list(self.parameters.values())
+        if self._zero_stage == 3:  # which shows them to Adam in a step only
+            return list(self._wrapper.fp32_partitioned_groups_flat)
+        return [tensor for group in self._adam.param_groups for tensor in group["params"]]
 
     @staticmethod
     def _set_partition(parameter: Any, kind: str | None, value: Tensor) -> None:
         """ZeRO 3. DeepSpeed's own setter of full tensors fails where the last rank's partition is padded."""
         import deepspeed
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+        from deepspeed.utils import (
+            safe_get_local_fp32_param,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
 
-        size = parameter.ds_tensor.numel()
+        size = safe_get_local_fp32_param(parameter).numel()
         part = value.flatten()[size * dist.get_rank() :][:size].float()
         part = torch.nn.functional.pad(part, (0, size - part.numel()))
         if kind is not None:
@@ -180,11 +183,6 @@ def _tensors(path: Path, meta: LearnerMeta) -> Iterator[tuple[str, Tensor]]:
                     yield key, tensors.get_tensor(key)
         except SafetensorError as error:
             raise LearnerError(f"checkpoint {path}: file {name!r} cannot be read: {error}") from None
-
-
-def _is_wrapped(parameter: Tensor) -> bool:
-    """Whether DeepSpeed keeps a float32 copy of the parameter."""
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
 def _key(name: str, kind: str | None) -> str:

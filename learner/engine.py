@@ -30,6 +30,7 @@ from learner.schedule import learning_rate
 from learner.sequences import SequenceBlock, pack_sequences
 from learner.types import LearnerError, PoisonedUpdateError, StepReport
 from learner.weights import AdapterSource, BucketSource, WeightSource
+from rewards.seeds import derive_seed
 
 
 class LearnerEngine:
@@ -239,7 +240,7 @@ class LearnerEngine:
 
     def _seed_dropout(self, step: int) -> None:
         """Adapter dropout is a function of (seed, step, rank), so a resumed run repeats it."""
-        torch.manual_seed(_hash_seed(self.seed, step, self.rank))
+        torch.manual_seed(derive_seed(self.seed, step, self.rank))
 
     @staticmethod
     def _logprobs(module: Any, block: SequenceBlock) -> Tensor:
@@ -313,8 +314,3 @@ class LearnerEngine:
 
 def _longest_sequence(example: Example) -> int:
     return max(map(len, example.prompts)) + max(map(len, example.responses))
-
-
-def _hash_seed(*parts: object) -> int:
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

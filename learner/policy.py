@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from learner.config import LearnerConfig, LoraSection
 from learner.logprobs import PolicyModule
 from learner.types import LearnerError
+from rewards.environment import model_folder
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -94,7 +95,7 @@ def save_policy_folder(path: Path, *, model: str, weights: dict[str, Tensor], dt
     config = AutoConfig.from_pretrained(model)
     config.dtype = str(dtype).removeprefix("torch.")
     config.save_pretrained(partial)
-    if _has_file(model, "generation_config.json"):
+    if (model_folder(model) / "generation_config.json").is_file():
         GenerationConfig.from_pretrained(model).save_pretrained(partial)
     AutoTokenizer.from_pretrained(model).save_pretrained(partial)
     save_torch_state_dict(weights, partial, max_shard_size=MAX_SHARD_SIZE)
@@ -137,9 +138,3 @@ def _check_names(causal_lm: Any, model: str) -> None:
             f"policy.model: {model!r}: transformers renames or fuses {changed[0].source_patterns} when it loads a "
             f"{type(causal_lm).__name__}, so its parameters cannot be broadcast under their checkpoint names"
         )
-
-
-def _has_file(model: str, name: str) -> bool:
-    from transformers.utils import cached_file
-
-    return cached_file(model, name, _raise_exceptions_for_missing_entries=False) is not None

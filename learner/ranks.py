@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from actors.processes import deaths
+from actors.processes import reserve as reserve_together
 from learner.config import LearnerConfig
 from learner.types import LearnerError, RankLostError, WeightSyncError
-from rewards.environment import is_device_failure
+from rewards.errors import is_device_failure, one_line
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 DEATH_GRACE_S = 5.0
 """A rank's death breaks the collectives of the others first; wait this long for the cause before naming a symptom."""
@@ -85,7 +90,7 @@ class Ranks:
 
         for rank, error in failures.items():
             if isinstance(error, deaths()):
-                self._broken = f"{what}: the process of rank {rank} died ({_one_line(error)})"
+                self._broken = f"{what}: the process of rank {rank} died ({one_line(error)})"
                 return RankLostError(self._broken)
         causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
         for error in causes.values():
@@ -96,37 +101,13 @@ class Ranks:
                 self._broken = str(error)
                 return error
         rank, cause = next(iter(causes.items()))
-        self._broken = f"{what}: rank {rank} failed: {type(cause).__name__}: {_one_line(cause)}"
+        self._broken = f"{what}: rank {rank} failed: {type(cause).__name__}: {one_line(cause)}"
         return RankLostError(self._broken) if is_mended_by_restart(cause) else LearnerError(self._broken)
 
 
-def reserve(config: LearnerConfig, *, name: str) -> Any:
+def reserve(config: LearnerConfig, *, name: str) -> PlacementGroup:
     """A Ray placement group with one bundle per rank: all of them, or LearnerError after `start_timeout_s`."""
-    import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus}
-    bundle = {resource: amount for resource, amount in wanted.items() if amount}
-    labels = [dict(config.node_labels)] * config.ranks if config.node_labels else None
-    group = placement_group([bundle] * config.ranks, strategy="PACK", name=name, bundle_label_selector=labels)
-    if not group.wait(config.start_timeout_s):
-        remove_placement_group(group)
-        have = [
-            {resource: resources.get(resource, 0.0) for resource in bundle}
-            for resources in (ray.cluster_resources(), ray.available_resources())
-        ]
-        raise LearnerError(
-            f"learner: no room for {config.ranks} rank(s) of {bundle} within {config.start_timeout_s:g} s; "
-            f"the cluster has {have[0]} in all, {have[1]} free"
-        )
-    return group
-
-
-def deaths() -> tuple[type[Exception], ...]:
-    """What a call raises when the process that was to answer it is gone."""
-    import ray
-
-    return ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError
+    return reserve_together([config] * config.ranks, group=name, timeout_s=config.start_timeout_s, error=LearnerError)
 
 
 def is_mended_by_restart(cause: BaseException) -> bool:
@@ -137,7 +118,3 @@ def is_mended_by_restart(cause: BaseException) -> bool:
     said = str(cause).lower()
     silent = any(word in said for word in ("gloo", "nccl", "connection", "timed out"))
     return isinstance(cause, RuntimeError) and (silent or is_device_failure(cause))
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:400]

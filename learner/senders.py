@@ -5,8 +5,7 @@
 
 An engine is any Ray actor handle with `weights_init(info) -> {name: checksum}` (of the base that it merges adapters
 into), `weights_start()`, `weights_update(info, data)` and `weights_finish(policy_version) -> {name: checksum}` (of what
-it received). One whose process was started again in the meantime says so by an error with a true attribute `restarted`,
-one that only a new process can mend by `broken`.
+it received). Which of its errors mean that it is lost, `actors.processes` tells.
 Every rank calls `connect` and `send`: rank 0 does the talking, the others take part in gathering what ZeRO-3 has
 partitioned. When rank 0 fails it still gathers to the end, so that no rank waits for it, and raises then.
 """
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from learner.ranks import deaths
+from actors.processes import leaves_process, losses
 from learner.types import EngineLostError, WeightEntry, WeightManifest, WeightSyncError
 from learner.weights import BucketSource, WeightSpec, entry
 
@@ -82,10 +81,8 @@ class Engines:
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
                 failed = f"rollout engine {index}: {method} failed: {cause}"
-                if isinstance(error, deaths()) or getattr(cause, "restarted", False):
-                    raise EngineLostError(failed, index, died=True) from error
-                if getattr(cause, "broken", False):
-                    raise EngineLostError(failed, index, died=False) from error
+                if isinstance(error, losses()) or isinstance(cause, losses()):
+                    raise EngineLostError(failed, index, died=not leaves_process(cause)) from error
                 raise WeightSyncError(failed) from error
         return results
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.types import LearnerError
-from learner.weights import BucketSource, WeightSpec
+from learner.weights import BucketSource, WeightSpec, in_buckets
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -33,12 +33,10 @@ class SoupSource(BucketSource):
 
     def __init__(self, folders: Sequence[Path], *, bucket_bytes: int) -> None:
         self.bucket_bytes = bucket_bytes
-        self._files = [_tensor_files(Path(folder)) for folder in folders]
+        self._files = [_contents(Path(folder)) for folder in folders]
         self._weights = (1.0, *[0.0] * (len(folders) - 1))
-        self._specs = _specs(self._files[0])
-        expected = {spec.name: spec for spec in self._specs}
         for folder, files in zip(folders, self._files, strict=True):
-            if {spec.name: spec for spec in _specs(files)} != expected:
+            if files.keys() != self._files[0].keys():
                 raise LearnerError(f"{folder}: must hold the same tensors as {folders[0]}")
 
     def __len__(self) -> int:
@@ -47,7 +45,7 @@ class SoupSource(BucketSource):
 
     @property
     def specs(self) -> list[WeightSpec]:
-        return self._specs
+        return list(self._files[0])
 
     def mix(self, weights: Sequence[float]) -> None:
         """Average with these weights [K] from now on. A policy of weight 0 is not read, one of weight 1 not changed."""
@@ -63,18 +61,13 @@ class SoupSource(BucketSource):
             handles: dict[Path, Any] = {}
             for path in {path for files in self._files for path in files.values()}:
                 handles[path] = stack.enter_context(safe_open(path, framework="pt"))
-            bucket: list[tuple[WeightSpec, Tensor]] = []
-            size = 0
-            for spec in self.specs:
-                if bucket and size + spec.num_bytes > self.bucket_bytes:
-                    yield bucket
-                    bucket, size = [], 0
-                used = [(files, weight) for files, weight in zip(self._files, self._weights, strict=True) if weight]
-                tensors = [handles[files[spec.name]].get_tensor(spec.name) for files, _ in used]
-                bucket.append((spec, average(tensors, [weight for _, weight in used])))
-                size += spec.num_bytes
-            if bucket:
-                yield bucket
+            used = [(files, weight) for files, weight in zip(self._files, self._weights, strict=True) if weight]
+            weights = [weight for _, weight in used]
+            for bucket in in_buckets(self.specs, limit=self.bucket_bytes, spec_of=lambda spec: spec):
+                yield [
+                    (spec, average([handles[files[spec]].get_tensor(spec.name) for files, _ in used], weights))
+                    for spec in bucket
+                ]
 
 
 def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -87,25 +80,17 @@ def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total.to(tensors[0].dtype)
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it, in the order of the files."""
+def _contents(folder: Path) -> dict[WeightSpec, Path]:
+    """Every tensor of a policy's safetensors files and the file that holds it, in the order of the files."""
     from safetensors import safe_open
 
-    found: dict[str, Path] = {}
+    found: dict[WeightSpec, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                part = file.get_slice(name)
+                spec = WeightSpec(name=name, dtype=_DTYPES[part.get_dtype()], shape=tuple(part.get_shape()))
+                found[spec] = path
     if not found:
         raise LearnerError(f"{folder}: holds no policy (no .safetensors file)")
     return found
-
-
-def _specs(files: dict[str, Path]) -> list[WeightSpec]:
-    from safetensors import safe_open
-
-    specs = []
-    for name, path in files.items():
-        with safe_open(path, framework="pt") as file:
-            part = file.get_slice(name)
-            specs.append(WeightSpec(name=name, dtype=_DTYPES[part.get_dtype()], shape=tuple(part.get_shape())))
-    return specs

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from learner.types import LearnerError, WeightEntry
 
 ADAPTER = "default"
 HALVES = ("lora_A", "lora_B")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,21 @@ class Item:
     make: Callable[[], Tensor]
 
 
+def in_buckets(items: Iterable[T], *, limit: int, spec_of: Callable[[T], WeightSpec]) -> Iterator[list[T]]:
+    """Items in their order, in lists of at most `limit` bytes; a larger one is a list of its own."""
+    bucket: list[T] = []
+    size = 0
+    for item in items:
+        num_bytes = spec_of(item).num_bytes
+        if bucket and size + num_bytes > limit:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(item)
+        size += num_bytes
+    if bucket:
+        yield bucket
+
+
 class PolicyTensors(BucketSource):
     """Tensors of a live policy, gathered bucket by bucket.
 
@@ -97,21 +113,9 @@ class PolicyTensors(BucketSource):
         return [item.spec for item in self._items]
 
     def buckets(self) -> Iterator[list[tuple[WeightSpec, Tensor]]]:
-        bucket: list[Item] = []
-        size = 0
-        for item in self._items:
-            if bucket and size + item.spec.num_bytes > self.bucket_bytes:
-                yield from self._gathered(bucket)
-                bucket, size = [], 0
-            bucket.append(item)
-            size += item.spec.num_bytes
-        if bucket:
-            yield from self._gathered(bucket)
-
-    @staticmethod
-    def _gathered(bucket: list[Item]) -> Iterator[list[tuple[WeightSpec, Tensor]]]:
-        with _gather([part for item in bucket for part in item.parts]), torch.no_grad():
-            yield [(item.spec, item.make().contiguous()) for item in bucket]
+        for bucket in in_buckets(self._items, limit=self.bucket_bytes, spec_of=lambda item: item.spec):
+            with _gather([part for item in bucket for part in item.parts]), torch.no_grad():
+                yield [(item.spec, item.make().contiguous()) for item in bucket]
 
 
 class WeightSource(PolicyTensors):
@@ -218,10 +222,8 @@ def _gather(tensors: list[Tensor]) -> contextlib.AbstractContextManager[None]:
 
 
 def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for prefix, owner in module.named_modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            if name not in owner._non_persistent_buffers_set:
-                yield f"{prefix}.{name}" if prefix else name, buffer
+    stored = module.state_dict(keep_vars=True).keys()
+    return (named for named in module.named_buffers() if named[0] in stored)
 
 
 def _adapted_layers(causal_lm: nn.Module) -> dict[str, Any]:

@@ -277,14 +277,14 @@ def _miniature(arguments: argparse.Namespace) -> int:
 
 
 def _fit_policy(arguments: argparse.Namespace) -> int:
-    from orchestrator.tasks.fitting.policy import run_policy_fit
+    from orchestrator.tasks.fitting.supervised import run_policy_fit
 
     print(run_policy_fit(arguments.config))
     return 0
 
 
 def _fit_reward(arguments: argparse.Namespace) -> int:
-    from orchestrator.tasks.fitting.reward import run_reward_fit
+    from orchestrator.tasks.fitting.bradley_terry import run_reward_fit
 
     print(run_reward_fit(arguments.config))
     return 0

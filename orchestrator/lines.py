@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,13 @@ def read_lines(path: Path) -> list[Record]:
             if number < len(lines):
                 raise BadInput(f"{path}:{number}: is no JSON: {error.msg}") from None
     return records
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """A JSONL file, with the folder around it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(map(json_line, records))
 
 
 def as_text(table: Sequence[Sequence[str]]) -> str:

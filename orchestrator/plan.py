@@ -4,7 +4,7 @@ No model is loaded; tokenizers and file headers are. Ray only when a running clu
 """
 
 import json
-import struct
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from orchestrator.cluster import connection
 from orchestrator.cluster.placement import Node, demands, placement_table
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
+from rewards.environment import local_folder, model_source
+from rewards.errors import one_line
 from rewards.judges import check_scorer
 from rewards.preferences import PromptRenderer, evaluation_grid
 from rewards.scorers import ScorerError, load_function
@@ -40,13 +42,14 @@ class Inputs:
 
 def is_local(model: str) -> bool:
     """Whether a model string means a folder rather than a hub id."""
-    return model.startswith((".", "/", "~")) or Path(model).expanduser().exists() or model.count("/") > 1
+    return local_folder(model) is not None
 
 
 def check_inputs(recipe: "Recipe") -> Inputs:
     """Read and check everything a run needs. Raises BadInput listing one problem per line."""
     problems: list[str] = []
-    if is_local(recipe.policy.model) and not (Path(recipe.policy.model).expanduser() / "config.json").is_file():
+    folder = local_folder(recipe.policy.model)
+    if folder is not None and not (folder / "config.json").is_file():
         problems.append(f"policy.model: must be a Hugging Face folder (no config.json), got {recipe.policy.model!r}")
     for index, objective in enumerate(recipe.objectives):
         problems += check_scorer(objective.scorer, f"objectives.{index}.scorer")
@@ -85,19 +88,17 @@ def _check_functions(recipe: "Recipe") -> list[str]:
 
 def load_tokenizer(model: str) -> Any:
     """Raises BadInput when the folder or hub id holds none."""
-    folder = Path(model).expanduser()
+    folder = local_folder(model)
     try:
-        if _is_plain_fast_tokenizer(folder):
+        if folder is not None and _is_plain_fast_tokenizer(folder):
             from transformers import PreTrainedTokenizerFast
 
             return PreTrainedTokenizerFast.from_pretrained(str(folder))
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(folder) if is_local(model) else model)
+        return AutoTokenizer.from_pretrained(model_source(model))
     except (OSError, ValueError) as error:
-        raise BadInput(
-            f"policy.model: no tokenizer could be loaded from {model!r}: {str(error).splitlines()[0]}"
-        ) from None
+        raise BadInput(f"policy.model: no tokenizer could be loaded from {model!r}: {one_line(error)}") from None
 
 
 def _is_plain_fast_tokenizer(folder: Path) -> bool:
@@ -138,17 +139,12 @@ def _check_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence
 
 def count_parameters(model: str) -> int | None:
     """Parameters of a local safetensors folder, from the file headers alone; None when they cannot be known."""
-    total = 0
-    for file in sorted(Path(model).expanduser().glob("*.safetensors")):
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                size = 1
-                for dimension in entry["shape"]:
-                    size *= dimension
-                total += size
+    from safetensors import safe_open
+
+    folder, total = local_folder(model), 0
+    for file in folder.glob("*.safetensors") if folder is not None else ():
+        with safe_open(file, "np") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return total or None
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rewards.config import HuggingFaceScorerConfig
-from rewards.scorers import ScorerError, check_aligned, describe, looks_like_path
+from rewards.environment import model_source
+from rewards.errors import describe
+from rewards.scorers import ScorerError, check_aligned
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,9 @@ class ClassifierScorer:
         self._config = config
         self._where = f"classifier {config.model!r}"
         self._device = _device(config, self._where)
-        model_path = str(Path(config.model).expanduser()) if looks_like_path(config.model) else config.model
-        self._tokenizer = _load_tokenizer(model_path, self._where)
-        model = _load_model(model_path, getattr(torch, config.dtype), config.head, self._where)
+        source = model_source(config.model)
+        self._tokenizer = _load_tokenizer(source, self._where)
+        model = _load_model(source, getattr(torch, config.dtype), config.head, self._where)
         self._model = model.to(self._device).eval()
         self._model.requires_grad_(False)
         if config.label >= self._model.config.num_labels:

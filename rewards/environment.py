@@ -1,5 +1,6 @@
-"""The processes of a run that load a model: what is in their environment, and whether their device failed."""
+"""The models that a recipe names, and the environment of the processes that load them."""
 
+import os
 from pathlib import Path
 
 QUIET = {
@@ -10,6 +11,32 @@ QUIET = {
 }
 
 
+def local_folder(model: str) -> Path | None:
+    """The folder that the name of a model means, `~` expanded, whether it is there or not; None for a hub id.
+
+    Example: local_folder("./models/start") -> Path("models/start"); local_folder("Qwen/Qwen3-8B") -> None
+    """
+    folder = Path(model).expanduser()
+    # a hub id has one slash at most
+    is_meant = model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists()
+    return folder if is_meant else None
+
+
+def model_source(model: str) -> str:
+    """What loaders are given: the folder as it is named, `~` expanded, or the hub id."""
+    return os.path.expanduser(model)
+
+
+def model_folder(model: str) -> Path:
+    """The folder itself, or where the Hugging Face cache keeps this hub id, which must have been loaded before."""
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, local_files_only=True))
+
+
 def process_environment(model: str | None = None, *, threads: int | None) -> dict[str, str]:
     """Set before anything is imported there.
 
@@ -18,19 +45,12 @@ def process_environment(model: str | None = None, *, threads: int | None) -> dic
         threads: of its CPU kernels; None: as many as they take.
     """
     env = dict(QUIET)
-    if model is not None and Path(model).is_dir():
+    folder = None if model is None else local_folder(model)
+    if folder is not None and folder.is_dir():
         env["HF_HUB_OFFLINE"] = "1"
     if threads is not None:
         env["OMP_NUM_THREADS"] = str(threads)
     return env
-
-
-def is_device_failure(error: BaseException | None) -> bool:
-    """Whether torch lost its device on the way to this error: every later call of the process fails then as well."""
-    # by name: the driver and light judges load no torch
-    while error is not None and type(error).__name__ != "AcceleratorError":
-        error = error.__cause__
-    return error is not None
 
 
 def whole_threads(num_cpus: float) -> int:

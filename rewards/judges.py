@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 from rewards.classifier import ClassifierScorer
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
+from rewards.environment import local_folder
+from rewards.errors import describe
 from rewards.remote import HTTPScorer
-from rewards.scorers import PythonScorer, Scorer, ScorerError, describe, load_function, looks_like_path
+from rewards.scorers import PythonScorer, Scorer, ScorerError, load_function
 
 
 def build_scorer(config: ScorerConfig) -> Scorer:
@@ -37,9 +38,9 @@ def check_scorer(config: ScorerConfig, where: str) -> list[str]:
 
 
 def _folder_problems(config: HuggingFaceScorerConfig) -> list[str]:
-    if not looks_like_path(config.model):
+    folder = local_folder(config.model)
+    if folder is None:
         return []
-    folder = Path(config.model).expanduser()
     if not folder.is_dir():
         return [f"folder {config.model!r} does not exist"]
     if not (folder / "config.json").is_file():

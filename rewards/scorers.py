@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from rewards.config import PythonScorerConfig
+from rewards.errors import describe
 
 
 class ScorerError(RuntimeError):
@@ -89,14 +89,3 @@ def check_aligned(prompts: Sequence[str], responses: Sequence[str]) -> None:
     """Refuse prompts and responses of different number: a caller's mistake, not a scorer's."""
     if len(prompts) != len(responses):
         raise ValueError(f"as many prompts as responses are needed, got {len(prompts)} and {len(responses)}")
-
-
-def describe(error: Exception) -> str:
-    """An exception on one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
-def looks_like_path(model: str) -> bool:
-    """Whether a model string means a folder rather than a hub id."""
-    return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists()

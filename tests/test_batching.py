@@ -9,9 +9,10 @@ from actors.types import Response, Rollout
 from orchestrator.errors import BadInput
 from orchestrator.plan import make_renderer
 from orchestrator.recipes import load_recipe
-from orchestrator.run.batching import Batcher, ScoredBatch, derive_seed, make_request
+from orchestrator.run.batching import Batcher, ScoredBatch, make_request
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
 from rewards.normalize import Normalizer
+from rewards.seeds import derive_seed
 from tests.learner_ranks import weights_of_pair
 from tests.word_tokenizer import WordTokenizer
 

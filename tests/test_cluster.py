@@ -12,7 +12,6 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cluster import connection as cluster
-from orchestrator.cluster import contact
 from orchestrator.recipes import load_recipe
 from orchestrator.run.rundir import RunDir
 from tests.tiny_models import make_tiny_policy
@@ -77,7 +76,7 @@ def test_a_cluster_that_does_not_answer_is_bad_input_within_seconds(port, capsys
 @pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 def test_a_port_of_something_else_is_bad_input_as_well(greeting, capsys, monkeypatch):
     """Such as the dashboard's."""
-    monkeypatch.setattr(contact, "ANSWER_S", 2.0)
+    monkeypatch.setattr(cluster, "ANSWER_S", 2.0)
     with Stranger(greeting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_address[1]}"
@@ -128,11 +127,11 @@ def test_an_evaluation_that_can_have_no_place_leaves_nothing_behind(capsys, monk
 
 
 def test_a_head_of_another_ray_is_told_with_both_versions():
-    assert contact.other_ray({"ray_version": "2.59.0", "python_version": "3.11.7"}, "2.60.0") == (
+    assert cluster.other_ray({"ray_version": "2.59.0", "python_version": "3.11.7"}, "2.60.0") == (
         "its head runs Ray 2.59.0, this process Ray 2.60.0; a cluster has one version everywhere"
     )
 
 
 @pytest.mark.parametrize("told", [{"ray_version": "2.60.0"}, {}])
 def test_a_head_of_the_same_ray_or_of_none_that_it_tells_is_not_refused(told):
-    assert contact.other_ray(told, "2.60.0") is None
+    assert cluster.other_ray(told, "2.60.0") is None

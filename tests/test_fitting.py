@@ -9,10 +9,10 @@ import torch
 
 from learner.config import LoraSection
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting import adapters, models, reward, rows, trainer
+from orchestrator.tasks.fitting import bradley_terry, models, rows, trainer
+from orchestrator.tasks.fitting.bradley_terry import fit_reward, run_reward_fit
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
-from orchestrator.tasks.fitting.policy import fit_policy, run_policy_fit
-from orchestrator.tasks.fitting.reward import fit_reward, run_reward_fit
+from orchestrator.tasks.fitting.supervised import fit_policy, run_policy_fit
 
 SMALL = Architecture(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=48, max_positions=64)
 TOKENIZER = ByteLevelBPE(vocab_size=280)
@@ -114,7 +114,7 @@ def test_a_fit_leaves_the_global_random_state_of_new_models_alone(tmp_path):
 
 
 def test_rows_with_preferences_are_written_by_the_renderer_and_only_responses_are_learned(tmp_path):
-    from orchestrator.tasks.fitting.policy import _Encoder
+    from orchestrator.tasks.fitting.supervised import _Encoder
 
     config = _policy_config(tmp_path / "policy", objectives=("short", "kind"))
     tokenizer = models.make_tokenizer(config, ["some text"])
@@ -148,7 +148,7 @@ def test_preferences_without_objectives_are_refused(tmp_path):
 
 
 def test_long_rows_lose_the_start_of_the_prompt_first(tmp_path):
-    from orchestrator.tasks.fitting.policy import _Encoder
+    from orchestrator.tasks.fitting.supervised import _Encoder
 
     config = _policy_config(tmp_path / "policy", max_length=8)
     tokenizer = models.make_tokenizer(config, [])
@@ -219,12 +219,12 @@ def test_all_pairs_of_a_prompt_are_one_batch_element_and_each_response_is_read_o
     ]
     config = _reward_config(tmp_path / "judge", template="{prompt}{response}")
     tokenizer = models.make_tokenizer(config, [])
-    groups = reward._by_prompt(answers)
+    groups = bradley_terry._by_prompt(answers)
     assert [(group.prompt, group.texts, group.pairs) for group in groups] == [
         ("p", ["a", "b", "c"], [(0, 1), (1, 2), (0, 2)]),
         ("q", ["x", "y"], [(0, 1)]),
     ]
-    batch = reward._collator(tokenizer.pad_token_id)(reward._Encoder(config, tokenizer)(groups))
+    batch = bradley_terry._collator(tokenizer.pad_token_id)(bradley_terry._Encoder(config, tokenizer)(groups))
     assert tokenizer.batch_decode(batch["input_ids"]) == ["pa", "pb", "pc", "qx", "qy"]
     assert batch["pairs"].tolist() == [[0, 1], [1, 2], [0, 2], [3, 4]]
 
@@ -243,13 +243,13 @@ def test_the_bradley_terry_loss_equals_the_hand_computed_one():
     }
     agree, differ = np.log1p(np.exp(-2.0)), 0.75 * np.log1p(np.exp(3.0)) + 0.25 * np.log1p(np.exp(-3.0))
     expected = np.mean([agree, differ])
-    assert float(reward._bradley_terry(Fixed(), batch)) == pytest.approx(expected)
+    assert float(bradley_terry._bradley_terry(Fixed(), batch)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("value", [0.4, 1.2, "sure", None])
 def test_a_probability_that_is_none_is_refused(value):
     with pytest.raises(BadInput, match=r"probability must lie in \[0.5, 1\]"):
-        reward._by_prompt([{"prompt": "p", "chosen": "a", "rejected": "b", "probability": value}])
+        bradley_terry._by_prompt([{"prompt": "p", "chosen": "a", "rejected": "b", "probability": value}])
 
 
 def test_micro_batches_give_the_same_step_as_the_whole_batch(tmp_path):
@@ -384,13 +384,13 @@ def test_adapters_change_their_targets_alone_and_leave_a_plain_model(base, tmp_p
 
 def test_merged_adapters_answer_as_they_did_apart(base, tmp_path):
     config = _policy_config(tmp_path / "policy", model=str(base), **{**ADAPTED, "lora": LoraSection(rank=4)})
-    adapted = adapters.add(_load(base), config.lora, config).eval()
+    adapted = models.add_adapters(_load(base), config.lora, config).eval()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     tokens = torch.arange(8)[None]
     apart = adapted(tokens).logits
-    merged = adapters.merge(adapted)
+    merged = models.merge_adapters(adapted)
     trainer.save(merged, models.make_tokenizer(config, []), tmp_path / "policy")
     together = _load(tmp_path / "policy")(tokens).logits
     assert torch.allclose(apart, together, atol=1e-5)
@@ -413,7 +413,7 @@ def test_a_bfloat16_base_is_trained_by_float32_adapters_and_saved_in_bfloat16(ba
     from safetensors.torch import load_file
 
     config = _policy_config(tmp_path / "policy", model=str(base), dtype="bfloat16", **ADAPTED)
-    adapted = adapters.add(models.make_policy(config, None), config.lora, config)
+    adapted = models.add_adapters(models.make_policy(config, None), config.lora, config)
     assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
 

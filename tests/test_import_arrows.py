@@ -1,4 +1,4 @@
-"""Who may import whom, what the light files may import, and the loads that no room makes.
+"""Who may import whom, what files may be called, what the light ones may import, and the loads that no room makes.
 
 All of it is read from the syntax trees; nothing is imported.
 """
@@ -17,11 +17,16 @@ ROOMS: dict[str, frozenset[str]] = {  # room -> other rooms it may import
     "learner": frozenset({"rewards"}),
     "rewards": frozenset(),
 }
+SHARED = frozenset({("learner", "actors.processes")})
+"""(room, file of another room) that may be imported against the arrows, by this name alone. What needs Ray and is the
+same in both stands there; what does not need it, in `rewards`."""
 ORCHESTRATOR = (
     *("cli", "bench", "run", "tasks", "plan", "cluster"),
     *("recipes", "config", "data", "locks", "lines", "errors"),
 )
 """Folders and files of `orchestrator`, the top one first: each may import itself and what stands after it."""
+MOST_OF_A_NAME = 2
+"""Files of one name; `actors/weights.py` and `learner/weights.py` are two ends of one thing."""
 NOT_ROOMS = frozenset({"deploy", "tests"})
 HEAVY = frozenset({"deepspeed", "ray", "torch", "transformers", "vllm"})
 # importable in well under a second
@@ -85,8 +90,20 @@ def arrow_violations(root: Path) -> list[str]:
         if room == "rewards":
             forbidden = forbidden | {"ray"}
         for line, module in imported_modules(ast.parse(path.read_text())):
-            if module.partition(".")[0] in forbidden:
+            if module.partition(".")[0] in forbidden and (room, module) not in SHARED:
                 found.append(f"{path.relative_to(root)}:{line}: {room} imports {module}")
+    return found
+
+
+def shared_violations(root: Path) -> list[str]:
+    """Imports of a shared file that would take more of its room along than records and settings."""
+    found = []
+    for _, shared in sorted(SHARED):
+        path = root.joinpath(*shared.split(".")).with_suffix(".py")
+        room = shared.partition(".")[0]
+        for line, module in imported_modules(ast.parse(path.read_text())):
+            if module.partition(".")[0] == room and f"{module.rpartition('.')[2]}.py" not in LIGHT_FILES:
+                found.append(f"{path.relative_to(root)}:{line}: a shared file imports {module}")
     return found
 
 
@@ -119,6 +136,15 @@ def circles(root: Path) -> list[str]:
             if middle in reached[name]:
                 reached[name] |= reached[middle]
     return sorted(name for name in known if name in reached[name])
+
+
+def ambiguous_names(root: Path) -> list[str]:
+    """File names that mean three things or more. `config.py` is in each room that room's part of the recipe."""
+    places: dict[str, list[str]] = {}
+    for path in sources(root):
+        if path.name not in ("__init__.py", "config.py"):
+            places.setdefault(path.name, []).append(str(path.relative_to(root)))
+    return [f"{name}: {', '.join(found)}" for name, found in sorted(places.items()) if len(found) > MOST_OF_A_NAME]
 
 
 def heavy_violations(root: Path) -> list[str]:
@@ -175,12 +201,20 @@ def test_rooms_import_only_along_the_arrows() -> None:
     assert arrow_violations(ROOT) == []
 
 
+def test_what_a_room_shares_against_the_arrows_takes_nothing_heavy_along() -> None:
+    assert shared_violations(ROOT) == []
+
+
 def test_inside_the_orchestrator_imports_go_down() -> None:
     assert floor_violations(ROOT) == []
 
 
 def test_no_files_import_each_other() -> None:
     assert circles(ROOT) == []
+
+
+def test_no_file_name_means_three_things() -> None:
+    assert ambiguous_names(ROOT) == []
 
 
 def test_the_light_files_import_nothing_heavy_when_they_are_loaded() -> None:
@@ -204,6 +238,13 @@ def test_an_import_that_goes_up_and_a_circle_are_found(tmp_path: Path) -> None:
     assert circles(tmp_path) == ["orchestrator.cluster.fleet", "orchestrator.run.loop"]
 
 
+def test_a_file_name_that_means_three_things_is_found(tmp_path: Path) -> None:
+    for folder in ("actors", "learner", "orchestrator/tasks"):
+        write_room(tmp_path, f"{folder}/policy.py", "")
+        write_room(tmp_path, f"{folder}/config.py", "")
+    assert ambiguous_names(tmp_path) == ["policy.py: actors/policy.py, learner/policy.py, orchestrator/tasks/policy.py"]
+
+
 @pytest.mark.parametrize(
     ("place", "text", "found"),
     [
@@ -213,6 +254,8 @@ def test_an_import_that_goes_up_and_a_circle_are_found(tmp_path: Path) -> None:
             "def push():\n    from actors import rollout\n",
             "learner/worker.py:2: learner imports actors",
         ),
+        ("learner/ranks.py", "from actors import processes\n", "learner/ranks.py:1: learner imports actors"),
+        ("actors/processes.py", "import learner.types\n", "actors/processes.py:1: actors imports learner.types"),
         ("rewards/deep/scorers.py", "from orchestrator.config import Recipe\n", "rewards imports orchestrator.config"),
         ("rewards/scorers.py", "async def f():\n    import ray\n", "rewards imports ray"),
         ("orchestrator/run/loop.py", "import tests.fakes\n", "orchestrator imports tests.fakes"),
@@ -243,7 +286,13 @@ def test_imports_along_the_arrows_and_within_a_room_pass(tmp_path: Path) -> None
     write_room(
         tmp_path, "actors/reward.py", "from rewards.scorers import build_scorer\nfrom . import types\nimport ray\n"
     )
+    write_room(tmp_path, "learner/ranks.py", "from actors.processes import deaths\n")
     assert arrow_violations(tmp_path) == []
+
+
+def test_a_shared_file_that_imports_an_engine_is_found(tmp_path: Path) -> None:
+    write_room(tmp_path, "actors/processes.py", "import actors.types\ndef f():\n    from actors.engine import load\n")
+    assert shared_violations(tmp_path) == ["actors/processes.py:3: a shared file imports actors.engine"]
 
 
 @pytest.mark.parametrize(

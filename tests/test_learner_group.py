@@ -235,7 +235,7 @@ def test_what_cannot_start_says_why_and_leaves_nothing_behind(ray_cluster: None,
     import ray
 
     with pytest.raises(
-        LearnerError, match=r"no room for 1 rank\(s\) of \{'CPU': 1000.0\} within 0.5 s; the cluster has"
+        LearnerError, match=r"large/learner: no room for 1 actor \(1000 CPUs\) within 0.5 s; the cluster has 8 CPUs"
     ):
         start_group(model, "large", num_cpus=1000, start_timeout_s=0.5)
     with pytest.raises(LearnerError, match=f"policy.model: '{tmp_path}' does not load as a causal language model"):

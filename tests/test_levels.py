@@ -2,7 +2,7 @@
 
 import torch
 
-from orchestrator.tasks.fitting.levels import put_levels_on_a_line
+from orchestrator.tasks.fitting.models import put_levels_on_a_line
 
 
 def levels(**stds):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from orchestrator.tasks.miniature import corpus, grammar, spec
+from orchestrator.tasks.miniature.grammar import build_tokenizer
 from orchestrator.tasks.miniature.spec import CorpusSpec
-from orchestrator.tasks.miniature.tokenizer import build_tokenizer
 from rewards.config import PreferencesConfig
 from rewards.preferences import PromptRenderer
 

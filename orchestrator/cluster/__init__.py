@@ -1,7 +1,6 @@
 """The Ray cluster and a run's actors on it.
 
 connection  joined when there is one, started locally otherwise, checked against the recipe
-contact     first contact with the head of a cluster
 placement   what a run's actors ask of a cluster, and whether it fits
 crew        all actors of a run, started and stopped together
 fleet       the rollout engines, lost and brought back

@@ -1,14 +1,17 @@
 """The Ray cluster of a run: joined when there is one, started locally otherwise, checked against the recipe."""
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrator.cluster.contact import check_head
 from orchestrator.cluster.placement import Node, copies_that_fit, demands, obstacles, placement_table
 from orchestrator.errors import BadInput, ComponentLost
+from rewards.errors import one_line
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -20,6 +23,15 @@ RAYS_OWN_LABELS = "ray.io/"
 FIRST_CONTACT_S = 5.0
 LATER_CONTACT_S = 60.0
 """Longest wait for a head to answer: at the start, and after something was lost, when it may be coming back."""
+ANSWER_S = 10.0
+"""Longest wait for the head's answer once something listens; a head under load takes a second or two."""
+
+
+class Joined(Protocol):
+    """What `ray.init` tells of a cluster that it has joined."""
+
+    @property
+    def dashboard_url(self) -> str | None: ...
 
 
 def runs_that_fit(recipe: "Recipe") -> int:
@@ -87,8 +99,8 @@ def joins_existing(recipe: "Recipe") -> str | None:
 
 
 @contextlib.contextmanager
-def connect(recipe: "Recipe", *, check: bool = True) -> Iterator[Any]:
-    """Join or start the cluster; yields the Ray context and leaves the cluster on the way out.
+def connect(recipe: "Recipe", *, check: bool = True) -> "Iterator[Joined]":
+    """Join or start the cluster; yields what Ray tells of it and leaves the cluster on the way out.
 
     `check`: refuse one that is too small at once. One that has just lost a node may be whole again later.
 
@@ -108,7 +120,7 @@ def connect(recipe: "Recipe", *, check: bool = True) -> Iterator[Any]:
     import ray
 
     def refused(error: Exception) -> BadInput | ComponentLost:
-        where, why = repr(address or "local"), " ".join(str(error).split())
+        where, why = repr(address or "local"), one_line(error)
         if check:
             return BadInput(f"cluster.address: no Ray cluster could be joined at {where}: {why}")
         return ComponentLost(f"the Ray cluster at {where} does not answer: {why}")
@@ -136,3 +148,85 @@ def connect(recipe: "Recipe", *, check: bool = True) -> Iterator[Any]:
         yield context
     finally:
         ray.shutdown()  # also of what `ray.init` left half done
+
+
+def check_head(address: str, timeout_s: float) -> None:
+    """Does the head answer, does it take this process's token, is its Ray ours? Raises ConnectionError with the reason.
+
+    Symptom without it: `ray.init` asks a head that refuses it for twenty seconds and then names no reason; at a port of
+    something else it goes on for minutes. Cause: it takes every failure for a head that is still starting. Delete when
+    ray.init says at once why it was refused.
+
+    Addresses that only `ray.init` can resolve ("auto", for which it also finds the token; "ray://...") pass.
+
+    Args:
+        timeout_s: longest wait for something to listen there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdigit():
+        return
+    _wait_for_listener(host.strip("[]"), int(port), timeout_s)
+    import ray
+
+    different = other_ray(_told_by_head(address), ray.__version__)
+    if different:
+        raise ConnectionError(different)
+
+
+def other_ray(told: Mapping[str, str], ray_version: str) -> str | None:
+    """What is wrong when the head runs another Ray than this process; a head that tells no version is not refused.
+
+    Python is left to `ray.init`, which compares it by a rule of its own.
+
+    Example: other_ray({"ray_version": "2.59.0"}, "2.60.0")
+    """
+    theirs = told.get("ray_version", ray_version)
+    if theirs == ray_version:
+        return None
+    return f"its head runs Ray {theirs}, this process Ray {ray_version}; a cluster has one version everywhere"
+
+
+def refusal(code: str, auth_mode: str | None) -> str:
+    """What is wrong when a call to the head fails with this gRPC code."""
+    if code == "UNAUTHENTICATED":
+        return (
+            "its head wants a token, and this process has none or another; set RAY_AUTH_MODE=token (it is "
+            f"{auth_mode or 'not set'}) and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on the head"
+        )
+    return (
+        f"what listens there does not answer as the head of a Ray cluster does ({code}); the port is the one given to "
+        "`ray start --head --port` (6379 unless told otherwise), not the dashboard's"
+    )
+
+
+def _wait_for_listener(host: str, port: int, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=max(1.0, deadline - time.monotonic())):
+                return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline - 1:
+                raise ConnectionError(f"nothing answers there: {getattr(error, 'strerror', None) or error}") from None
+        time.sleep(1)
+
+
+def _told_by_head(address: str) -> dict[str, str]:
+    """The versions that the head wrote down when it started, read as Ray's own processes read them."""
+    import grpc
+    import ray
+    from ray._private.gcs_utils import create_gcs_channel
+    from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest  # type: ignore[attr-defined] # made when imported
+    from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
+
+    asked = InternalKVGetRequest(namespace=b"cluster", key=b"CLUSTER_METADATA")
+    with contextlib.closing(create_gcs_channel(address)) as channel:
+        try:
+            told = InternalKVGcsServiceStub(channel).InternalKVGet(asked, timeout=ANSWER_S, wait_for_ready=True)
+        except ray.exceptions.AuthenticationError:  # there is no token to send
+            code = "UNAUTHENTICATED"
+        except grpc.RpcError as error:
+            code = error.code().name
+        else:
+            return json.loads(told.value or b"{}")
+    raise ConnectionError(refusal(code, os.environ.get("RAY_AUTH_MODE")))

@@ -4,13 +4,17 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from actors.startup import ActorSpec, reserve
+from actors.processes import reserve
 from actors.types import RolloutError
 from orchestrator.cluster.placement import pair_demand
+from rewards.environment import model_source
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.util.placement_group import PlacementGroup
+
     from learner.group import LearnerGroup
     from orchestrator.config import Recipe
 
@@ -19,36 +23,41 @@ if TYPE_CHECKING:
 class Actors:
     """Example: Actors(rollouts=[engine], rewards={"helpfulness": [judge]}, learner=None)"""
 
-    rollouts: Sequence[Any]
+    rollouts: "Sequence[ActorHandle]"
     """In engine order."""
-    rewards: Mapping[str, Sequence[Any]]
+    rewards: "Mapping[str, Sequence[ActorHandle]]"
     """Objective name -> its replicas, in recipe order."""
     learner: "LearnerGroup | None"
 
 
 @contextlib.contextmanager
-def start_actors(recipe: "Recipe", run_name: str, *, model: str | None = None, trains: bool = True) -> Iterator[Actors]:
+def start_actors(
+    recipe: "Recipe", run_name: str, *, served: str | None = None, trains: bool = True
+) -> Iterator[Actors]:
     """Start all actors side by side and wait until every one is ready; stop exactly these on the way out.
 
     Args:
-        model: what the engines load; None: the recipe's starting policy.
+        served: the model that the engines load; None: the recipe's starting policy.
         trains: with the learner.
     """
+    from ray.util import remove_placement_group
+
     from actors import reward, rollout
     from learner.group import LearnerGroup
 
+    model = model_source(recipe.policy.model)
     started: list[Callable[[], None]] = []
     try:
         reserved = None
         if recipe.rollout.colocated and trains:
             reserved = _reserve_pairs(recipe, run_name)
-            started.append(lambda: _give_back(reserved))
+            started.append(lambda: remove_placement_group(reserved))
         with ThreadPoolExecutor(max_workers=3) as pool:
             learner = pool.submit(
                 lambda: (
                     LearnerGroup.start(
                         recipe.learner,
-                        model=recipe.policy.model,
+                        model=model,
                         method=recipe.method,
                         total_steps=recipe.loop.steps,
                         examples_per_step=recipe.examples_per_step,
@@ -62,14 +71,14 @@ def start_actors(recipe: "Recipe", run_name: str, *, model: str | None = None, t
             )
             rewards = pool.submit(reward.start_rewards, recipe.objectives, run_name=run_name)
 
-            def start_rollouts() -> list[Any]:
+            def start_rollouts() -> "list[ActorHandle]":
                 if reserved is not None:
                     # vLLM measures its GPU when it loads, so the rank's part must be there and stay as it is; the same
                     # when an engine is started again later.
                     learner.result()
                 return rollout.start_rollouts(
                     recipe.rollout,
-                    model=model or recipe.policy.model,
+                    model=model if served is None else model_source(served),
                     run_name=run_name,
                     seed=recipe.seed,
                     reserved=reserved,
@@ -94,32 +103,16 @@ def start_actors(recipe: "Recipe", run_name: str, *, model: str | None = None, t
                 stop()
 
 
-def _reserve_pairs(recipe: "Recipe", run_name: str) -> Any:
+def _reserve_pairs(recipe: "Recipe", run_name: str) -> "PlacementGroup":
     """The placement group whose bundle i holds engine i and learner rank i.
 
     One for both: where fractions of GPUs are reserved apart, two ranks may get one GPU and two engines the other.
     """
     pair = pair_demand(recipe)
-    specs = [
-        ActorSpec(
-            name=f"{run_name}/pair-{index}",
-            num_cpus=pair.num_cpus,
-            num_gpus=pair.num_gpus,
-            env={},
-            node_labels=pair.node_labels,
-        )
-        for index in range(pair.count)
-    ]
     return reserve(
-        specs,
+        [pair] * pair.count,
         group=f"{run_name}/{pair.role}",
         placement=recipe.rollout.placement,
         timeout_s=recipe.rollout.start_timeout_s,
         error=RolloutError,
     )
-
-
-def _give_back(reserved: Any) -> None:
-    from ray.util import remove_placement_group
-
-    remove_placement_group(reserved)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.metrics import Metrics
-from actors.startup import one_line
-from learner.ranks import deaths
+from actors.processes import deaths
 from learner.types import EngineLostError, RankLostError
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.lines import json_line
+from rewards.errors import one_line
 
 if TYPE_CHECKING:
     from orchestrator.config import ClusterConfig

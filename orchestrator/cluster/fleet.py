@@ -4,14 +4,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from actors.startup import call_ready, one_line
-from actors.types import ActorFailedError, EngineRestartedError
-from learner import ranks
+from actors.processes import call_ready, leaves_process
+from actors.processes import losses as deaths
 from learner.types import EngineLostError, SyncReport
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import ComponentLost
+from rewards.errors import one_line
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
 
 END_TIMEOUT_S = 30.0
 Result = TypeVar("Result")
@@ -19,11 +23,6 @@ Result = TypeVar("Result")
 
 class EnginesLost(ComponentLost):
     """No engine holds the asked version; `Fleet.with_engines` may still bring it back."""
-
-
-def deaths() -> tuple[type[Exception], ...]:
-    """What a call raises when its actor has died, is of no further use, or was started again since."""
-    return *ranks.deaths(), ActorFailedError, EngineRestartedError
 
 
 class Replica:
@@ -34,13 +33,13 @@ class Replica:
             one failure.
     """
 
-    def __init__(self, handle: Any, name: str, failures: Failures) -> None:
+    def __init__(self, handle: "ActorHandle", name: str, failures: Failures) -> None:
         self.handle = handle
         self.name = name
         self.life = 0
         self._holds: tuple[int, int] | None = None
         self._failures = failures
-        self._returning: Any = None
+        self._returning: ObjectRef | None = None
         self._left = 0.0
         self._lock = threading.Lock()
 
@@ -54,8 +53,8 @@ class Replica:
         """It holds these weights, unless it died since `life`."""
         self._holds = (life, policy_version)
 
-    def call(self, method: str, *arguments: Any, **options: Any) -> tuple[int, Any]:
-        """(life in which the call was made, its reference)."""
+    def call(self, method: str, *arguments: Any, **options: Any) -> "tuple[int, ObjectRef]":
+        """(life in which the call was made, its reference, or its stream's where the options ask for one)."""
         life = self.life  # before the call: what dies in between must count as its death
         return life, getattr(self.handle, method).options(**options).remote(*arguments)
 
@@ -78,13 +77,13 @@ class Replica:
             if life != self.life or self._returning is not None:
                 return
             self.life += 1
-            if end or isinstance(error, ActorFailedError):
+            if end or leaves_process(error):
                 _end(self.handle)
             self._returning, self._left = call_ready(self.handle), time.monotonic()
         self._failures.add(self.name, one_line(getattr(error, "cause", None) or error), action="started again")
 
     @property
-    def returning(self) -> Any:
+    def returning(self) -> "ObjectRef | None":
         """Reference that is there when it is; None when it is."""
         return self._returning
 
@@ -113,7 +112,7 @@ class Replica:
         return True
 
 
-def _end(handle: Any) -> None:
+def _end(handle: "ActorHandle") -> None:
     """End the actor's process, hung or not, and see it end: before, it might still answer."""
     import ray
 
@@ -142,7 +141,7 @@ class Fleet:
         self,
         engines: Sequence[Replica],
         *,
-        connect: Callable[[list[Any]], None] | None = None,
+        connect: "Callable[[list[ActorHandle]], None] | None" = None,
         push: Callable[[int], SyncReport | None] | None = None,
         start_timeout_s: float,
         generate_timeout_s: float,

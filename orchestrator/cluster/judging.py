@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from actors.reward import Judge
 from actors.types import Rollout
 from orchestrator.cluster.fleet import Replica, deaths
 from orchestrator.errors import ComponentLost
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 
 @dataclass(slots=True)
@@ -20,7 +23,7 @@ class ScoreCall:
     replica: Replica
     life: int
     arguments: tuple[list[str], list[str], Judge]
-    reference: Any
+    reference: "ObjectRef[np.ndarray]"
 
 
 class Judges:

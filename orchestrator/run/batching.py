@@ -3,7 +3,6 @@
 Everything here is a pure function of (recipe, seed, step): no actor, no state, so a step can be made again.
 """
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from learner.methods import make_method
 from orchestrator.data import PromptStream
 from rewards.normalize import Normalizer
 from rewards.preferences import DirichletSampler, PromptRenderer
+from rewards.seeds import derive_seed
 from rewards.targets import LevelRenderer
 
 if TYPE_CHECKING:
@@ -69,12 +69,6 @@ class PairStatistics:
     dropped: int  # prompts with a missing score, whatever the method makes of the rest
     conflict_rate: float  # prompts on which two objectives prefer different responses
     tie_rate: float  # prompts on which every objective ties: they have no gradient in the alignment loss
-
-
-def derive_seed(*parts: object) -> int:
-    """Positive 63-bit seed; hashing keeps neighbouring requests from sharing random streams."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class Batcher:

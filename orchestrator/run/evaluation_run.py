@@ -76,7 +76,7 @@ def evaluate(target: Path, recipe: "Recipe | None", output: Path | None, *, say:
 @contextlib.contextmanager
 def _sampler(recipe: "Recipe", model: str, run_dir: RunDir, failures: Failures) -> Iterator[Sampler]:
     """Engines that serve `model`, and the judges, for as long as the block lasts."""
-    with start_actors(recipe, run_dir.path.name, model=model, trains=False) as actors:
+    with start_actors(recipe, run_dir.path.name, served=model, trains=False) as actors:
         yield join_sampler(recipe, join_fleet(recipe, actors, failures), actors, failures)
 
 

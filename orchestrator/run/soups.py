@@ -18,7 +18,7 @@ from orchestrator.cluster.failures import Failures
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.lines import json_line, read_lines
-from orchestrator.plan import Inputs, is_local
+from orchestrator.plan import Inputs
 from orchestrator.recipes import override
 from orchestrator.run.batching import Renders
 from orchestrator.run.evaluate import Evaluator
@@ -27,6 +27,7 @@ from orchestrator.run.sampling import Sampling, Scored
 from orchestrator.run.telemetry import training_totals
 from orchestrator.run.train import record_run, train
 from orchestrator.run.wiring import join_fleet, join_sampler
+from rewards.environment import local_folder
 
 if TYPE_CHECKING:
     from learner.senders import WeightSender
@@ -104,9 +105,10 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
     merger = make_method(recipe.method)
     assert isinstance(merger, Merger)
     # The start is one more part, of weight 0 in every merge: the KL is measured against it.
-    has_start = is_local(recipe.policy.model)
-    start = [Path(recipe.policy.model).expanduser()] if has_start else []
-    source = SoupSource([*(path / "policy" for path in parts), *start], bucket_bytes=recipe.learner.bucket_bytes)
+    start = local_folder(recipe.policy.model)
+    source = SoupSource(
+        [*(path / "policy" for path in parts), *filter(None, [start])], bucket_bytes=recipe.learner.bucket_bytes
+    )
     with (
         connection.connect(recipe, check=not failures.count),
         start_actors(recipe, run_dir.path.name, trains=False) as actors,
@@ -131,7 +133,7 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
             renderer,
             inputs.heldout,
             normalizers,
-            reference_logprobs=(lambda p, r: _one_sum(merged.start_logprobs(p, r))) if has_start else None,
+            reference_logprobs=(lambda p, r: _one_sum(merged.start_logprobs(p, r))) if start else None,
         )
         for step, evaluator in ((0, of_start), (recipe.loop.steps, of_merges)):
             say(f"evaluating {'the merges' if step else 'the starting policy'} on the preference grid ...")

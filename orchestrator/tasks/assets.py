@@ -4,14 +4,16 @@ A folder is described by its manifest.json: the settings it was built from, the 
 reported. It appears by one rename, and a lock keeps two builds of one folder apart.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from learner.checkpoint_meta import sha256_of
 from orchestrator.errors import BadInput
 from orchestrator.locks import locked
 
@@ -49,10 +51,9 @@ def build_once(
             )
         if directory.exists():
             progress(f"{directory}: {reason}; building it again")
-        for orphan in directory.parent.glob(f".{directory.name}-building-*"):  # of a build that was killed
+        for orphan in directory.parent.glob(_partial_name(directory) + "*"):  # of a build that was killed
             shutil.rmtree(orphan, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-building-", dir=directory.parent))
-        try:
+        with whole_folder(directory) as partial:
             report = dict(build(partial))
             manifest = {
                 "settings": settings,
@@ -61,13 +62,38 @@ def build_once(
                 "report": report,
             }
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            partial.chmod(0o755)
             if directory.exists():
                 shutil.rmtree(directory)
-            partial.rename(directory)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return manifest
+
+
+@contextlib.contextmanager
+def whole_folder(directory: Path) -> Iterator[Path]:
+    """An empty folder beside `directory`, which takes its place when the block ends without an error.
+
+    Raises:
+        BadInput: the folder cannot be written, or something is in its place by then.
+    """
+    partial = None
+    try:
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=_partial_name(directory), dir=directory.parent))
+        except OSError as error:
+            raise BadInput(f"{directory}: cannot be written: {error.strerror}") from None
+        yield partial
+        partial.chmod(0o755)
+        try:
+            partial.rename(directory)
+        except OSError as error:
+            raise BadInput(f"{directory}: cannot be written: {error.strerror}") from None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial_name(directory: Path) -> str:
+    return f".{directory.name}-building-"
 
 
 def why_not_usable(directory: Path, digest: str) -> str | None:
@@ -108,7 +134,7 @@ def code_digest(*packages: str) -> str:
 def file_digests(directory: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file but the manifest."""
     return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(directory)): sha256_of(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }

@@ -5,7 +5,6 @@ heads, objectives, method, adapters, ZeRO stage, ranks. Its numbers mean nothing
 """
 
 import functools
-import json
 import math
 import re
 import zlib
@@ -14,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
+from orchestrator.lines import write_lines
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
+from rewards.environment import model_source
+from rewards.errors import one_line
 
 if TYPE_CHECKING:
     from rewards.config import HuggingFaceScorerConfig
@@ -107,10 +109,9 @@ def _model_type(model: str) -> str:
     from transformers import AutoConfig
 
     try:
-        return str(AutoConfig.from_pretrained(model).model_type)
+        return str(AutoConfig.from_pretrained(model_source(model)).model_type)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise BadInput(f"--smoke: the architecture of {model!r} cannot be known here: {reason}") from None
+        raise BadInput(f"--smoke: the architecture of {model!r} cannot be known here: {one_line(error)}") from None
 
 
 def _make_policy(model_type: str, path: Path) -> str:
@@ -169,5 +170,5 @@ def _make_tokenizer() -> Any:
 
 def _write_prompts(path: Path, name: str) -> str:
     prompts = QUESTIONS[:-4] if name == "train" else QUESTIONS[-4:]
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
+    write_lines(path, ({"prompt": prompt} for prompt in prompts))
     return str(path)

@@ -4,17 +4,17 @@ The starting policy is fitted from random weights, first on whole dialogues, the
 it can read w before the online stage (a policy that cannot read w never learns to be steered by it).
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from learner.checkpoint_meta import sha256_of
 from orchestrator.errors import BadInput
+from orchestrator.lines import write_lines
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.dialogues.conditioned import conditioned_rows, measure_control
 from orchestrator.tasks.dialogues.transcript import DialoguePair, read_transcripts, shorten_prompt
@@ -99,13 +99,13 @@ def build_dialogues(
 def source_digest(data: str) -> str:
     """What the data are, wherever they lie: the sha256 of a file; the name of a hub data set or folder."""
     file = Path(data).expanduser()
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else data
+    return sha256_of(file) if file.is_file() else data
 
 
 def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Callable[[str], None]) -> dict[str, Any]:
+    from orchestrator.tasks.fitting.bradley_terry import fit_reward
     from orchestrator.tasks.fitting.models import train_byte_level_bpe
-    from orchestrator.tasks.fitting.policy import fit_policy
-    from orchestrator.tasks.fitting.reward import fit_reward
+    from orchestrator.tasks.fitting.supervised import fit_policy
 
     started = time.monotonic()
     transcripts = read_transcripts(data)
@@ -116,10 +116,8 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
     tokenizer = train_byte_level_bpe(spec.tokenizer, _texts(split.training))
     split, dropped, shortened = fit_to_context(split, spec, tokenizer)
     progress(f"prompts: {shortened} lost their oldest turns, {dropped} dropped as too long")
-    (folder / "prompts").mkdir()
     for name, pairs in (("train", split.training), ("heldout", split.heldout)):
-        lines = [json.dumps({"prompt": pair.prompt}, ensure_ascii=False) for pair in pairs]
-        (folder / "prompts" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_lines(folder / "prompts" / f"{name}.jsonl", ({"prompt": pair.prompt} for pair in pairs))
 
     shared: dict[str, Any] = {"max_length": spec.context, "seed": seed}
     pretrained = fit_policy(
@@ -155,8 +153,8 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
             optimization=spec.reward,
             **shared,
         ),
-        [_pair_row(pair) for pair in split.training],
-        [_pair_row(pair) for pair in split.heldout],
+        [asdict(pair) for pair in split.training],
+        [asdict(pair) for pair in split.heldout],
         label="harmlessness",
         progress=progress,
     )
@@ -187,7 +185,7 @@ def _with_levels_in_order(pretrained: Path, seed: int) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from orchestrator.tasks.fitting.levels import put_levels_on_a_line
+    from orchestrator.tasks.fitting.models import put_levels_on_a_line
 
     model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(pretrained)
@@ -239,7 +237,7 @@ def fit_to_context(split: Split, spec: DialogueSpec, tokenizer: Any) -> tuple[Sp
                 dropped += 1
                 continue
             shortened += prompt != pair.prompt
-            kept.append(DialoguePair(prompt=prompt, chosen=pair.chosen, rejected=pair.rejected))
+            kept.append(replace(pair, prompt=prompt))
         return tuple(kept)
 
     return Split(training=fit(split.training), heldout=fit(split.heldout)), dropped, shortened
@@ -247,7 +245,3 @@ def fit_to_context(split: Split, spec: DialogueSpec, tokenizer: Any) -> tuple[Sp
 
 def _texts(pairs: Sequence[DialoguePair]) -> list[str]:
     return [f"{pair.prompt}\n\nAssistant: {answer}" for pair in pairs for answer in (pair.chosen, pair.rejected)]
-
-
-def _pair_row(pair: DialoguePair) -> dict[str, Any]:
-    return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}

@@ -51,18 +51,14 @@ def measure_control(
     policy: Path, prompts: Sequence[str], *, renderer: PromptRenderer, max_new_tokens: int, seed: int
 ) -> float:
     """Spearman over the evaluation grid of the weight of detail (the last objective) and the mean log(1 + words)."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from orchestrator.tasks.fitting.sampling import sample_responses
+    from orchestrator.tasks.fitting.supervised import sample_responses
     from rewards.functions import detail
     from rewards.pareto import spearman
 
     grid = evaluation_grid(2)  # [N, 2]
     asked = list(prompts) * len(grid)
     responses = sample_responses(
-        AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-        AutoTokenizer.from_pretrained(policy),
+        policy,
         asked,
         np.repeat(grid, len(prompts), axis=0),
         renderer=renderer,

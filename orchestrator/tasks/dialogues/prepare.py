@@ -4,10 +4,6 @@ A supervised row carries the preferred answer and a preference vector that is dr
 policy meets the written form G(x, w) and learns to answer under it without being taught anything about w.
 """
 
-import contextlib
-import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +14,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from orchestrator.errors import BadInput
+from orchestrator.lines import write_lines
 from orchestrator.recipes import describe_errors
+from orchestrator.tasks.assets import whole_folder
 from orchestrator.tasks.dialogues.transcript import ASSISTANT, HUMAN, read_source, read_transcripts
 from rewards.config import Section
 from rewards.preferences import sample_preference_pairs
@@ -109,16 +107,15 @@ def prepare(
             asked for, or a folder that holds files or cannot be written.
     """
     options = options or PrepareOptions()
-    with _new_folder(directory) as folder:
+    with whole_folder(_new(directory)) as folder:
         answers = read_answers(source, options)
         skipped = ", ".join(f"{count} {reason}" for reason, count in answers.skipped.items())
         progress(f"{source}: {answers.rows} rows read" + (f"; skipped: {skipped}" if skipped else ""))
         train, heldout = split_prompts(list(answers.by_prompt), source, options)
-        (folder / "prompts").mkdir()
-        _write(folder / "prompts" / "train.jsonl", ({"prompt": prompt} for prompt in train))
-        _write(folder / "prompts" / "heldout.jsonl", ({"prompt": prompt} for prompt in heldout))
+        for name, prompts in (("train", train), ("heldout", heldout)):
+            write_lines(folder / "prompts" / f"{name}.jsonl", ({"prompt": prompt} for prompt in prompts))
         supervised = supervised_rows(train, answers.by_prompt, options)
-        _write(folder / "sft.jsonl", supervised)
+        write_lines(folder / "sft.jsonl", supervised)
     prepared = Prepared(train=len(train), heldout=len(heldout), supervised=len(supervised))
     progress(
         f"{directory}: of {len(answers.by_prompt)} different prompts {prepared.train} to train on, {prepared.heldout} "
@@ -226,28 +223,12 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _write(path: Path, rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-@contextlib.contextmanager
-def _new_folder(directory: Path) -> Iterator[Path]:
-    """An empty folder beside `directory`, which takes its place when the block ends without an error."""
+def _new(directory: Path) -> Path:
+    """The same, absolute. Raises BadInput when something is in it."""
     target = directory.expanduser().resolve()
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise BadInput(f"{directory}: already holds something; choose a new or empty folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-preparing-", dir=target.parent))
     except OSError as error:
         raise BadInput(f"{directory}: cannot be written: {error.strerror}") from None
-    try:
-        yield partial
-        partial.chmod(0o755)
-        try:
-            partial.rename(target)
-        except OSError as error:  # filled by somebody else meanwhile
-            raise BadInput(f"{directory}: cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return target

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
 from orchestrator.recipes import describe_errors
+from rewards.errors import one_line
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
@@ -114,5 +115,5 @@ def _read_hub(source: str) -> Iterable[tuple[str, dict[str, Any]]]:
     try:
         rows = load_dataset(name, data_dir=data_dir or None, split=split)
     except Exception as error:  # datasets raises a dozen kinds, from connection to missing split
-        raise BadInput(f"{source}: cannot be loaded from the hub: {' '.join(str(error).split())[:300]}") from None
+        raise BadInput(f"{source}: cannot be loaded from the hub: {one_line(error)}") from None
     return ((f"{source}:{number}", dict(row)) for number, row in enumerate(rows))

@@ -1,11 +1,17 @@
-"""Where a fit begins: a tokenizer and a model, taken from a folder or made new."""
+"""Where a fit begins: a tokenizer and a model, from a folder or new, with adapters where it is too large to train."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
+from learner.config import LoraSection
+from learner.policy import add_adapters as wrap_in_adapters
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import seeded
+from rewards.environment import model_source
+from rewards.errors import one_line
 
 
 def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
@@ -22,9 +28,9 @@ def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(model_source(source))
     except (OSError, ValueError) as error:
-        raise BadInput(f"tokenizer: cannot be loaded from {source!r}: {_first_line(error)}") from None
+        raise BadInput(f"tokenizer: cannot be loaded from {source!r}: {one_line(error)}") from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise BadInput(f"tokenizer: {source!r} has neither a padding nor an end-of-sequence token")
@@ -61,7 +67,6 @@ def train_byte_level_bpe(settings: ByteLevelBPE, texts: Iterable[str]) -> Any:
 
 def make_policy(config: PolicyFitConfig, tokenizer: Any) -> Any:
     """A causal language model of the config's dtype, from the folder or new."""
-    import torch
     from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
     dtype = getattr(torch, config.dtype)
@@ -73,7 +78,6 @@ def make_policy(config: PolicyFitConfig, tokenizer: Any) -> Any:
 
 def make_classifier(config: FitConfig, tokenizer: Any) -> Any:
     """A sequence classifier with one label, read at the last token; its head is new unless the folder has one."""
-    import torch
     from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
     with seeded(config.seed):
@@ -108,13 +112,70 @@ def llama_config(architecture: Architecture, tokenizer: Any, **more: Any) -> Any
     )
 
 
-def _load(loader: Any, config: FitConfig, **more: Any) -> Any:
+@torch.no_grad()
+def put_levels_on_a_line(
+    embedding: torch.Tensor,
+    token_ids: Sequence[int],
+    *,
+    center_std: float = 0.0,
+    direction_std: float,
+    noise_std: float,
+    generator: torch.Generator,
+) -> None:
+    """Overwrite rows of an embedding [V, H]: the L levels, lowest first, lie evenly on one random line.
+
+    A fit from random weights reads tokens that mean numbers far sooner when they start in order.
+
+    e_i = c + noise_i + (2 i / (L - 1) - 1) v [H], with v ~ N(0, direction_std), noise_i ~ N(0, noise_std) and
+    c ~ N(0, center_std), by which attention finds a level whatever its height.
+    """
+    width, last = embedding.shape[1], len(token_ids) - 1
+    direction = torch.randn(width, generator=generator) * direction_std
+    center = torch.randn(width, generator=generator) * center_std if center_std else torch.zeros(width)
+    for index, token_id in enumerate(token_ids):
+        noise = torch.randn(width, generator=generator) * noise_std
+        embedding[token_id] = center + noise + (2 * index / last - 1) * direction
+
+
+def add_adapters(model: Any, lora: LoraSection, config: PolicyFitConfig) -> Any:
+    """The model in peft's wrapper, adapters drawn by the config's seed; nothing else of it is trained.
+
+    Raises:
+        BadInput: a target that the model lacks, that takes no adapter, or whose matrix two layers share.
+    """
     try:
-        return loader.from_pretrained(config.model, **more)
+        _refuse_tied_targets(model, lora)
+        with seeded(config.seed):
+            # In float32 over a base of any dtype: the trainer keeps no float32 master copy of what it trains.
+            adapted: Any = wrap_in_adapters(model, lora, float32=True)
+    except ValueError as error:
+        raise BadInput(f"lora.target_modules: {error} (model {config.model!r})") from None
+    if config.optimization.gradient_checkpointing:
+        # What enters the first checkpointed layer comes from frozen embeddings, and carries no gradient by itself.
+        adapted.enable_input_require_grads()
+    return adapted
+
+
+def merge_adapters(adapted: Any) -> Any:
+    """The model without wrapper, base + (alpha / rank) B A in its adapted layers, each rounded to its dtype once."""
+    model = adapted.merge_and_unload()
+    model.disable_input_require_grads()
+    return model.requires_grad_(True)
+
+
+def _refuse_tied_targets(model: Any, lora: LoraSection) -> None:
+    """Embedding and head that share a matrix would need two different merged ones."""
+    tied = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(lora.target_modules, str) or tied[0].weight is not tied[1].weight:
+        return
+    for name, module in model.named_modules():
+        if module in tied and any(f".{name}".endswith(f".{target}") for target in lora.target_modules):
+            raise ValueError(f"{name!r} shares its matrix with another layer")
+
+
+def _load(loader: Any, config: FitConfig, **more: Any) -> Any:
+    assert config.model is not None
+    try:
+        return loader.from_pretrained(model_source(config.model), **more)
     except (OSError, ValueError) as error:
-        raise BadInput(f"model: cannot be loaded from {config.model!r}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+        raise BadInput(f"model: cannot be loaded from {config.model!r}: {one_line(error)}") from None

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting.config import FitConfig
+from orchestrator.tasks.fitting.config import C, FitConfig, load_fit_config
+from orchestrator.tasks.fitting.rows import read_split
 
 Example = Mapping[str, Any]
 """One encoded row of a batch; "input_ids" is always there, for grouping by length."""
@@ -20,6 +22,31 @@ Collate = Callable[[list[Example]], dict[str, torch.Tensor]]
 Progress = Callable[[str], None]
 
 IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitReport:
+    """Example: `FitReport(output="policies/start", steps=350, rows=22400, loss=0.64, ..., seconds=36.1)`."""
+
+    output: str
+    steps: int
+    rows: int  # rows or pairs trained on
+    loss: float  # mean over the last tenth of the steps
+    heldout_rows: int
+    heldout_loss: float | None  # None without held-out rows
+    heldout_accuracy: float | None  # policy: next response token; reward: pairs ranked as labelled
+    shortened_rows: int  # rows that had to be cut to max_length
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"{self.output}: {self.steps} steps on {self.rows} rows in {self.seconds:.0f} s, loss {self.loss:.3f}"
+        if self.heldout_rows:
+            measured = f"loss {self.heldout_loss:.3f}, accuracy {self.heldout_accuracy:.3f}"
+            text += f"; {self.heldout_rows} held-out rows: {measured}"
+        return text + (f"; {self.shortened_rows} rows shortened" if self.shortened_rows else "")
 
 
 class QuietTrainer(Trainer):
@@ -116,6 +143,18 @@ def _arguments(config: FitConfig, steps: int) -> TrainingArguments:
     )
 
 
+def fit_from_file(kind: type[C], path: Path, fields: Sequence[str], fit: Callable[..., FitReport]) -> FitReport:
+    """`fit` with the config in a YAML file and the rows that it names, which have these fields; tells its progress.
+
+    Raises:
+        BadInput: anything wrong with the file or the rows.
+    """
+    config = load_fit_config(kind, path)
+    require_new_output(config.output)
+    training, heldout = read_split(config, fields)
+    return fit(config, training, heldout, progress=lambda line: print(line, flush=True))
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """The global random state, as `seed` sets it inside and as it was outside."""
@@ -158,11 +197,15 @@ def mask(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     return pad([[1] * len(sequence) for sequence in sequences], 0)
 
 
-def batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """In batches of similar length, for measuring."""
+def batches_to_measure(
+    model: Any, examples: Sequence[Example], collate: Collate, size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Collated batches of similar length where the model is, for a model that is measured."""
+    model.eval()
     ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
     for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+        batch = collate(ordered[start : start + size])
+        yield {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def save(model: Any, tokenizer: Any, output: Path) -> None:

@@ -1,12 +1,10 @@
 """The self-contained task: a helpful / harmless / humorous assistant that a CPU core can train in minutes.
 
-spec       every word and number
-grammar    prompts and sentences
-tokenizer  one token per word
-oracle     exact scores of responses, and the best front any policy can reach
-corpus     the text the starting policy imitates
-policy     the starting policy and the gate that it reads w
-sampling   responses of a policy without an engine
-reward     the reward models
-build      all of it, once: folders and report
+spec             every word and number
+grammar          prompts, sentences and their words; the tokenizer
+oracle           exact scores of responses, and the best front any policy can reach
+corpus           the text the starting policy imitates
+starting_policy  the policy fitted to it, and the gate that it reads w
+reward_models    taught by the oracle, one for each objective
+build            all of it, once: folders and report
 """

@@ -1,14 +1,15 @@
 """Builds the miniature once: prompts, starting policy, reward models. Deterministic by seed, cached, checksummed."""
 
-import json
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BadInput, RunFailed
+from orchestrator.lines import write_lines
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.miniature import grammar
 from orchestrator.tasks.miniature import spec as world
@@ -59,7 +60,7 @@ def build_miniature(
     directory = Path(directory).expanduser()
     objectives = _checked(objectives)
     settings = {
-        "miniature": spec.fingerprint(),
+        "spec": asdict(spec),
         "code": code_digest("miniature", "fitting"),
         "objectives": list(objectives),
         "seed": seed,
@@ -95,17 +96,17 @@ def _build(folder: Path, objectives: tuple[str, ...], seed: int, spec: Miniature
 
 def _build_parts(parts: MiniatureAssets, seed: int, spec: MiniatureSpec, say: Progress) -> dict[str, Any]:
     """Fills the folder; returns what its manifest reports."""
-    from orchestrator.tasks.miniature.reward import fit_reward_model, sample_responses_to_compare
+    from orchestrator.tasks.miniature.reward_models import fit_reward_model, sample_responses_to_compare
 
-    clock = _Clock()
+    clock = [time.monotonic()]
     objectives = tuple(parts.rewards)
     train, heldout = grammar.split_prompts(seed)
-    _write_prompts(parts.train_prompts, train)
-    _write_prompts(parts.heldout_prompts, heldout)
+    for file, prompts in ((parts.train_prompts, train), (parts.heldout_prompts, heldout)):
+        write_lines(file, ({"prompt": prompt} for prompt in prompts))
     policy = _fit_until_readable(parts.policy, train, objectives, seed, spec, say)
-    clock.lap("policy")
+    clock.append(time.monotonic())
     responses = sample_responses_to_compare(parts.policy, train, objectives=objectives, seed=seed, settings=spec.reward)
-    clock.lap("responses")
+    clock.append(time.monotonic())
     rewards = {}
     for index, (name, folder) in enumerate(parts.rewards.items()):
         report = fit_reward_model(folder, responses, name, seed=seed + index, settings=spec.reward, progress=say)
@@ -116,16 +117,18 @@ def _build_parts(parts: MiniatureAssets, seed: int, spec: MiniatureSpec, say: Pr
             "heldout_pairs": report.heldout_rows,
             "heldout_accuracy": report.heldout_accuracy,
         }
-    clock.lap("rewards")
-    say(f"miniature built in {sum(clock.seconds.values()):.0f} s")
-    return {"policy": policy, "rewards": rewards, "seconds": clock.seconds}
+    clock.append(time.monotonic())
+    say(f"miniature built in {clock[-1] - clock[0]:.0f} s")
+    laps = [round(end - begin, 1) for begin, end in itertools.pairwise(clock)]
+    seconds = dict(zip(("policy", "responses", "rewards"), laps, strict=True))
+    return {"policy": policy, "rewards": rewards, "seconds": seconds}
 
 
 def _fit_until_readable(
     folder: Path, prompts: Sequence[str], objectives: tuple[str, ...], seed: int, spec: MiniatureSpec, say: Progress
 ) -> dict[str, Any]:
     """Fits the starting policy, again and for longer while the gate says so."""
-    from orchestrator.tasks.miniature.policy import fit_starting_policy, measure_gate
+    from orchestrator.tasks.miniature.starting_policy import fit_starting_policy, measure_gate
 
     for extra in range(spec.gate.extra_fits + 1):
         steps = round(spec.policy.steps_for(len(objectives)) * (1 + extra / 2))
@@ -151,19 +154,3 @@ def _fit_until_readable(
         f"miniature: the starting policy must follow every weight with rank correlation >= {spec.gate.min_spearman}, "
         f"got {readable} after {steps} steps; try another seed"
     )
-
-
-def _write_prompts(path: Path, prompts: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = round(now - self._last, 1)
-        self._last = now

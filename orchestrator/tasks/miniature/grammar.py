@@ -1,14 +1,17 @@
-"""The language of the miniature: prompts, sentences and the words they are made of. Standard library and numpy only."""
+"""The language of the miniature: prompts, sentences, the words they are made of, and the tokenizer of these words."""
 
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from orchestrator.tasks.miniature import spec
 from orchestrator.tasks.miniature.spec import Topic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class Sentence(NamedTuple):
@@ -105,3 +108,25 @@ def vocabulary() -> tuple[str, ...]:
     words = sorted({word for text in texts for word in text.split()}, key=lambda word: (not word.isalpha(), word))
     markers = [f"<{name}>" for name in spec.OBJECTIVES]
     return (spec.PAD, spec.EOS, spec.UNK, spec.HUMAN, spec.ASSISTANT, *markers, *spec.LEVELS, *words)
+
+
+def build_tokenizer() -> "PreTrainedTokenizerFast":
+    """One token per space-separated word, nothing added; decoding gives the words joined by single spaces.
+
+    A fast tokenizer that `AutoTokenizer` and vLLM load.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    numbers = {word: index for index, word in enumerate(vocabulary())}
+    words = Tokenizer(models.WordLevel(numbers, unk_token=spec.UNK))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=spec.PAD,
+        eos_token=spec.EOS,
+        unk_token=spec.UNK,
+        padding_side="right",
+        model_max_length=spec.MAX_MODEL_LEN,
+        clean_up_tokenization_spaces=False,  # would join "wire ." into "wire."
+    )

@@ -5,8 +5,10 @@ something, risky or safe; a response is a few sentences of help, caution, refusa
 harmlessness pull apart, so a policy that ignores its preference vector cannot do well.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from orchestrator.tasks.fitting.config import Architecture, Optimization
 
 
 class Topic(NamedTuple):
@@ -104,12 +106,46 @@ class CorpusSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicySpec:
+class FitSpec:
+    """A small Llama, and how it is fitted."""
+
+    hidden_size: int
+    num_layers: int = 2
+    num_heads: int = 2
+    intermediate_size: int
+    learning_rate: float = 3e-3
+    warmup_steps: int = 20
+    final_learning_rate_ratio: float = 0.05
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+
+    def architecture(self, **more: float) -> Architecture:
+        return Architecture(
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            intermediate_size=self.intermediate_size,
+            max_positions=MAX_MODEL_LEN,
+            **more,
+        )
+
+    def optimization(self, steps: int, *, batch_size: int) -> Optimization:
+        return Optimization(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=self.learning_rate,
+            warmup_steps=min(self.warmup_steps, steps),
+            final_learning_rate_ratio=self.final_learning_rate_ratio,
+            adam_betas=self.adam_betas,
+            weight_decay=self.weight_decay,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySpec(FitSpec):
     """Architecture, first weights and supervised fitting of the starting policy."""
 
-    hidden_size: int = 64
-    num_layers: int = 2
-    num_heads: int = 2  # head dim 32: the smallest the CPU engine serves
+    hidden_size: int = 64  # head dim 32: the smallest the CPU engine serves
     intermediate_size: int = 192
     embedding_std: float = 0.05
     linear_std: float = 0.05
@@ -120,23 +156,16 @@ class PolicySpec:
     steps: dict[int, int] = field(default_factory=lambda: {2: 350, 3: 600})
     """Optimizer steps, by the number of objectives."""
     batch_size: int = 64
-    learning_rate: float = 3e-3
-    warmup_steps: int = 20
-    final_learning_rate_ratio: float = 0.05
-    adam_betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
 
     def steps_for(self, num_objectives: int) -> int:
         return self.steps.get(num_objectives, max(self.steps.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardSpec:
+class RewardSpec(FitSpec):
     """Architecture and Bradley-Terry training of each reward model."""
 
     hidden_size: int = 48
-    num_layers: int = 2
-    num_heads: int = 2
     intermediate_size: int = 128
     num_prompts: int = 672
     responses_per_prompt: int = 8
@@ -146,11 +175,6 @@ class RewardSpec:
     """Of the share of judges that prefer the better response, per unit of oracle score."""
     steps: int = 220
     prompts_per_step: int = 16
-    learning_rate: float = 3e-3
-    warmup_steps: int = 20
-    final_learning_rate_ratio: float = 0.05
-    adam_betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
     init_std: float = 0.05
     template: str = "{prompt} Assistant: {response}"
 
@@ -172,14 +196,3 @@ class MiniatureSpec:
     policy: PolicySpec = PolicySpec()
     reward: RewardSpec = RewardSpec()
     gate: GateSpec = GateSpec()
-
-    def fingerprint(self) -> str:
-        """Changes whenever a word or a number of the miniature does (16 hex digits)."""
-        import hashlib
-        import json
-
-        world = [
-            TOPICS, PEOPLE, PROMPT_TEMPLATES, NUM_HELDOUT_PROMPTS, SENTENCE_TEMPLATES, CHOICES, OBJECTIVES, OWN_KIND,
-            HELP_WORTH, sorted(RISK.items()), LEVELS, MAX_NEW_TOKENS, MAX_MODEL_LEN, asdict(self),
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(world).encode()).hexdigest()[:16]

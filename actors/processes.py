@@ -1,20 +1,42 @@
-"""Starting a group of actors: reserve all of it, start side by side, wait with a deadline, say what was waited for."""
+"""Actors as processes on a cluster: a group reserved as a whole, started side by side, waited for, found dead, ended.
+
+The learner, which knows nothing of the engines, uses this file as well, and no other of this room.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.config import Placement
+from actors.types import ActorFailedError, EngineRestartedError
+from rewards.errors import one_line
 
-MAX_MESSAGE_CHARS = 400
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+    from ray.util.placement_group import PlacementGroup
+
 START_RETRIES = 10
 """Of a first load whose process dies; asking about once a second while Ray starts it again takes several of them."""
 NO_RESOURCES = {"CPU": 0.001}  # Ray refuses a bundle that asks for nothing
-_PLACEMENT_OF: dict[Any, Any] = {}
+_PLACEMENT_OF: dict[ActorHandle, PlacementGroup] = {}
 """Actor handle -> the placement group it sits in, so that ``stop_actors`` gives the resources back."""
+
+
+class Asks(Protocol):
+    """What one actor asks of a cluster; a recipe's sections say it under these names."""
+
+    @property
+    def num_cpus(self) -> float: ...
+    @property
+    def num_gpus(self) -> float: ...
+    @property
+    def node_labels(self) -> Mapping[str, str]:
+        """Only on a node that carries all of them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +63,11 @@ def start_actors(
     specs: Sequence[ActorSpec],
     *,
     group: str,
-    reserved: Any = None,
+    reserved: PlacementGroup | None = None,
     placement: Placement = "pack",
     timeout_s: float,
     error: type[Exception],
-) -> list[Any]:
+) -> list[ActorHandle]:
     """Start one actor per spec and return their handles once every ``ready()`` has answered.
 
     Resources are granted to all of them together or to none, so no run holds half of its actors for ever. An actor
@@ -67,7 +89,7 @@ def start_actors(
     if reserved is None:
         own = reserved = reserve(specs, group=group, placement=placement, timeout_s=timeout_s, error=error)
     remote_class: Any = ray.remote(actor_class)
-    handles: list[Any] = []
+    handles: list[ActorHandle] = []
     try:
         for index, spec in enumerate(specs):
             options = remote_class.options(
@@ -93,7 +115,7 @@ def start_actors(
     return handles
 
 
-def call_ready(handle: Any, *, retries: int = -1) -> Any:
+def call_ready(handle: ActorHandle, *, retries: int = -1) -> ObjectRef:
     """Reference to the answer of `ready()`, which loads what the actor holds, however often Ray has to start it.
 
     The caller sets the deadline: what dies each time it loads is tried until then, or `retries` times.
@@ -101,7 +123,7 @@ def call_ready(handle: Any, *, retries: int = -1) -> Any:
     return handle.ready.options(max_task_retries=retries).remote()
 
 
-def stop_actors(handles: Sequence[Any]) -> None:
+def stop_actors(handles: Sequence[ActorHandle]) -> None:
     """End the actors and give their resources back."""
     import ray
     from ray.util import remove_placement_group
@@ -113,35 +135,47 @@ def stop_actors(handles: Sequence[Any]) -> None:
         remove_placement_group(placement)
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line, short enough for a terminal; the class name when it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
-
-
 def reserve(
-    specs: Sequence[ActorSpec], *, group: str, placement: Placement, timeout_s: float, error: type[Exception]
-) -> Any:
-    """A Ray placement group with a bundle for each spec: all of them, or `error` after `timeout_s`."""
+    asked: Sequence[Asks], *, group: str, placement: Placement = "pack", timeout_s: float, error: type[Exception]
+) -> PlacementGroup:
+    """A Ray placement group with a bundle for each actor that asks: all of them, or `error` after `timeout_s`."""
     import ray
     from ray.util import placement_group, remove_placement_group
 
-    bundles = [{"CPU": spec.num_cpus, "GPU": spec.num_gpus} for spec in specs]
-    asked = [{name: amount for name, amount in bundle.items() if amount} or NO_RESOURCES for bundle in bundles]
-    labels = [dict(spec.node_labels) for spec in specs] if any(spec.node_labels for spec in specs) else None
-    reserved = placement_group(asked, strategy=placement.upper(), name=group, bundle_label_selector=labels)
+    wanted = [{"CPU": actor.num_cpus, "GPU": actor.num_gpus} for actor in asked]
+    bundles = [{name: amount for name, amount in bundle.items() if amount} or NO_RESOURCES for bundle in wanted]
+    labels = [dict(actor.node_labels) for actor in asked] if any(actor.node_labels for actor in asked) else None
+    reserved = placement_group(bundles, strategy=placement.upper(), name=group, bundle_label_selector=labels)
     if not reserved.wait(timeout_s):
         remove_placement_group(reserved)
-        totals = {name: sum(bundle[name] for bundle in bundles) for name in ("CPU", "GPU")}
+        totals = {name: sum(bundle[name] for bundle in wanted) for name in ("CPU", "GPU")}
         raise error(
-            f"{group}: no room for {len(specs)} actors ({_amounts(totals)}) within {timeout_s:g} s; the cluster has "
-            f"{_amounts(ray.cluster_resources())}, of which {_amounts(ray.available_resources())} are free"
+            f"{group}: no room for {len(asked)} actor{'s' * (len(asked) > 1)} ({_amounts(totals)}) within "
+            f"{timeout_s:g} s; the cluster has {_amounts(ray.cluster_resources())}, of which "
+            f"{_amounts(ray.available_resources())} are free"
         )
     return reserved
 
 
+def deaths() -> tuple[type[Exception], ...]:
+    """What a call raises when the process that was to answer it is gone."""
+    import ray
+
+    return ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError
+
+
+def losses() -> tuple[type[Exception], ...]:
+    """The same, and what it raises when its actor is of no further use, or was started again since the last call."""
+    return *deaths(), ActorFailedError, EngineRestartedError
+
+
+def leaves_process(loss: BaseException) -> bool:
+    """Whether the process is still there after this loss, and must be ended before the actor can come back."""
+    return isinstance(loss, ActorFailedError)
+
+
 def _wait_ready(
-    handles: Sequence[Any], specs: Sequence[ActorSpec], *, timeout_s: float, error: type[Exception]
+    handles: Sequence[ActorHandle], specs: Sequence[ActorSpec], *, timeout_s: float, error: type[Exception]
 ) -> None:
     import ray
     from ray.exceptions import RayActorError, RayTaskError

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from orchestrator.tasks.fitting.config import Architecture, Optimization, PolicyFitConfig
-from orchestrator.tasks.fitting.levels import put_levels_on_a_line
-from orchestrator.tasks.fitting.models import llama_config
-from orchestrator.tasks.fitting.policy import fit_policy
-from orchestrator.tasks.fitting.report import FitReport
-from orchestrator.tasks.fitting.sampling import sample_responses
+from orchestrator.tasks.fitting.config import PolicyFitConfig
+from orchestrator.tasks.fitting.models import llama_config, put_levels_on_a_line
+from orchestrator.tasks.fitting.supervised import fit_policy, sample_responses
+from orchestrator.tasks.fitting.trainer import FitReport
 from orchestrator.tasks.miniature import corpus, oracle, spec
+from orchestrator.tasks.miniature.grammar import build_tokenizer
 from orchestrator.tasks.miniature.spec import GateSpec, MiniatureSpec, PolicySpec
-from orchestrator.tasks.miniature.tokenizer import build_tokenizer
 from rewards.pareto import spearman
 from rewards.preferences import evaluation_grid
 
@@ -63,17 +61,9 @@ def fit_starting_policy(
 
     config = PolicyFitConfig(
         output=str(directory),
-        architecture=architecture(settings),
+        architecture=settings.architecture(),
         objectives=tuple(objectives),
-        optimization=Optimization(
-            steps=steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            warmup_steps=min(settings.warmup_steps, steps),
-            final_learning_rate_ratio=settings.final_learning_rate_ratio,
-            adam_betas=settings.adam_betas,
-            weight_decay=settings.weight_decay,
-        ),
+        optimization=settings.optimization(steps, batch_size=settings.batch_size),
         seed=seed,
         device="cpu",
     )
@@ -81,21 +71,11 @@ def fit_starting_policy(
     return fit_policy(config, training, rows(HELDOUT_ROWS), model=model, tokenizer=tokenizer, progress=progress)
 
 
-def architecture(settings: PolicySpec) -> Architecture:
-    return Architecture(
-        hidden_size=settings.hidden_size,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        intermediate_size=settings.intermediate_size,
-        max_positions=spec.MAX_MODEL_LEN,
-    )
-
-
 def new_policy(settings: PolicySpec, tokenizer: Any, seed: int) -> Any:
     """The policy before fitting; only the level tokens are not plain noise: they start on a line."""
     from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM(llama_config(architecture(settings), tokenizer))
+    model = LlamaForCausalLM(llama_config(settings.architecture(), tokenizer))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -123,19 +103,13 @@ def measure_gate(
     directory: Path, prompts: Sequence[str], *, objectives: Sequence[str], seed: int, gate: GateSpec
 ) -> Gate:
     """Samples the fitted policy over the evaluation grid and asks the oracle."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
     grid = evaluation_grid(len(objectives))  # [N, K]
     asked = list(prompts[: gate.prompts]) * gate.samples
     all_prompts = asked * len(grid)
-    preferences = np.repeat(grid, len(asked), axis=0)
     responses = sample_responses(
-        model,
-        tokenizer,
+        directory,
         all_prompts,
-        preferences,
+        np.repeat(grid, len(asked), axis=0),
         renderer=corpus.renderer(objectives),
         max_new_tokens=spec.MAX_NEW_TOKENS,
         seed=seed + 1,

@@ -1,27 +1,29 @@
-"""Supervised fitting of a causal policy: cross-entropy on the response tokens, the end token included."""
+"""Supervised fitting of a causal policy: cross-entropy on the response tokens, the end token included.
+
+And what a fitted one answers, in plain transformers: enough to check it and to make pairs from it, without an engine.
+"""
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting import adapters, models, rows, trainer
-from orchestrator.tasks.fitting.config import PolicyFitConfig, load_fit_config
-from orchestrator.tasks.fitting.report import FitReport
+from orchestrator.tasks.fitting import models, rows, trainer
+from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.rows import Row
-from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example
+from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, seeded
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
+
+RESPONSES_AT_ONCE = 512
 
 
 def run_policy_fit(config_path: Path) -> FitReport:
     """`mi-epo fit-policy CONFIG.yaml`. Raises BadInput for anything wrong with the file or the rows it names."""
-    config = load_fit_config(PolicyFitConfig, config_path)
-    trainer.require_new_output(config.output)
-    training, heldout = rows.read_split(config, ("prompt", "response"))
-    return fit_policy(config, training, heldout, progress=lambda line: print(line, flush=True))
+    return trainer.fit_from_file(PolicyFitConfig, config_path, ("prompt", "response"), fit_policy)
 
 
 def fit_policy(
@@ -62,10 +64,10 @@ def fit_policy(
         examples, heldout_examples = encode(training), encode(heldout)
         collate = _collator(tokenizer.pad_token_id)
         if config.lora is not None:
-            model = adapters.add(model, config.lora, config)
+            model = models.add_adapters(model, config.lora, config)
         loss = trainer.train(config, model, examples, collate, _response_loss, label="policy", progress=progress)
         if config.lora is not None:
-            model = adapters.merge(model)
+            model = models.merge_adapters(model)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -185,12 +187,53 @@ def _measure(
     """(nats per response token, share of response tokens predicted first), None without examples."""
     if not examples:
         return None, None
-    model.eval()
     nats, hits, count = 0.0, 0, 0
-    for batch in trainer.batches(examples, batch_size):
-        tensors = {name: tensor.to(model.device) for name, tensor in collate(batch).items()}
-        logits, targets = _response_logits(model, tensors)
+    for batch in trainer.batches_to_measure(model, examples, collate, batch_size):
+        logits, targets = _response_logits(model, batch)
         nats += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
         hits += int((logits.argmax(dim=-1) == targets).sum())
         count += len(targets)
     return nats / count, hits / count
+
+
+def sample_responses(
+    policy: Path,
+    prompts: Sequence[str],
+    preferences: np.ndarray,
+    *,
+    renderer: PromptRenderer,
+    max_new_tokens: int,
+    seed: int,
+) -> list[str]:
+    """One response to each prompt under its preference vector [N, K], at temperature 1, special tokens left out.
+
+    Args:
+        policy: Hugging Face folder.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    texts = [renderer.text(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
+    prompt_ids = tokenizer(texts)["input_ids"]
+    responses: list[str] = []
+    with seeded(seed), torch.inference_mode():
+        for start in range(0, len(prompt_ids), RESPONSES_AT_ONCE):
+            responses += _sample_batch(model, tokenizer, prompt_ids[start : start + RESPONSES_AT_ONCE], max_new_tokens)
+    return responses
+
+
+def _sample_batch(model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+    batch = tokenizer.pad({"input_ids": list(prompt_ids)}, padding_side="left", return_tensors="pt")
+    tokens = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from orchestrator.tasks.fitting.config import Architecture, Optimization, RewardFitConfig
-from orchestrator.tasks.fitting.report import FitReport
-from orchestrator.tasks.fitting.reward import fit_reward
-from orchestrator.tasks.fitting.sampling import sample_responses
+from orchestrator.tasks.fitting.bradley_terry import fit_reward
+from orchestrator.tasks.fitting.config import RewardFitConfig
+from orchestrator.tasks.fitting.supervised import sample_responses
+from orchestrator.tasks.fitting.trainer import FitReport
 from orchestrator.tasks.miniature import oracle, spec
 from orchestrator.tasks.miniature.corpus import renderer, sample_preferences
+from orchestrator.tasks.miniature.grammar import build_tokenizer
 from orchestrator.tasks.miniature.spec import RewardSpec
-from orchestrator.tasks.miniature.tokenizer import build_tokenizer
 
 TIE = 1e-9
 
@@ -30,14 +29,11 @@ def sample_responses_to_compare(
 
     Different w in one comparison show a reward model the whole range of answers it will have to judge later.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     rng = np.random.default_rng([seed, 2])
     prompts, each = prompts[: settings.num_prompts], settings.responses_per_prompt
     asked = [prompt for prompt in prompts for _ in range(each)]
     responses = sample_responses(
-        AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-        AutoTokenizer.from_pretrained(policy),
+        policy,
         asked,
         sample_preferences(rng, len(asked), len(objectives)),
         renderer=renderer(objectives),
@@ -82,24 +78,9 @@ def fit_reward_model(
     """Trains the classifier of one objective and saves it in `folder` with its tokenizer."""
     config = RewardFitConfig(
         output=str(folder),
-        architecture=Architecture(
-            hidden_size=settings.hidden_size,
-            num_layers=settings.num_layers,
-            num_heads=settings.num_heads,
-            intermediate_size=settings.intermediate_size,
-            max_positions=spec.MAX_MODEL_LEN,
-            init_std=settings.init_std,
-        ),
+        architecture=settings.architecture(init_std=settings.init_std),
         template=settings.template,
-        optimization=Optimization(
-            steps=settings.steps,
-            batch_size=settings.prompts_per_step,
-            learning_rate=settings.learning_rate,
-            warmup_steps=min(settings.warmup_steps, settings.steps),
-            final_learning_rate_ratio=settings.final_learning_rate_ratio,
-            adam_betas=settings.adam_betas,
-            weight_decay=settings.weight_decay,
-        ),
+        optimization=settings.optimization(settings.steps, batch_size=settings.prompts_per_step),
         heldout_fraction=settings.heldout_fraction,
         seed=seed,
         device="cpu",

@@ -14,18 +14,14 @@ import torch
 
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting import models, rows, trainer
-from orchestrator.tasks.fitting.config import RewardFitConfig, load_fit_config
-from orchestrator.tasks.fitting.report import FitReport
+from orchestrator.tasks.fitting.config import RewardFitConfig
 from orchestrator.tasks.fitting.rows import Row
-from orchestrator.tasks.fitting.trainer import Example
+from orchestrator.tasks.fitting.trainer import Example, FitReport
 
 
 def run_reward_fit(config_path: Path) -> FitReport:
     """`mi-epo fit-reward CONFIG.yaml`. Raises BadInput for anything wrong with the file or the rows it names."""
-    config = load_fit_config(RewardFitConfig, config_path)
-    trainer.require_new_output(config.output)
-    training, heldout = rows.read_split(config, ("prompt", "chosen", "rejected"))
-    return fit_reward(config, training, heldout, progress=lambda line: print(line, flush=True))
+    return trainer.fit_from_file(RewardFitConfig, config_path, ("prompt", "chosen", "rejected"), fit_reward)
 
 
 def fit_reward(
@@ -183,10 +179,8 @@ def _measure(
     """(loss, share of pairs ranked as labelled), None without examples."""
     if not examples:
         return None, None
-    model.eval()
     losses, hits = [], []
-    for examples_B in trainer.batches(examples, batch_size):
-        batch = {name: tensor.to(model.device) for name, tensor in collate(examples_B).items()}
+    for batch in trainer.batches_to_measure(model, examples, collate, batch_size):
         margins = _margins(model, batch)
         losses.append(_cross_entropy(margins, batch["probabilities"], reduction="sum"))
         hits.append(margins > 0)

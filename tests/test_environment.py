@@ -1,0 +1,36 @@
+"""What the name of a model means, and what the processes that load it are told."""
+
+from pathlib import Path
+
+import pytest
+
+from rewards.environment import local_folder, model_source, process_environment
+
+
+@pytest.mark.parametrize("model", ["./model", "../model", "/models/start", "~/model", "some/deep/folder"])
+def test_a_path_is_a_folder_whether_it_is_there_or_not(model: str) -> None:
+    assert local_folder(model) == Path(model).expanduser()
+
+
+def test_a_name_with_one_slash_is_a_hub_id_unless_such_a_folder_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert local_folder("org/model") is None
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    assert local_folder("org/model") == Path("org/model")
+
+
+def test_a_folder_at_home_is_found_by_loaders_and_keeps_its_process_off_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "HF_HUB_OFFLINE" not in process_environment("~/model", threads=None)
+    (tmp_path / "model").mkdir()
+    assert model_source("~/model") == str(tmp_path / "model")
+    told = process_environment("~/model", threads=2)
+    assert (told["HF_HUB_OFFLINE"], told["OMP_NUM_THREADS"]) == ("1", "2")
+
+
+def test_loaders_are_given_other_names_as_they_are() -> None:
+    assert (model_source("org/model"), model_source("./model")) == ("org/model", "./model")
