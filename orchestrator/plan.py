@@ -40,11 +40,6 @@ class Inputs:
     longest_prompt_tokens: int
 
 
-def is_local(model: str) -> bool:
-    """Whether a model string means a folder rather than a hub id."""
-    return local_folder(model) is not None
-
-
 def check_inputs(recipe: "Recipe") -> Inputs:
     """Read and check everything a run needs. Raises BadInput listing one problem per line."""
     problems: list[str] = []

@@ -10,7 +10,7 @@ import yaml
 from orchestrator.cli import explain, main, parse_arguments
 from orchestrator.cluster.placement import demands
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.plan import count_parameters, is_local
+from orchestrator.plan import count_parameters
 from orchestrator.recipes import load_recipe
 from tests.tiny_models import make_tiny_policy
 
@@ -187,12 +187,6 @@ def test_parameters_are_counted_from_file_headers(workplace):
 
     model = AutoModelForCausalLM.from_pretrained(workplace / "policy")
     assert count_parameters(str(workplace / "policy")) == sum(p.numel() for p in model.parameters())
-
-
-def test_hub_names_are_not_mistaken_for_folders():
-    assert not is_local("org/model-7b")
-    assert is_local("./model")
-    assert is_local("some/deep/folder")
 
 
 @pytest.mark.parametrize(("error", "code"), [(BadInput("place: rule"), 2), (RunFailed("engine 0: gone"), 1)])

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from actors.processes import call_ready, leaves_process
-from actors.processes import losses as deaths
+from actors.processes import call_ready, leaves_process, losses
 from learner.types import EngineLostError, SyncReport
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import ComponentLost
@@ -273,7 +272,7 @@ class Fleet:
         for engine, (life, asleep) in [(engine, engine.call("sleep")) for engine in engines]:
             try:
                 ray.get(asleep, timeout=max(0.0, deadline - time.monotonic()))
-            except deaths() as error:
+            except losses() as error:
                 engine.died(life, error)
                 lost.append(engine)
             except ray.exceptions.GetTimeoutError as error:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actors.processes import losses
 from actors.reward import Judge
 from actors.types import Rollout
-from orchestrator.cluster.fleet import Replica, deaths
+from orchestrator.cluster.fleet import Replica
 from orchestrator.errors import ComponentLost
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Judges:
         while True:
             try:
                 return ray.get(call.reference, timeout=max(0.0, deadline - time.monotonic()))
-            except deaths() as error:
+            except losses() as error:
                 call.replica.died(call.life, error)
             except ray.exceptions.GetTimeoutError:
                 raise ComponentLost(f"{call.replica.name}: no scores by the batch's deadline") from None

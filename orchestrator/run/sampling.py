@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from actors.processes import losses
 from actors.reward import Judge
 from actors.types import GenerationRequest, Rollout
-from orchestrator.cluster.fleet import EnginesLost, Fleet, Replica, deaths
+from orchestrator.cluster.fleet import EnginesLost, Fleet, Replica
 from orchestrator.cluster.judging import Judges, ScoreCall
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.run.batching import RequestBatch, ScoredBatch
@@ -227,7 +228,7 @@ class Sampler:
             return ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
         except StopIteration:
             attempt.shares.remove(share)
-        except deaths() as error:
+        except losses() as error:
             attempt.shares.remove(share)
             share.engine.died(share.life, error)
             self._start_share(attempt, share.index, share.requests)
@@ -266,7 +267,7 @@ class Sampler:
         for engine, life, reference in parts:
             try:
                 found.append(np.asarray(ray.get(reference, timeout=self.timeout_s), dtype=np.float64))
-            except deaths() as error:
+            except losses() as error:
                 engine.died(life, error)
                 return self._logprobs(prompt_ids, response_ids, policy_version)
             except ray.exceptions.GetTimeoutError:
