@@ -9,8 +9,7 @@ import pytest
 
 from orchestrator.bench.cells import Cell, Work, is_finished, make_cells
 from orchestrator.bench.compare import Question, sweep_cells
-from orchestrator.bench.document import write_document
-from orchestrator.bench.reading import reading
+from orchestrator.bench.document import reading, write_document
 from orchestrator.bench.results import (
     CellResult,
     Results,

@@ -8,7 +8,7 @@ import torch
 
 from learner.losses import mi_epo_loss
 from learner.methods import METHODS
-from orchestrator.bench.definitions import metrics_page
+from orchestrator.bench.document import metrics_page
 from rewards.metrics import EVALUATION_METRICS, STEP_METRICS, Metric, describe, evaluation_figures
 from tests.test_telemetry import CONTRACT_KEYS
 from tests.whole_runs import REPOSITORY
@@ -101,4 +101,4 @@ def test_a_figure_of_each_objective_is_compared_by_its_mean_over_those_that_have
 
 def test_the_page_of_definitions_is_the_table():
     page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert page == metrics_page(), "python -m orchestrator.bench.definitions > docs/metrics.md"
+    assert page == metrics_page(), "python -m orchestrator.bench.document > docs/metrics.md"

@@ -5,9 +5,7 @@ cells       which (method, seed, setting) runs there are, and running one of the
 results     what a finished cell came to, and the results file
 statistics  means, intervals and paired differences over seeds
 tables      the tables, as text and as markdown
-reading     what the differences say, in sentences
-document    all of it as a page with figures
-definitions what every figure means, as a page
+document    all of it as a page with figures; docs/metrics.md
 summary     one run before and after
 report      its page
 figures/    plots

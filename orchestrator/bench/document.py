@@ -1,12 +1,50 @@
-"""A comparison as a page of markdown with its figures, made from the results file alone."""
+"""Pages of markdown: a comparison with its figures, made from the results file alone; docs/metrics.md.
 
+`python -m orchestrator.bench.document > docs/metrics.md` writes the second again. A comparison opens with what its
+paired differences say, by one rule: a difference counts when its 95 % interval excludes 0.
+"""
+
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from learner.methods import METHODS
 from orchestrator.bench import tables
-from orchestrator.bench.reading import reading
 from orchestrator.bench.results import Results
-from orchestrator.bench.tables import Table, as_markdown
+from orchestrator.bench.statistics import paired_difference
+from orchestrator.bench.tables import BASELINE, CONTROL, QUALITY, TRUTH, Table, as_markdown
+from rewards.metrics import EVALUATION_METRICS, STEP_METRICS, Metric
+
+READ = (*QUALITY[:3], CONTROL[3], TRUTH[0])
+INFORMATION_TERM = (("mi-epo", "mo-odpo-per-objective"), ("mi-epo-scalarized", "mo-odpo"))
+"""(with the term, the same method without it)"""
+PAGE = """# Metrics
+
+What files, console, wandb, Ray's metrics, reports and comparisons tell of a run. A key that ends in `/<...>` stands for
+one figure of each. A share is stored in [0, 1] and shown in percent; log-probabilities are those of whole responses.
+
+## Of an optimizer step
+
+A line of `metrics.jsonl`; null is what the step did not measure. wandb has the same keys, Ray's metrics `mi_epo_<key>`
+(for the times `mi_epo_stage_seconds`).
+
+{steps}
+
+Some methods report figures of their own:
+
+{methods}
+
+## Of an evaluation
+
+A line of `evaluations.jsonl`, where figures of each objective are a list in the recipe's order, and a side of
+`summary.json`, which adds the shares of the attainable. `audit` holds the same by the audit judge, and under `extra`
+the recipe's own statistics; `prompt_intervals` are 95 % intervals over the choice of prompts; a comparison adds IGD+.
+wandb has `evaluation/<key>` and `evaluation/audit/<key>`, Ray's metrics `mi_epo_evaluation_<key>` without the audit.
+
+{evaluations}
+"""
 
 
 def write_document(comparisons: Sequence[Results], path: Path) -> Path:
@@ -87,3 +125,75 @@ def _work_paragraph(results: Results) -> str:
         f"models, prompts and number of sampled responses. {tuned} ± is the half width of the 95 % interval of the "
         "mean over seeds (Student's t). ↑ higher is better, ↓ lower is better."
     )
+
+
+def reading(results: Results) -> list[str]:
+    """What the information term changes, then one sentence for each other method and each value of the sweep.
+
+    What was measured once is told to prove nothing.
+    """
+    if len(results.seeds) < 2:
+        return ["One seed proves nothing: the spread between seeds is not known."]
+    sentences = [
+        f"The information term: `{method}` against `{without}` is {_verdict(results, method, without)}, "
+        f"for {_token_ratio(results, method, without):.1f} times the learner tokens."
+        for method, without in INFORMATION_TERM
+        if {method, without} <= set(results.methods)
+    ]
+    if BASELINE in results.methods:
+        sentences += [
+            f"`{method}` against `{BASELINE}` is {_verdict(results, method, BASELINE)}."
+            for method in results.methods
+            if method != BASELINE and (BASELINE, method) not in INFORMATION_TERM
+        ]
+    if results.sweep is not None:
+        own = results.methods[0]
+        sentences += [
+            f"`{own}` with {results.sweep.key} = {value:g} against its own value is {_verdict(results, method, own)}."
+            for value, method in zip(results.sweep.values, results.sweep.methods, strict=True)
+            if method != own
+        ]
+    return sentences
+
+
+def _verdict(results: Results, method: str, baseline: str) -> str:
+    better, worse, open_ = [], [], []
+    for metric in READ:
+        of, against = ([metric.of(cell.after) for cell in results.of(name)] for name in (method, baseline))
+        found = paired_difference(of, against)
+        if not found.count:
+            continue
+        if not math.isfinite(found.half_width) or abs(found.mean) <= found.half_width:
+            open_.append(metric.label)
+        elif (found.mean > 0) == (metric.better == "higher"):
+            better.append(metric.label)
+        else:
+            worse.append(metric.label)
+    kinds = (("better in", better), ("worse in", worse), ("not told apart in", open_))
+    return ", ".join(f"{verb} {_enumerate(labels)}" for verb, labels in kinds if labels)
+
+
+def _enumerate(labels: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
+
+
+def _token_ratio(results: Results, method: str, baseline: str) -> float:
+    tokens, without = (np.mean([cell.learner_tokens for cell in results.of(name)]) for name in (method, baseline))
+    return float(tokens / without)
+
+
+def metrics_page() -> str:
+    """The tables of `rewards.metrics` as markdown."""
+    own = list(dict.fromkeys(metric for method in METHODS.values() for metric in method.metrics))
+    return PAGE.format(
+        steps=_metric_table(STEP_METRICS), methods=_metric_table(own), evaluations=_metric_table(EVALUATION_METRICS)
+    )
+
+
+def _metric_table(metrics: Sequence[Metric]) -> str:
+    rows = [[f"`{m.key}`", m.label, "share" if m.percent else m.unit, m.better, m.definition] for m in metrics]
+    return as_markdown([["key", "label", "unit", "better", "definition"], *rows])
+
+
+if __name__ == "__main__":
+    print(metrics_page(), end="")
