@@ -2,13 +2,12 @@
 
 May import `rewards`, and `actors.processes` for what needs Ray; nothing else of `actors`, and never `orchestrator`.
 
-config.py    the recipe's `learner` section
+config.py    the recipe's `learner` section, and the learning rate of a step
 methods/     what is trained on: a method is one file
 examples.py  what enters: a prompt's scored responses, and its share of an update
 types.py     what leaves: step reports and weight manifests; errors
 pairs.py     K scores of two responses -> the weight of each response as the winner
 losses.py    the MI-EPO loss and the supervised one, pure functions
-schedule.py  the learning rate of a step, a pure function
 sequences.py ragged token ids -> padded micro-batches
 evaluated.py examples -> the passes they need, and what a loss reads of them
 logprobs.py  log-probabilities of response tokens without a [B, T, V] block of logits

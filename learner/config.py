@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -75,3 +76,17 @@ class LearnerConfig(Section):
     """Longest update, checkpoint or log-probability pass, and longest wait of a rank for the others."""
     sync_timeout_s: float = Field(default=600, gt=0)
     """Longest weight broadcast."""
+
+
+def learning_rate(config: LearnerConfig, *, step: int, total_steps: int) -> float:
+    """Learning rate of optimizer step `step` (from 0) of a run of `total_steps`.
+
+    Step s of W warm-up steps gets (s + 1) / W of the full rate. Then the rate goes from full to
+    `final_learning_rate_ratio` of it along a cosine or a line, which it would reach at step `total_steps`.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    falling = {"constant": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * done)) / 2}[config.schedule]
+    floor = config.final_learning_rate_ratio
+    return config.learning_rate * (floor + (1.0 - floor) * falling)

@@ -21,12 +21,11 @@ from torch import Tensor
 
 from learner.backend import choose_device, choose_dtype, deepspeed_config, start_deepspeed
 from learner.checkpoint import TrainedState, load_state, save_state
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, learning_rate
 from learner.evaluated import Evaluated, pack_examples
 from learner.examples import Batch, Example
 from learner.methods import Combines, MethodSection, make_method
 from learner.policy import load_policy, load_reference, save_policy_folder
-from learner.schedule import learning_rate
 from learner.sequences import SequenceBlock, pack_sequences
 from learner.types import LearnerError, PoisonedUpdateError, StepReport
 from learner.weights import AdapterSource, BucketSource, WeightSource

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.processes import reserve
 from learner.config import LearnerConfig
 from learner.examples import Batch
 from learner.methods import MethodSection
-from learner.ranks import Ranks, reserve
+from learner.ranks import Ranks
 from learner.types import LearnerError, StepReport, SyncReport, WeightSyncError
 from learner.worker import LearnerWorker
 from rewards.environment import process_environment, whole_threads
@@ -78,8 +79,11 @@ class LearnerGroup:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        own = reserve(config, name=f"{run_name}/learner") if reserved is None else None
-        placement: Any = own if reserved is None else reserved
+        own = None
+        if reserved is None:
+            name, timeout_s = f"{run_name}/learner", config.start_timeout_s
+            own = reserve([config] * config.ranks, group=name, timeout_s=timeout_s, error=LearnerError)
+        placement: Any = own or reserved
         actor = ray.remote(LearnerWorker)
         group = cls(config, placement=own)
         try:

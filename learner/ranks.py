@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.processes import deaths
-from actors.processes import reserve as reserve_together
-from learner.config import LearnerConfig
 from learner.types import LearnerError, RankLostError, WeightSyncError
 from rewards.errors import is_device_failure, one_line
 
 if TYPE_CHECKING:
-    from ray.util.placement_group import PlacementGroup
+    pass
 
 DEATH_GRACE_S = 5.0
 """A rank's death breaks the collectives of the others first; wait this long for the cause before naming a symptom."""
@@ -103,11 +101,6 @@ class Ranks:
         rank, cause = next(iter(causes.items()))
         self._broken = f"{what}: rank {rank} failed: {type(cause).__name__}: {one_line(cause)}"
         return RankLostError(self._broken) if is_mended_by_restart(cause) else LearnerError(self._broken)
-
-
-def reserve(config: LearnerConfig, *, name: str) -> PlacementGroup:
-    """A Ray placement group with one bundle per rank: all of them, or LearnerError after `start_timeout_s`."""
-    return reserve_together([config] * config.ranks, group=name, timeout_s=config.start_timeout_s, error=LearnerError)
 
 
 def is_mended_by_restart(cause: BaseException) -> bool:

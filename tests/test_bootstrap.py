@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rewards.bootstrap import prompt_intervals
+from rewards.pareto import prompt_intervals
 
 GRID = np.array([[1.0, 0.0], [0.0, 1.0]])
 

@@ -6,8 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from learner.config import LearnerConfig
-from learner.schedule import learning_rate
+from learner.config import LearnerConfig, learning_rate
 from learner.types import WeightEntry, WeightManifest
 
 
@@ -31,7 +30,7 @@ def test_a_bad_section_is_refused_at_the_right_place(section: dict[str, object],
 
 
 def test_config_and_records_import_without_torch() -> None:
-    modules = "learner.config, learner.types, learner.examples, learner.methods, learner.schedule"
+    modules = "learner.config, learner.types, learner.examples, learner.methods"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

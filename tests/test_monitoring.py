@@ -7,6 +7,7 @@ import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
+from learner.methods import METHODS
 from orchestrator.run.monitoring import COUNTERS, TOLD
 from tests.monitoring import ALERTS, BOARD, MONITORING, RAYS_OWN, asked_metrics, metrics_in, queries
 
@@ -25,7 +26,8 @@ def test_a_query_asks_for_metrics_and_selects_by_tags_that_are_there(where, expr
 
 def test_what_the_driver_tells_of_a_step_and_an_evaluation_is_on_the_dashboard():
     told = {f"ray_{name}_total" if name in COUNTERS else f"ray_{name}" for name in TOLD}
-    step = {"learning_rate", "sync_bytes", "margin_mean", "logprob_mean", "logratio_negative_mean"}
+    own = {metric.key for method in METHODS.values() for metric in method.metrics}
+    step = {"learning_rate", "sync_bytes", "margin_mean", "logratio_negative_mean", *own}
     evaluation = {
         *("identification_accuracy", "steering_gap", "neighbour_overlap", "distinct_responses", "response_length"),
         *("kendall", "sparsity", "igd_plus", "fraction_of_attainable", "missing"),

@@ -75,7 +75,17 @@ INTERNALS = frozenset({name for _, name in KNOWN if not name.startswith("_")}) |
 """Names without a leading underscore that are no part of any documented interface."""
 INTERNAL_MODULES = ("ray.core.generated",)
 PYTHONS = frozenset(
-    {"__cause__", "__class__", "__dict__", "__file__", "__init__", "__module__", "__name__", "__version__"}
+    {
+        "__cause__",
+        "__class__",
+        "__dict__",
+        "__file__",
+        "__init__",
+        "__module__",
+        "__name__",
+        "__setattr__",
+        "__version__",
+    }
 )
 
 

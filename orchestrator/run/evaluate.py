@@ -17,7 +17,6 @@ from orchestrator.data import spread
 from orchestrator.errors import RunFailed
 from orchestrator.run.batching import Renders, make_request
 from orchestrator.run.sampling import Sampling
-from rewards.bootstrap import prompt_intervals
 from rewards.normalize import Normalizer
 from rewards.pareto import (
     conditional_covariance,
@@ -27,6 +26,7 @@ from rewards.pareto import (
     kendall_tau,
     mean_inner_product,
     neighbour_overlap,
+    prompt_intervals,
     sparsity,
     spearman,
     steering_gap,
