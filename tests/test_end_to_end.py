@@ -182,7 +182,7 @@ def test_a_killed_comparison_goes_on_where_it_was_and_runs_every_cell_once(tmp_p
 def test_rewards_in_context_is_trained_and_its_policy_asked_again_gives_the_same_front(tmp_path):
     recipe, run = tiny_recipe(tmp_path), tmp_path / "ric"
     mi_epo("train", recipe, "method=ric", "telemetry.wandb=disabled", "--run-dir", run)
-    assert [record["policy_version"] for record in lines(run / "metrics.jsonl")] == [0, 0, 1, 1]
+    assert [record["staleness_max"] for record in lines(run / "metrics.jsonl")] == [0, 1, 0, 1]
     assert json.loads((run / "policy" / "mi_epo.json").read_text())["asks_for"] == "levels"
     mi_epo("evaluate", run, "--output", tmp_path / "again")
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
