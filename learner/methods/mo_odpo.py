@@ -75,7 +75,10 @@ class PairMethod(Method[PairTargets]):
             preference_K = np.eye(len(preference_K))[objective]
         return group.scores, preference_K
 
-    def label(self, group: Group) -> PairTargets:
+    def label(self, group: Group) -> PairTargets | None:
+        return self.pairs(group)
+
+    def pairs(self, group: Group) -> PairTargets:
         """Each judge's best response against its worst; judges that choose the same two share a pair.
 
         A prompt of which no judge can choose keeps its first two responses, without weight: L_YW can still use them.
