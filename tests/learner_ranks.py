@@ -24,9 +24,9 @@ def method(name: str = "mi-epo", **settings: Any) -> MethodSection:
 def pair_example(
     prompts: tuple[Ids, ...], responses: tuple[Ids, Ids], weights: tuple[float, float] = (0.7, 0.3)
 ) -> Example[PairTargets]:
-    """One pair of responses under w+ and the w-, with its (a1, a2) as if from a single objective."""
-    targets = PairTargets(responses=((0, 1),), weight=np.array([[weights]]))
-    return Example(prompts=prompts, responses=responses, targets=targets, preference=(1.0,))
+    """One pair of responses under w+ and the w-; a1 is what the first of two objectives adds, a2 the second."""
+    targets = PairTargets(responses=((0, 1),), weight=np.array([np.diag(weights)]))
+    return Example(prompts=prompts, responses=responses, targets=targets, preference=(0.5, 0.5))
 
 
 def weights_of_pair(example: Example[PairTargets]) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from learner.engine import LearnerEngine
 from learner.examples import Batch, Example
 from learner.losses import mi_epo_loss
 from learner.methods import MethodSection
+from learner.methods.grpo import Advantages
 from learner.methods.mo_odpo import PairTargets
 from learner.types import LearnerError, StepReport
 
@@ -230,6 +231,33 @@ def test_without_beta_w_both_spellings_agree_bit_for_bit_and_run_half_the_tokens
     assert reports[0].learner_tokens == sum(
         sum(map(len, each.responses)) + 2 * len(each.prompts[0]) for each in make_batch(0, 5, negatives=0).examples
     )
+
+
+def test_gradients_combined_with_c_of_zero_give_the_per_objective_steps_and_with_more_other_ones(
+    make_engine: MakeEngine,
+) -> None:
+    plain = make_engine(by=method("mo-odpo-per-objective", beta_c=0.3))
+    none, some = (make_engine(by=method("raco", beta_c=0.3, c=c)) for c in (0.0, 0.8))
+    reports = [train(engine, range(STEPS), negatives=0) for engine in (plain, none, some)]
+    assert [report.metrics["coefficient_max"] for report in reports[1]] == [1.0] * STEPS
+    assert all(report.metrics["coefficient_max"] > 1 for report in reports[2])
+    assert largest_difference(weights_of(plain), weights_of(none)) < 1e-6
+    assert largest_difference(weights_of(plain), weights_of(some)) > 1e-4
+    for ours, theirs in zip(reports[1], reports[0], strict=True):
+        assert {key: ours.metrics[key] for key in theirs.metrics} == pytest.approx(theirs.metrics, abs=1e-6)
+
+
+def test_a_policy_gradient_raises_what_had_the_advantage(make_engine: MakeEngine) -> None:
+    engine = make_engine(by=method("grpo", kl=0.0))
+    prompts, responses = ((3, 20, 21),), ((30, 31, 1), (32, 33, 1))
+    before = [sum(row) for row in engine.token_logprobs(prompts * 2, responses)]
+    old = tuple(tuple(row) for row in engine.token_logprobs(prompts * 2, responses))
+    targets = Advantages(advantage=(0.7, -0.7), logprobs=old)
+    example = Example(prompts=prompts, responses=responses, targets=targets, preference=(1.0,))
+    report = engine.update(Batch(step=0, examples=(example,)), total=1)
+    after = [sum(row) for row in engine.token_logprobs(prompts * 2, responses)]
+    assert after[0] > before[0] and after[1] < before[1]
+    assert report.metrics["loss"] == pytest.approx(0, abs=1e-6) and report.metrics["clipped_share"] == 0
 
 
 LAYOUTS: list[dict[str, Any]] = [
@@ -458,6 +486,35 @@ def test_two_ranks_at_every_zero_stage_equal_one_rank(make_engine: MakeEngine, m
         saved = load_file(tmp_path / f"policy-{index}" / "model.safetensors")
         assert largest_difference(saved, weights) < 1e-5, section
         shutil.rmtree(tmp_path / f"policy-{index}")
+
+
+def combine_in_rank(rank: int, ranks: int, model: str) -> list[Any]:
+    """In each spawned process: (reports, weights) of gradients combined under every ZeRO stage that allows it."""
+    results = []
+    for stage in range(3):
+        engine = LearnerEngine(
+            LearnerConfig.model_validate({**SETTINGS, "zero_stage": stage, "ranks": ranks}),
+            model=model,
+            method=method("raco", beta_c=0.3, c=0.8),
+            total_steps=10,
+            examples_per_step=7,
+            seed=0,
+        )
+        batches = [make_batch(step, 5, negatives=0) for step in range(STEPS)]
+        reports = [engine.update(batch.share(rank, ranks), total=5) for batch in batches]
+        results.append((reports, {name: tensor.numpy() for name, tensor in weights_of(engine).items()}))
+    return results
+
+
+def test_gradients_are_combined_over_the_examples_of_all_ranks(make_engine: MakeEngine, model: str) -> None:
+    alone = make_engine(by=method("raco", beta_c=0.3, c=0.8), examples_per_step=7)
+    expected = train(alone, range(STEPS), negatives=0)
+    for replies in run_ranks(2, combine_in_rank, 2, model):
+        for reports, weights in replies:
+            for actual, wanted in zip(reports, expected, strict=True):
+                assert actual.metrics == pytest.approx(wanted.metrics, abs=1e-5, rel=1e-4)
+            found = {name: torch.from_numpy(array) for name, array in weights.items()}
+            assert largest_difference(found, weights_of(alone)) < 1e-5
 
 
 def train_on_gpu(rank: int, model: str, folder: str) -> list[tuple[float, float]]:
