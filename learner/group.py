@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from actors.processes import reserve
 from learner.config import LearnerConfig
@@ -16,6 +16,11 @@ from learner.types import LearnerError, StepReport, SyncReport, WeightSyncError
 from learner.worker import LearnerWorker
 from rewards.environment import process_environment, whole_threads
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+    from ray.util.placement_group import PlacementGroup
+
 SYNC_GRACE_S = 30.0
 """Rank 0 names the engine that missed the broadcast's deadline; the group waits this much longer for its word."""
 
@@ -23,7 +28,7 @@ SYNC_GRACE_S = 30.0
 class PendingUpdate:
     """An optimizer step under way."""
 
-    def __init__(self, ranks: Ranks, references: Sequence[Any], *, step: int, timeout_s: float) -> None:
+    def __init__(self, ranks: Ranks, references: Sequence[ObjectRef], *, step: int, timeout_s: float) -> None:
         self._ranks = ranks
         self._references = references
         self._step = step
@@ -46,9 +51,9 @@ class LearnerGroup:
     are no longer in step: the group refuses further work.
     """
 
-    def __init__(self, config: LearnerConfig, *, placement: Any) -> None:
+    def __init__(self, config: LearnerConfig, *, placement: PlacementGroup | None) -> None:
         self.config = config
-        self.info: list[dict[str, Any]] = []
+        self.info: list[dict[str, int | str]] = []
         """What each rank runs: rank, pid, library versions."""
         self.make_room: Callable[[], None] = lambda: None
         """Called before the ranks compute; for those who share their GPUs."""
@@ -66,7 +71,7 @@ class LearnerGroup:
         examples_per_step: int,
         seed: int,
         run_name: str,
-        reserved: Any = None,
+        reserved: PlacementGroup | None = None,
     ) -> LearnerGroup:
         """Reserve resources, start every rank side by side and wait until all have loaded.
 
@@ -79,13 +84,14 @@ class LearnerGroup:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        own = None
-        if reserved is None:
-            name, timeout_s = f"{run_name}/learner", config.start_timeout_s
-            own = reserve([config] * config.ranks, group=name, timeout_s=timeout_s, error=LearnerError)
-        placement: Any = own or reserved
+        placement = reserved or reserve(
+            [config] * config.ranks,
+            group=f"{run_name}/learner",
+            timeout_s=config.start_timeout_s,
+            error=LearnerError,
+        )
         actor = ray.remote(LearnerWorker)
-        group = cls(config, placement=own)
+        group = cls(config, placement=None if reserved else placement)
         try:
             for rank in range(config.ranks):
                 options = actor.options(
@@ -148,7 +154,7 @@ class LearnerGroup:
         replies = self._ranks.wait(references, "token_logprobs", timeout_s=self.config.step_timeout_s)
         return [replies[index % ranks][index // ranks] for index in range(total)]
 
-    def connect(self, handles: Sequence[Any], *, workers_per_engine: int = 1) -> None:
+    def connect(self, handles: Sequence[ActorHandle], *, workers_per_engine: int = 1) -> None:
         """Meet the rollout engines; again after one was restarted.
 
         Args:

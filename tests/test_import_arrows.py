@@ -31,6 +31,13 @@ NOT_ROOMS = frozenset({"deploy", "tests"})
 HEAVY = frozenset({"deepspeed", "ray", "torch", "transformers", "vllm"})
 # importable in well under a second
 LIGHT_FILES = frozenset({"cli.py", "config.py", "metrics.py", "preferences.py", "recipes.py", "types.py"})
+SEAMS = (
+    *(f"orchestrator/run/{name}.py" for name in ("loop", "stages", "wiring", "batching", "sampling", "in_flight")),
+    *(f"orchestrator/{name}.py" for name in ("run/train", "run/soups", "cluster/crew", "cluster/judging")),
+    *(f"learner/{name}.py" for name in ("examples", "evaluated", "types", "group", "methods/method")),
+    "actors/types.py",
+)
+"""Where stages, crew and rooms meet: everything that passes there has a type."""
 UNPICKLERS = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "ray.cloudpickle"})
 
 
@@ -215,6 +222,12 @@ def test_no_files_import_each_other() -> None:
 
 def test_no_file_name_means_three_things() -> None:
     assert ambiguous_names(ROOT) == []
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_what_passes_between_stages_has_a_type(seam: str) -> None:
+    tree = ast.parse((ROOT / seam).read_text())
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "Any"] == []
 
 
 def test_the_light_files_import_nothing_heavy_when_they_are_loaded() -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from orchestrator.cluster.fleet import EnginesLost, Fleet, Replica
 from orchestrator.cluster.judging import Judges, ScoreCall
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.run.batching import RequestBatch, ScoredBatch
+
+if TYPE_CHECKING:
+    from ray import ObjectRefGenerator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ class _Share:
     requests: list[GenerationRequest]
     engine: Replica
     life: int
-    stream: Any
+    stream: "ObjectRefGenerator"
 
 
 @dataclass(frozen=True, slots=True)
