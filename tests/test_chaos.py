@@ -23,6 +23,8 @@ OVERRIDES = (
     "learner.sync_timeout_s=15",
     "cluster.max_failures=100",
 )
+CASES = (("mi-epo", 0), ("mi-epo", 1), ("raco", 1), ("ric", 0))
+"""Strictly on-policy, with a batch in flight, with combined gradients, and with half a run's batches in flight."""
 MINIATURE = (
     "loop.prompts_per_step=16",
     "learner.micro_batch_prompts=16",
@@ -68,16 +70,17 @@ def test_a_run_that_loses_an_engine_a_judge_and_a_rank_ends_as_if_it_had_not(nod
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_the_miniature_survives_random_kills(nodes, tmp_path, staleness):
-    recipe = REPOSITORY / "deploy" / "recipes" / "miniature.yaml"
-    overrides = (*OVERRIDES, *MINIATURE, f"loop.steps={STEPS}", f"loop.max_staleness={staleness}", "rollout.engines=2")
-    kills = draw_kills(KILLS // 2, SEED + staleness)
+@pytest.mark.parametrize(("method", "staleness"), CASES)
+def test_the_miniature_survives_random_kills(nodes, tmp_path, method, staleness):
+    recipe, case = REPOSITORY / "deploy" / "recipes" / "miniature.yaml", CASES.index((method, staleness))
+    chosen = (f"method={method}", f"loop.max_staleness={staleness}", f"loop.steps={STEPS}", "rollout.engines=2")
+    overrides = (*OVERRIDES, *MINIATURE, *chosen)
+    kills = draw_kills(KILLS // len(CASES) + (case < KILLS % len(CASES)), SEED + case)
     expected = undisturbed(recipe, tmp_path / "undisturbed", *overrides)
     assert not failures(expected)
     outcomes: list[Outcome] = []
     while kills:
-        run = tmp_path / f"staleness{staleness}-{len(outcomes)}"
+        run = tmp_path / f"{method}-staleness{staleness}-{len(outcomes)}"
         asked = command("train", recipe, *overrides, "--run-dir", run)
         outcomes += disturb(asked, run, kills, nodes, steps=STEPS, deadline_s=DEADLINE_S)
         assert_same_results(run, expected)
