@@ -4,10 +4,12 @@ BIN := $(or $(MI_EPO_VENV),.venv)/bin
 RECIPE ?= deploy/recipes/miniature.yaml
 SET ?=
 JOBS ?= 2
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 COMPARE = --seeds 0,1,2,3,4 --beta-c 0.1,0.3,1 --learning-rate 0.001,0.003,0.01 --jobs $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo test chaos lint results lock clean
+.PHONY: help setup setup-gpu demo test test-all chaos lint results lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,8 +17,11 @@ help: ## this list
 demo: setup ## train the miniature (RECIPE=... another recipe, SET="section.key=value ..." overrides) into a new folder under runs/
 	$(BIN)/mi-epo train $(RECIPE) $(SET)
 
-test: setup lint ## lint, type check, all tests
-	$(BIN)/python -m pytest -q
+test: setup lint ## lint, type check, tests: all that are short or alone of their kind, WORKERS=2 files at a time
+	$(PYTEST)
+
+test-all: setup lint ## the same with the long tests that shorter ones stand for
+	$(PYTEST) -m "not chaos"
 
 chaos: setup ## 20 random kills (KILLS=..., SEED=...) of parts of running miniatures, each of which must end as if undisturbed
 	CHAOS_KILLS=$(or $(KILLS),20) CHAOS_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -q -s -m chaos -o faulthandler_timeout=0 tests/test_chaos.py

@@ -25,6 +25,12 @@ os.environ.update(
 TESTS = Path(__file__).resolve().parent
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH")]))
 
+LONG_FILES = (
+    *("test_end_to_end.py", "test_jobs.py", "test_chaos.py", "test_two_nodes.py", "test_smoke.py", "test_fleet.py"),
+    *("test_learner_engine.py", "test_learner_group.py", "test_weight_broadcast.py", "test_adapter_broadcast.py"),
+    *("test_cluster.py", "test_crew.py", "test_rollout_actor.py", "test_refusals.py"),
+)
+"""The longest one first."""
 LOGICAL_CPUS = 8  # a count that Ray schedules by; the machine may have fewer
 OBJECT_STORE_BYTES = 200 << 20
 
@@ -46,6 +52,12 @@ def ray_cluster() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that two processes that share the files end at about the same time; the gate of `gpu`."""
+    items.sort(key=lambda item: LONG_FILES.index(item.path.name) if item.path.name in LONG_FILES else len(LONG_FILES))
+    skip_without_cuda(items)
+
+
+def skip_without_cuda(items: list[pytest.Item]) -> None:
     """Skip what is marked `gpu` where CUDA is absent; torch is imported only when such a test was collected."""
     gated = [item for item in items if item.get_closest_marker("gpu")]
     if not gated:

@@ -1,6 +1,6 @@
 """The receiving end of a weight broadcast for tests, as a light Ray actor class."""
 
-import time
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,16 @@ class FakeEngine:
     def weights_start(self) -> None:
         self.tensors, self.checksums, self.calls, self.version = {}, {}, ["start"], None
 
-    def weights_update(self, info: dict[str, Any], data: list[np.ndarray]) -> None:
+    async def weights_update(self, info: dict[str, Any], data: list[np.ndarray]) -> None:
         self.calls.append("update")
         if self.misbehaviour == "refuse":
             raise ValueError("no room for this bucket")
         if self.misbehaviour == "break":
             raise EngineFailedError("could not wake up")
         if self.misbehaviour == "sleep":
-            time.sleep(60)
+            # Not `time.sleep`, which would keep whoever asks next waiting for as long.
+            await asyncio.sleep(60)
+            raise TimeoutError("slept through its update")
         for name, dtype, shape, raw in zip(info["names"], info["dtype_names"], info["shapes"], data, strict=True):
             raw = raw.copy()
             if self.misbehaviour == "corrupt" and name == "model.norm.weight":

@@ -54,6 +54,7 @@ def undisturbed(recipe: Path, run: Path, *overrides: str) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.full
 def test_a_run_that_loses_an_engine_a_judge_and_a_rank_ends_as_if_it_had_not(nodes, tmp_path):
     recipe, overrides = tiny_recipe(tmp_path), (*OVERRIDES, f"loop.steps={STEPS}", "loop.max_staleness=0")
     kinds = [(role, "SIGKILL") for role in ("rollout", "reward", "learner")]

@@ -12,18 +12,32 @@ import pytest
 from orchestrator.run.rundir import RunDir
 from rewards.metrics import STEP_METRICS
 from tests.test_telemetry import CONTRACT_KEYS
+from tests.two_nodes import ENGINES_AT_WORKER, LEARNER_AT_HEAD, train_on_two, two_networks
 from tests.whole_runs import REPOSITORY, assert_same_results, command, lines, steps_done, tiny_recipe
 
 pytestmark = pytest.mark.ray
 TIMEOUT_S = 420
 
 
-def mi_epo(*arguments, code=0, timeout_s=TIMEOUT_S):
+def mi_epo(*arguments, timeout_s=TIMEOUT_S, **environment):
     done = subprocess.run(
-        command(*arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s, env=os.environ
+        command(*arguments),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, **environment},
     )
-    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+@pytest.fixture
+def joined(ray_cluster):
+    """The environment of a command that joins the tests' own cluster: for whom starting one is not the point."""
+    import ray
+
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +76,10 @@ def test_training_changes_the_policy(finished_run):
     assert before["points"] != after["points"]
 
 
-def test_the_saved_policy_evaluates_exactly_as_the_engines_did_at_the_end(finished_run, tmp_path):
+def test_the_saved_policy_evaluates_exactly_as_the_engines_did_at_the_end(finished_run, joined, tmp_path):
     """Same requests, same seeds: a difference would mean that what was broadcast and what was saved differ."""
     run, _ = finished_run
-    mi_epo("evaluate", run, "--output", tmp_path / "again")
+    mi_epo("evaluate", run, "--output", tmp_path / "again", **joined)
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     after = lines(run / "evaluations.jsonl")[-1]
     assert np.allclose(again["points"], after["points"], atol=1e-6)
@@ -85,6 +99,7 @@ def test_the_run_directory_is_not_used_for_another_recipe(finished_run):
     assert done.returncode == 2
 
 
+@pytest.mark.full
 def test_a_terminated_run_saves_a_checkpoint_and_resumes_from_it(tmp_path):
     recipe, run = tiny_recipe(tmp_path), tmp_path / "run"
     knobs = ("preferences.negatives=2", "loop.responses_per_prompt=3")
@@ -136,24 +151,40 @@ def test_a_killed_run_given_again_ends_exactly_as_the_undisturbed_one(finished_r
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_rewarded_soup_is_trained_and_at_its_corners_it_is_its_experts(tmp_path):
+def test_an_engine_on_another_node_than_its_learner_gives_the_same_run(finished_run, tmp_path):
+    """Two nodes with addresses of their own; every weight crosses the network between them."""
+    undisturbed, _ = finished_run
+    run, asked = tmp_path / "two", ("telemetry.wandb=disabled", LEARNER_AT_HEAD, ENGINES_AT_WORKER)
+    with two_networks(tmp_path, cpus=(1, 1)) as two:
+        before = two.carried_bytes()
+        places = train_on_two(two, undisturbed.parent / "tiny.yaml", run, *asked)
+        sent = sum(record["sync_bytes"] for record in lines(run / "metrics.jsonl"))
+        assert sent > 0 and two.carried_bytes() - before > sent
+    assert places["learner"] == [True] and places["rollout"] == [False]
+    assert_same_results(run, undisturbed)
+
+
+@pytest.mark.full
+def test_a_rewarded_soup_is_trained_and_at_its_corners_it_is_its_experts(joined, tmp_path):
     recipe, run = tiny_recipe(tmp_path), tmp_path / "soup"
-    mi_epo("train", recipe, "method=rewarded-soups", "telemetry.wandb=disabled", "--run-dir", run)
+    mi_epo("train", recipe, "method=rewarded-soups", "telemetry.wandb=disabled", "--run-dir", run, **joined)
     assert [record["expert"] for record in lines(run / "metrics.jsonl")] == ["a", "a", "b", "b"]
     start, soup = lines(run / "evaluations.jsonl")
     assert start["kl_to_start"] == pytest.approx(0, abs=1e-3)
     assert soup["kl_to_start"] != pytest.approx(0, abs=1e-3)
     expert = run / "experts" / "soup-a"
-    mi_epo("evaluate", expert, "--recipe", run / "config.yaml", "--output", tmp_path / "corner")
+    mi_epo("evaluate", expert, "--recipe", run / "config.yaml", "--output", tmp_path / "corner", **joined)
     corner = json.loads((tmp_path / "corner" / "evaluation.json").read_text())
     assert corner["preferences"][0] == [1.0, 0.0]
     assert corner["points"][0] == pytest.approx(soup["points"][0], abs=1e-6)
 
 
-def test_a_killed_comparison_goes_on_where_it_was_and_runs_every_cell_once(tmp_path):
+@pytest.mark.full
+def test_a_killed_comparison_goes_on_where_it_was_and_runs_every_cell_once(joined, tmp_path):
     recipe, folder = tiny_recipe(tmp_path), tmp_path / "comparison"
     asked = ("compare", recipe, "--methods", "mi-epo,mo-odpo", "--seeds", "0", "--jobs", "1", "--output", folder)
-    process = subprocess.Popen(command(*asked), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, **joined}
+    process = subprocess.Popen(command(*asked), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     try:
         for line in process.stdout:  # ends at the latest with the command itself
@@ -163,7 +194,7 @@ def test_a_killed_comparison_goes_on_where_it_was_and_runs_every_cell_once(tmp_p
         process.kill()  # its run of mo-odpo is left behind and goes on
         process.wait()
     first = next(folder.glob("cells/mi-epo-*/run.json")).stat().st_mtime_ns
-    said = mi_epo(*asked)
+    said = mi_epo(*asked, **joined)
     assert "1 of 2 runs are finished already" in said and "run 1/1  mo-odpo-beta_c0.3-seed0 finished" in said
     assert "one seed" in said
     assert next(folder.glob("cells/mi-epo-*/run.json")).stat().st_mtime_ns == first
@@ -174,29 +205,29 @@ def test_a_killed_comparison_goes_on_where_it_was_and_runs_every_cell_once(tmp_p
     assert mi_epo_cell["learner_tokens"] > 1.5 * mo_odpo_cell["learner_tokens"]
     assert mi_epo_cell["evaluations"][0]["points"] == mo_odpo_cell["evaluations"][0]["points"]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}
-    assert "2 of 2 runs are finished already" in mi_epo(*asked)
+    assert "2 of 2 runs are finished already" in mi_epo(*asked, **joined)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}
     assert json.loads((folder / "results.json").read_text()) == results
 
 
-def test_rewards_in_context_is_trained_and_its_policy_asked_again_gives_the_same_front(tmp_path):
+@pytest.mark.full
+def test_rewards_in_context_is_trained_and_its_policy_asked_again_gives_the_same_front(joined, tmp_path):
     recipe, run = tiny_recipe(tmp_path), tmp_path / "ric"
-    mi_epo("train", recipe, "method=ric", "telemetry.wandb=disabled", "--run-dir", run)
+    mi_epo("train", recipe, "method=ric", "telemetry.wandb=disabled", "--run-dir", run, **joined)
     assert [record["staleness_max"] for record in lines(run / "metrics.jsonl")] == [0, 1, 0, 1]
     assert json.loads((run / "policy" / "mi_epo.json").read_text())["asks_for"] == "levels"
-    mi_epo("evaluate", run, "--output", tmp_path / "again")
+    mi_epo("evaluate", run, "--output", tmp_path / "again", **joined)
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert np.array(again["points"]) == pytest.approx(
         np.array(lines(run / "evaluations.jsonl")[-1]["points"]), abs=1e-6
     )
 
 
-def test_on_a_cluster_as_many_runs_go_at_once_as_it_has_room_for_and_equal_ones_end_equal(tmp_path, ray_cluster):
+@pytest.mark.full
+def test_on_a_cluster_as_many_runs_go_at_once_as_it_has_room_for_and_equal_ones_end_equal(joined, tmp_path):
     """Two runs of one seed and one recipe, one of them colocated, side by side: all but the times agrees."""
-    import ray
-
     methods = "mi-epo,mi-epo@rollout.colocated=true"
-    overrides = (f"cluster.address={ray.get_runtime_context().gcs_address}", "loop.max_staleness=0")
+    overrides = (f"cluster.address={joined['RAY_ADDRESS']}", "loop.max_staleness=0")
     folder = tmp_path / "comparison"
     asked = ("compare", tiny_recipe(tmp_path), *overrides, "--methods", methods, "--seeds", "0", "--output", folder)
     events = [line.split(maxsplit=2)[2] for line in mi_epo(*asked).splitlines() if line.startswith("run ")]
@@ -209,10 +240,12 @@ def test_on_a_cluster_as_many_runs_go_at_once_as_it_has_room_for_and_equal_ones_
     assert one == other
 
 
-def test_the_shipped_recipe_is_compared_quickly(tmp_path):
+@pytest.mark.full
+def test_the_shipped_recipe_is_compared_quickly(joined, tmp_path):
     recipe, folder = REPOSITORY / "deploy" / "recipes" / "miniature.yaml", tmp_path / "quick"
     assets = f"assets.directory={tmp_path}/k2-seed{{seed}}"
-    said = mi_epo("compare", recipe, "--quick", assets, "--output", folder, timeout_s=1200)
+    asked = ("compare", recipe, "--quick", assets, "--jobs", "1", "--output", folder)
+    said = mi_epo(*asked, timeout_s=1200, **joined)
     assert "one seed: the tables will hold no intervals" in said
     results = json.loads((folder / "results.json").read_text())
     assert results["methods"] == ["mi-epo", "mi-epo-scalarized"] and results["steps"] == 20

@@ -66,7 +66,7 @@ def test_the_supervised_stage_writes_w_as_the_recipe_does(name):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["safety-alpaca7b", "helpful-qwen3-8b-3"])
+@pytest.mark.parametrize("name", [pytest.param("safety-alpaca7b", marks=pytest.mark.full), "helpful-qwen3-8b-3"])
 def test_a_paper_recipe_runs_from_start_to_end(name, tmp_path):
     run = tmp_path / "run"
     asked = command("train", RECIPES / f"{name}.yaml", "--smoke", "--run-dir", run)

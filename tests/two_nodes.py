@@ -1,18 +1,25 @@
 """A Ray cluster of two nodes with addresses of their own: two network namespaces and a cable between them."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
+import pytest
+
+from tests.chaos import PROCESS_OF
+from tests.whole_runs import REPOSITORY, command, steps_done
 
 RAY = str(Path(sys.executable).with_name("ray"))
 PORT = 6399
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
+LEARNER_AT_HEAD = "learner.node_labels={pool: learner}"
+ENGINES_AT_WORKER = "rollout.node_labels={pool: rollout}"
 
 
 def unavailable() -> str | None:
@@ -125,3 +132,48 @@ class TwoNetworks:
             logs = "\n".join(log.read_text() for log in sorted(self.folder.glob("*.log")))
             assert time.monotonic() < deadline, f"no {count} nodes within {START_TIMEOUT_S} s\n{done.stderr}\n{logs}"
             time.sleep(1)
+
+
+@contextlib.contextmanager
+def two_networks(folder: Path, *, cpus: tuple[int, int]) -> Iterator[TwoNetworks]:
+    """Both nodes, started; the test is skipped where there can be none."""
+    reason = unavailable()
+    if reason:
+        pytest.skip(reason)
+    networks = TwoNetworks(folder, cpus=cpus)
+    try:
+        networks.start()
+        yield networks
+    finally:
+        networks.close()
+
+
+def train_on_two(networks: TwoNetworks, recipe: Path, run: Path, *overrides: str) -> dict[str, list[bool]]:
+    """Where the actors were seen: role -> for each, whether it is the head's."""
+    asked = networks.head.command(*command("train", recipe, *overrides, "--run-dir", run))
+    process = subprocess.Popen(asked, cwd=REPOSITORY, env={**os.environ, "RAY_ADDRESS": networks.address})
+    places: dict[str, list[bool]] = {}
+    try:
+        while process.poll() is None:
+            if not places and steps_done(run):
+                places = seen(networks)
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    return places
+
+
+def seen(networks: TwoNetworks) -> dict[str, list[bool]]:
+    places: dict[str, list[bool]] = {role: [] for role in PROCESS_OF}
+    for node in (networks.head, networks.worker):
+        assert node.node is not None
+        for process in psutil.Process(node.node.pid).children(recursive=True):
+            for role, title in PROCESS_OF.items():
+                if title in " ".join(process.cmdline()):
+                    places[role].append(networks.head.holds(process))
+    return places
