@@ -311,11 +311,13 @@ def test_a_variant_is_a_method_with_overrides_of_its_own(tmp_path):
 
 
 def test_a_method_without_beta_c_is_tuned_by_its_learning_rate(tmp_path):
-    recipe = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path).recipe(Cell(method="ric", seed=1, value=0.004))
-    assert recipe.learner.learning_rate == 0.004
+    work = Work(recipe_path=MINIATURE, overrides=(), folder=tmp_path)
+    assert work.recipe(Cell(method="ric", seed=1, value=0.004)).learner.learning_rate == 0.004
     question = Question(methods=("ric", "mi-epo"), seeds=(0, 1), grids={"learning_rate": (1e-3, 3e-3)})
+    recipe = load_recipe(MINIATURE)
     assert question.values("ric", recipe) == (1e-3, 3e-3)
     assert question.values("mi-epo", recipe) == (0.3,)
+    assert question.values("mo-odpo@method.beta_c=0.7", recipe) == (0.7,)
 
 
 def test_only_the_compared_cells_are_evaluated_on_the_way(tmp_path):
