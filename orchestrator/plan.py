@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learner.methods import make_method
+from learner.methods import Combines, make_method
 from orchestrator.cluster import connection
 from orchestrator.cluster.placement import Node, demands, placement_table
 from orchestrator.data import load_prompts
@@ -223,6 +223,8 @@ def _memory_rows(recipe: "Recipe") -> list[str]:
     full = learner.lora is None
     copies = 2 if full else 1  # the frozen reference is a second copy, or the same weights without their adapter
     rank = copies * parameters * width / weight_shards + full * ADAM_BYTES_PER_PARAMETER * parameters / state_shards
+    if full and isinstance(make_method(recipe.method), Combines):
+        rank += 4 * recipe.num_objectives * parameters  # a float32 gradient of each objective
     mebibytes = parameters * width / 2**20
     return [
         _row("policy", f"{parameters:,} parameters"),
