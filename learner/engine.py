@@ -235,6 +235,11 @@ class LearnerEngine:
             dist.all_reduce(gradients_KD)
             dist.all_reduce(weight_K)
         gram_KK = (gradients_KD @ gradients_KD.T).double()
+        if not gram_KK.isfinite().all():
+            raise PoisonedUpdateError(
+                f"step {batch.step}: an objective's gradient is not finite; the optimizer step was not taken",
+                batch.step,
+            )
         return self.method.combine(gram_KK.cpu(), weight_K.cpu()).to(self.device)
 
     def _seed_dropout(self, step: int) -> None:

@@ -57,6 +57,20 @@ def wait_for(condition: Callable[[], bool], what: str | Callable[[], str]) -> No
         time.sleep(0.5)
 
 
+def wait_until_gone(actor: str) -> None:
+    """Ray notes an actor's end a moment after it was killed."""
+    import ray
+
+    def is_gone() -> bool:
+        try:
+            ray.get_actor(actor)
+        except ValueError:
+            return True
+        return False
+
+    wait_for(is_gone, f"end of {actor}")
+
+
 def _answers(dashboard: str) -> bool:
     """Whether the dashboard is there; one that wants a token says so."""
     try:

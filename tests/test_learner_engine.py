@@ -24,7 +24,7 @@ from learner.losses import mi_epo_loss
 from learner.methods import MethodSection
 from learner.methods.grpo import Advantages
 from learner.methods.mo_odpo import PairTargets
-from learner.types import LearnerError, StepReport
+from learner.types import LearnerError, PoisonedUpdateError, StepReport
 
 STEPS = 3
 BETAS: dict[str, Any] = {"beta_c": 0.3, "beta_w": 0.1}
@@ -398,6 +398,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(make_engine: 
     with pytest.raises(LearnerError, match="step 7: the loss is inf; the optimizer step was not taken"):
         engine.update(Batch(step=7, examples=broken), total=5)
     assert largest_difference(weights_of(engine), before) == 0
+    combining = make_engine(by=method("raco"))
+    with pytest.raises(PoisonedUpdateError, match="step 7: an objective's gradient is not finite; the optimizer step"):
+        combining.update(Batch(step=7, examples=broken), total=5)
+    assert largest_difference(weights_of(combining), before) == 0
 
 
 def test_more_pairs_than_planned_are_refused(make_engine: MakeEngine) -> None:
