@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.config import Placement
 from actors.types import ActorFailedError, EngineRestartedError
-from rewards.errors import one_line
+from rewards.environment import one_line
 
 if TYPE_CHECKING:
     from ray import ObjectRef

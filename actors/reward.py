@@ -12,8 +12,7 @@ from actors.metrics import JudgeMetrics
 from actors.processes import ActorSpec, start_actors, stop_actors
 from actors.types import ActorFailedError
 from rewards.config import ObjectiveConfig
-from rewards.environment import process_environment, whole_threads
-from rewards.errors import is_device_failure, one_line
+from rewards.environment import is_device_failure, one_line, process_environment, whole_threads
 from rewards.judges import build_scorer
 from rewards.scorers import Scorer, ScorerError
 

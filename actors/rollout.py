@@ -23,7 +23,7 @@ from actors.types import (
     StaleWeightsError,
     response_seed,
 )
-from rewards.errors import one_line
+from rewards.environment import one_line
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

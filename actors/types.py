@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rewards.seeds import derive_seed
+from rewards.environment import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.adapters import AdapterMerger, AdapterPlan, tensor_files, tensor_hash
 from actors.types import WeightTransferError
-from rewards.errors import one_line
+from rewards.environment import one_line
 
 VLLM_BACKENDS = {"host": "mi-epo-host", "nccl": "mi-epo-nccl"}
 """A sender's name for a backend -> the name it is registered under in vLLM."""

@@ -5,11 +5,10 @@ May import `rewards`, and `actors.processes` for what needs Ray; nothing else of
 config.py    the recipe's `learner` section, and the learning rate of a step
 methods/     what is trained on: a method is one file
 examples.py  what enters: a prompt's scored responses, and its share of an update
-types.py     what leaves: step reports and weight manifests; errors
+types.py     what leaves: step reports, weight manifests, the description of a checkpoint; errors
 pairs.py     K scores of two responses -> the weight of each response as the winner
 losses.py    the MI-EPO loss and the supervised one, pure functions
-sequences.py ragged token ids -> padded micro-batches
-evaluated.py examples -> the passes they need, and what a loss reads of them
+sequences.py ragged token ids -> padded micro-batches; examples -> their passes, and what a loss reads of them
 logprobs.py  log-probabilities of response tokens without a [B, T, V] block of logits
 policy.py    Hugging Face folder -> the module DeepSpeed trains, its frozen reference, and back to a folder
 backend.py   what DeepSpeed is told: device, dtype, process group, configuration
@@ -18,8 +17,8 @@ weights.py   Hugging-Face-named parameters bucket by bucket, from any ZeRO stage
 soup.py      the same of averaged policies
 senders.py   how those buckets reach the rollout engines, through Ray's object store
 nccl.py      the same between GPUs, by vLLM's NCCL broadcast
-checkpoint.py, checkpoint_meta.py  weights and optimizer state on disk
-ranks.py     calls to all ranks at once, with deadlines and errors that name the rank
+checkpoint.py weights and optimizer state on disk
 worker.py    the Ray actor around one rank
+ranks.py     calls to all ranks at once, with deadlines and errors that name the rank
 group.py     all ranks as one learner
 """

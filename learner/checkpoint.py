@@ -15,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from learner.checkpoint_meta import META, LearnerMeta, read_meta, sha256_of
-from learner.types import LearnerError
+from learner.types import META, LearnerError, LearnerMeta, read_meta, sha256_of
 from learner.weights import full_shape
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -22,14 +22,13 @@ from torch import Tensor
 from learner.backend import choose_device, choose_dtype, deepspeed_config, start_deepspeed
 from learner.checkpoint import TrainedState, load_state, save_state
 from learner.config import LearnerConfig, learning_rate
-from learner.evaluated import Evaluated, pack_examples
 from learner.examples import Batch, Example
 from learner.methods import Combines, MethodSection, make_method
 from learner.policy import load_policy, load_reference, save_policy_folder
-from learner.sequences import SequenceBlock, pack_sequences
+from learner.sequences import Evaluated, SequenceBlock, pack_examples, pack_sequences
 from learner.types import LearnerError, PoisonedUpdateError, StepReport
 from learner.weights import AdapterSource, BucketSource, WeightSource
-from rewards.seeds import derive_seed
+from rewards.environment import derive_seed
 
 
 class LearnerEngine:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actors.processes import deaths
 from learner.types import LearnerError, RankLostError, WeightSyncError
-from rewards.errors import is_device_failure, one_line
-
-if TYPE_CHECKING:
-    pass
+from rewards.environment import is_device_failure, one_line
 
 DEATH_GRACE_S = 5.0
 """A rank's death breaks the collectives of the others first; wait this long for the cause before naming a symptom."""
@@ -85,7 +82,6 @@ class Ranks:
 
     def _failure(self, failures: dict[int, Exception], what: str) -> LearnerError:
         """The error that tells most: a death, then the learner's own words, then whatever else."""
-
         for rank, error in failures.items():
             if isinstance(error, deaths()):
                 self._broken = f"{what}: the process of rank {rank} died ({one_line(error)})"

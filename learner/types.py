@@ -1,4 +1,4 @@
-"""What the learner answers, and its errors; what enters it is in `learner.examples`. No torch, Ray or DeepSpeed here.
+"""What the learner answers and leaves, and its errors; what enters it is in `learner.examples`. No torch, Ray here.
 
 Every record is frozen and picklable; token ids are plain ints so that records cross processes without arrays.
 """
@@ -7,6 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from rewards.config import Section
+
+META = "learner.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,3 +125,38 @@ class EngineLostError(WeightSyncError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class LearnerMeta(Section):
+    """learner.json, written last: without it there is no checkpoint."""
+
+    identity: dict[str, object]
+    """What the learner that goes on must agree on."""
+    adam_steps: int = Field(ge=0)
+    files: dict[str, str]
+    """File name -> sha256."""
+
+
+def read_meta(path: Path) -> LearnerMeta:
+    """Of the checkpoint in the folder `path`, after comparing every file with its checksum.
+
+    Raises:
+        LearnerError: no checkpoint there, or a damaged one; names what is wrong.
+    """
+    try:
+        meta = LearnerMeta.model_validate_json((path / META).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LearnerError(f"checkpoint {path}: no readable {META}: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise LearnerError(f"checkpoint {path}: {META}: {where}: {first['msg']}") from None
+    for name, digest in meta.files.items():
+        if Path(name).name != name or not (path / name).is_file() or sha256_of(path / name) != digest:
+            raise LearnerError(f"checkpoint {path}: file {name!r} is missing or damaged")
+    return meta
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -252,7 +252,7 @@ def _results(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from orchestrator.run.generate import generate
+    from orchestrator.run.steering import generate
 
     def prompts() -> Iterator[str]:
         if arguments.prompt is not None:

@@ -15,8 +15,7 @@ from orchestrator.cluster import connection
 from orchestrator.cluster.placement import Node, demands, placement_table
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
-from rewards.environment import local_folder, model_source
-from rewards.errors import one_line
+from rewards.environment import local_folder, model_source, one_line
 from rewards.judges import check_scorer
 from rewards.preferences import PromptRenderer, evaluation_grid
 from rewards.scorers import ScorerError, load_function

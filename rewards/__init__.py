@@ -5,9 +5,7 @@
 - ``scorers``: one objective's score for each response, from a classifier, a Python function or a server
 - ``judges``: from a recipe's section to a scorer, and what can be known of one before it loads
 - ``normalize``: scores brought to one scale, measured once and frozen
-- ``environment``: the models that a recipe names, and the environment of the processes that load them
-- ``errors``: what errors say and mean
-- ``seeds``: seeds made from what they are for
+- ``environment``: what processes of every room need: models by name, their environment, seeds, what errors mean
 - ``metrics``: what every figure of a run is called and means
 - ``pareto``: hypervolume, mean inner product, dispersion and rank correlation of a front
 

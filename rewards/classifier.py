@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from rewards.config import HuggingFaceScorerConfig
-from rewards.environment import model_source
-from rewards.errors import describe
+from rewards.environment import describe, model_source
 from rewards.scorers import ScorerError, check_aligned
 
 logger = logging.getLogger(__name__)

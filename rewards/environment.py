@@ -1,8 +1,10 @@
-"""The models that a recipe names, and the environment of the processes that load them."""
+"""What processes of every room need: models by their names, their environment, seeds; what errors say and mean."""
 
+import hashlib
 import os
 from pathlib import Path
 
+MAX_MESSAGE_CHARS = 400
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
@@ -56,3 +58,38 @@ def process_environment(model: str | None = None, *, threads: int | None) -> dic
 def whole_threads(num_cpus: float) -> int:
     """Threads of a process with so many CPUs reserved, at least 1."""
     return max(1, int(num_cpus))
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, short enough for a terminal; the class name when it has none."""
+    return _shortened(" ".join(str(error).split())) or type(error).__name__
+
+
+def describe(error: BaseException) -> str:
+    """Class name and first line of an error of somebody else's code, whose further lines may be a long story."""
+    lines = str(error).strip().splitlines()
+    kind = type(error).__name__
+    return f"{kind}: {_shortened(lines[0])}" if lines else kind
+
+
+def is_device_failure(error: BaseException | None) -> bool:
+    """Whether torch lost its device on the way to this error: every later call of the process fails then as well."""
+    # by name: the driver and light judges load no torch
+    while error is not None and type(error).__name__ != "AcceleratorError":
+        error = error.__cause__
+    return error is not None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed in [0, 2^63) that depends on the written form of all parts, and on nothing else.
+
+    Hashed, not added: neighbouring parts (request 7 and 8, response 0 and 1) must not share a random stream.
+
+    Example: derive_seed(7, 0) -> 5751740483655848561
+    """
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -7,8 +7,7 @@ import os
 
 from rewards.classifier import ClassifierScorer
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
-from rewards.environment import local_folder
-from rewards.errors import describe
+from rewards.environment import describe, local_folder
 from rewards.remote import HTTPScorer
 from rewards.scorers import PythonScorer, Scorer, ScorerError, load_function
 

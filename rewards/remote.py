@@ -15,7 +15,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from rewards.config import HTTPScorerConfig
-from rewards.errors import describe
+from rewards.environment import describe
 from rewards.scorers import ScorerError, as_scores, check_aligned
 
 RETRY_STATUSES = (429, 500, 502, 503, 504)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rewards.config import PythonScorerConfig
-from rewards.errors import describe
+from rewards.environment import describe
 
 
 class ScorerError(RuntimeError):

@@ -11,8 +11,8 @@ from orchestrator.plan import make_renderer
 from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import Batcher, ScoredBatch, make_request
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
+from rewards.environment import derive_seed
 from rewards.normalize import Normalizer
-from rewards.seeds import derive_seed
 from tests.learner_ranks import weights_of_pair
 from tests.word_tokenizer import WordTokenizer
 

@@ -20,15 +20,18 @@ from orchestrator.bench.results import (
     read_results,
     write_results,
 )
-from orchestrator.bench.statistics import at_kl, estimate, paired_difference, t_975
 from orchestrator.bench.tables import (
     QUALITY,
     as_markdown,
+    at_kl,
     cost_table,
     difference_table,
+    estimate,
     matched_kl_table,
+    paired_difference,
     quality_table,
     sweep_table,
+    t_975,
     tuning_table,
 )
 from orchestrator.cli import main

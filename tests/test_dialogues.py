@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import BadInput
-from orchestrator.tasks.dialogues.build import DialogueSpec, fit_to_context, split_dialogues
-from orchestrator.tasks.dialogues.conditioned import conditioned_rows, openings
+from orchestrator.tasks.dialogues.build import DialogueSpec, conditioned_rows, fit_to_context, openings, split_dialogues
 from orchestrator.tasks.dialogues.transcript import DialoguePair
 from tests.word_tokenizer import WordTokenizer
 

@@ -1,6 +1,6 @@
 """What is said of an error fits on one line."""
 
-from rewards.errors import MAX_MESSAGE_CHARS, describe, one_line
+from rewards.environment import MAX_MESSAGE_CHARS, describe, one_line
 
 
 def test_a_message_of_several_lines_becomes_one() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from learner.config import LoraSection
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting import bradley_terry, models, rows, trainer
+from orchestrator.tasks.fitting import bradley_terry, models, trainer
 from orchestrator.tasks.fitting.bradley_terry import fit_reward, run_reward_fit
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
 from orchestrator.tasks.fitting.supervised import fit_policy, run_policy_fit
@@ -329,7 +329,7 @@ def test_broken_rows_are_named_by_file_and_line(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "", "response": "b"}\n{"prompt": "a"}\n')
     with pytest.raises(BadInput, match=r"rows\.jsonl:2: 'response' must be a non-empty text"):
-        rows.load_rows(str(file), ("prompt", "response"))
+        trainer.load_rows(str(file), ("prompt", "response"))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):

@@ -34,7 +34,7 @@ LIGHT_FILES = frozenset({"cli.py", "config.py", "metrics.py", "preferences.py", 
 SEAMS = (
     *(f"orchestrator/run/{name}.py" for name in ("loop", "stages", "wiring", "batching", "sampling", "in_flight")),
     *(f"orchestrator/{name}.py" for name in ("run/train", "run/soups", "cluster/crew", "cluster/judging")),
-    *(f"learner/{name}.py" for name in ("examples", "evaluated", "types", "group", "methods/method")),
+    *(f"learner/{name}.py" for name in ("examples", "sequences", "types", "group", "methods/method")),
     "actors/types.py",
 )
 """Where stages, crew and rooms meet: everything that passes there has a type."""

@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from learner.config import LearnerConfig
-from learner.evaluated import Evaluated, pack_examples
 from learner.logprobs import PolicyModule
 from learner.policy import load_policy
-from learner.sequences import SequenceBlock, pack_sequences
+from learner.sequences import Evaluated, SequenceBlock, pack_examples, pack_sequences
 from learner.types import LearnerError
 
 PROMPTS = [(3, 20, 21, 4), (3, 22, 4), (3, 23, 24, 25, 26, 4)]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from learner_ranks import make_batch, method, pair_example
 
-from learner.evaluated import Evaluated, pack_examples
 from learner.examples import Example, Group
 from learner.methods import METHODS, Combines, Work, adopt, make_method
 from learner.methods.grpo import Grpo, grpo_loss
 from learner.methods.mo_odpo import PairMethod, PairTargets
 from learner.methods.raco import conflict_averse, worst_mixture
+from learner.sequences import Evaluated, pack_examples
 
 WORK = Work(num_objectives=2, num_responses=2, steps=10, zero_stage=0, fixed=False)
 PAIR_METHODS = [name for name, each in METHODS.items() if issubclass(each, PairMethod)]

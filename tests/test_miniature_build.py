@@ -84,8 +84,8 @@ def test_a_damaged_file_is_noticed_and_the_same_seed_builds_the_same_bytes_again
 
 def test_another_seed_starts_from_other_weights_and_holds_out_other_prompts():
     from orchestrator.tasks.miniature import grammar
+    from orchestrator.tasks.miniature.fits import new_policy
     from orchestrator.tasks.miniature.grammar import build_tokenizer
-    from orchestrator.tasks.miniature.starting_policy import new_policy
 
     first, again, other = (new_policy(PolicySpec(), build_tokenizer(), seed).state_dict() for seed in (0, 0, 1))
     assert all(first[name].equal(again[name]) for name in first)
@@ -96,8 +96,8 @@ def test_another_seed_starts_from_other_weights_and_holds_out_other_prompts():
 def test_the_level_tokens_start_on_a_line():
     import torch
 
+    from orchestrator.tasks.miniature.fits import new_policy
     from orchestrator.tasks.miniature.grammar import build_tokenizer
-    from orchestrator.tasks.miniature.starting_policy import new_policy
 
     tokenizer = build_tokenizer()
     embedding = new_policy(PolicySpec(), tokenizer, 0).get_input_embeddings().weight.detach()

@@ -238,7 +238,7 @@ def test_the_command_says_what_it_did_and_what_is_wrong(questions, tmp_path, cap
 
 def test_what_is_prepared_is_read_by_recipes_and_fits(questions, tmp_path):
     from orchestrator.data import load_prompts
-    from orchestrator.tasks.fitting.rows import load_rows
+    from orchestrator.tasks.fitting.trainer import load_rows
 
     run(questions, tmp_path / "data", heldout=5)
     assert len(load_prompts(str(tmp_path / "data" / "prompts" / "heldout.jsonl"), field="prompt")) == 5

@@ -8,7 +8,7 @@ import pytest
 
 from actors.reward import RewardActor, start_rewards, stop
 from rewards.config import ObjectiveConfig, PythonScorerConfig
-from rewards.errors import is_device_failure
+from rewards.environment import is_device_failure
 from rewards.scorers import ScorerError
 from tests.heads import wait_until_gone
 

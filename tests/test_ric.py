@@ -10,7 +10,7 @@ from actors.types import Response, Rollout
 from learner.losses import supervised_loss
 from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import Batcher, ScoredBatch
-from orchestrator.run.conditioning import PolicyConditioning
+from orchestrator.run.steering import PolicyConditioning
 from rewards.config import PreferencesConfig
 from rewards.normalize import Normalizer, NormalizerError
 from rewards.preferences import PreferenceError, PromptRenderer

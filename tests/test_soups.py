@@ -15,10 +15,9 @@ from learner.types import LearnerError
 from orchestrator.errors import BadInput
 from orchestrator.plan import make_renderer
 from orchestrator.recipes import load_recipe
-from orchestrator.run.conditioning import PolicyConditioning
-from orchestrator.run.generate import generate
 from orchestrator.run.sampling import Scored
 from orchestrator.run.soups import RememberingRenderer, SoupSampler, part_recipes, train_parts
+from orchestrator.run.steering import PolicyConditioning, generate
 from rewards.config import PreferencesConfig
 from tests.tiny_models import make_tiny_policy
 from tests.word_tokenizer import WordTokenizer

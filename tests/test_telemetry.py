@@ -11,8 +11,8 @@ from learner.types import StepReport
 from orchestrator.lines import json_line
 from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import PairStatistics, RequestBatch, ScoredBatch
+from orchestrator.run.monitoring import WandbLog
 from orchestrator.run.telemetry import Recorder, step_metrics
-from orchestrator.run.wandb_log import WandbLog
 from rewards.metrics import STEP_METRICS
 from rewards.normalize import Normalizer
 from tests.test_wandb_log import FakeRun

@@ -9,7 +9,7 @@ import pytest
 from learner.methods import METHODS, Merger
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.recipes import load_recipe
-from orchestrator.run.conditioning import load_conditioning
+from orchestrator.run.steering import load_conditioning
 from orchestrator.run.train import train
 from tests.fake_crew import FakeHire, Killed, lost, poisoned
 from tests.test_telemetry import CONTRACT_KEYS

@@ -1,6 +1,6 @@
 """wandb may fail at any time; the run goes on and says so once."""
 
-from orchestrator.run.wandb_log import WandbLog
+from orchestrator.run.monitoring import WandbLog
 
 
 class FakeRun:

@@ -19,8 +19,8 @@ from rewards.metrics import Metric
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learner.evaluated import Evaluated
     from learner.losses import LossOutput
+    from learner.sequences import Evaluated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ from rewards.normalize import Transform, standardize
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learner.evaluated import Evaluated
     from learner.losses import LossOutput
+    from learner.sequences import Evaluated
     from rewards.metrics import Metric
     from rewards.preferences import WeightSampler
 

@@ -18,8 +18,8 @@ from learner.methods.method import Method, MethodSection
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learner.evaluated import Evaluated
     from learner.losses import LossOutput
+    from learner.sequences import Evaluated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

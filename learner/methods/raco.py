@@ -14,7 +14,7 @@ from rewards.metrics import Metric
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learner.evaluated import Evaluated
+    from learner.sequences import Evaluated
 
 
 class Raco(MoOdpoPerObjective):

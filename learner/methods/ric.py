@@ -15,8 +15,8 @@ from rewards.targets import TargetSampler, keep_high, quantile_levels
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learner.evaluated import Evaluated
     from learner.losses import LossOutput
+    from learner.sequences import Evaluated
     from rewards.preferences import WeightSampler
 
 

@@ -3,8 +3,7 @@
 compare     `mi-epo compare`: tune, run what is missing, gather, tell
 cells       which (method, seed, setting) runs there are, and running one of them
 results     what a finished cell came to, and the results file
-statistics  means, intervals and paired differences over seeds
-tables      the tables, as text and as markdown
+tables      means, intervals and paired differences over seeds; the tables, as text and as markdown
 document    all of it as a page with figures; docs/metrics.md
 summary     one run before and after
 report      its page

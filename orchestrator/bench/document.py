@@ -13,8 +13,7 @@ import numpy as np
 from learner.methods import METHODS
 from orchestrator.bench import tables
 from orchestrator.bench.results import Results
-from orchestrator.bench.statistics import paired_difference
-from orchestrator.bench.tables import BASELINE, CONTROL, QUALITY, TRUTH, Table, as_markdown
+from orchestrator.bench.tables import BASELINE, CONTROL, QUALITY, TRUTH, Table, as_markdown, paired_difference
 from rewards.metrics import EVALUATION_METRICS, STEP_METRICS, Metric
 
 READ = (*QUALITY[:3], CONTROL[3], TRUTH[0])

@@ -27,8 +27,7 @@ def write_report(run_dir: Path) -> tuple[Path, str]:
     Raises:
         BadInput: there is nothing to report.
     """
-    from orchestrator.bench.figures.control import plot_control
-    from orchestrator.bench.figures.pareto import plot_pareto
+    from orchestrator.bench.figures.evaluation import plot_control, plot_pareto
     from orchestrator.bench.figures.training import plot_training
 
     run_dir = Path(run_dir)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.cluster.placement import Node, copies_that_fit, demands, obstacles, placement_table
 from orchestrator.errors import BadInput, ComponentLost
-from rewards.errors import one_line
+from rewards.environment import one_line
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe

@@ -14,7 +14,7 @@ from actors.processes import deaths
 from learner.types import EngineLostError, RankLostError
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.lines import json_line
-from rewards.errors import one_line
+from rewards.environment import one_line
 
 if TYPE_CHECKING:
     from orchestrator.config import ClusterConfig

@@ -10,7 +10,7 @@ from actors.processes import call_ready, leaves_process, losses
 from learner.types import EngineLostError, SyncReport
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import ComponentLost
-from rewards.errors import one_line
+from rewards.environment import one_line
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -3,28 +3,25 @@
 train           a training run: claim the folder, wire the actors, evaluate, train, evaluate, export
 loop            the method, on one screen
 stages          what the loop drives, as protocols
-wiring          the run's actors joined into the stages that the loop drives
+wiring          the run's actors joined into the stages that the loop drives; the flag that stops it
 
 The stages:
 
 batching        prompts -> generation requests; scored responses -> the method's examples
 sampling        rollout actors and reward actors as one streaming stage
 evaluate        the preference grid and the normaliser
-conditioning    how a saved policy is steered
 
 What a run keeps and tells:
 
 rundir          the run directory and its checkpoints
 in_flight       what a checkpoint holds of batches
 telemetry       metrics, samples, one line per step
-monitoring      Ray's metrics
-wandb_log       wandb
+monitoring      Ray's metrics, wandb
 health          what goes wrong while nothing dies
-stopping        signals
 
 Beside training:
 
 soups           several runs merged into a policy for each w
 evaluation_run  `mi-epo evaluate`
-generate        `mi-epo generate`
+steering        how a saved policy is steered; `mi-epo generate`
 """

@@ -14,9 +14,9 @@ from actors.types import GenerationRequest, Rollout
 from learner.examples import Batch, Group
 from learner.methods import make_method
 from orchestrator.data import PromptStream
+from rewards.environment import derive_seed
 from rewards.normalize import Normalizer
 from rewards.preferences import DirichletSampler, PromptRenderer
-from rewards.seeds import derive_seed
 from rewards.targets import LevelRenderer
 
 if TYPE_CHECKING:

@@ -11,11 +11,10 @@ from orchestrator.cluster.failures import Failures
 from orchestrator.errors import BadInput
 from orchestrator.lines import json_line
 from orchestrator.plan import check_inputs
-from orchestrator.run.conditioning import FILE_NAME, load_conditioning
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
-from orchestrator.run.generate import find_policy
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.sampling import Sampler
+from orchestrator.run.steering import FILE_NAME, find_policy, load_conditioning
 from orchestrator.run.train import build_assets
 from orchestrator.run.wiring import join_fleet, join_sampler
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from learner.checkpoint_meta import read_meta, sha256_of
-from learner.types import LearnerError
+from learner.types import LearnerError, read_meta, sha256_of
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.lines import read_lines

@@ -13,8 +13,7 @@ import numpy as np
 from orchestrator.lines import json_line
 from orchestrator.run.batching import PairStatistics, ScoredBatch
 from orchestrator.run.health import Watch, find_problems
-from orchestrator.run.monitoring import Monitor
-from orchestrator.run.wandb_log import WandbLog, start_wandb
+from orchestrator.run.monitoring import Monitor, WandbLog, start_wandb
 from rewards.metrics import STEP_METRICS, describe, evaluation_figures
 from rewards.normalize import Normalizer
 

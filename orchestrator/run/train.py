@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actors.reward import Judge
-from learner.checkpoint_meta import sha256_of
 from learner.methods import METHODS
-from learner.types import PoisonedUpdateError
+from learner.types import PoisonedUpdateError, sha256_of
 from orchestrator.cluster import connection
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import BadInput, RunFailed
@@ -25,15 +24,14 @@ from orchestrator.lines import read_lines
 from orchestrator.plan import Inputs, check_inputs
 from orchestrator.run import loop
 from orchestrator.run.batching import Batcher, ScoredBatch
-from orchestrator.run.conditioning import asked_renderer, save_conditioning
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
 from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
 from orchestrator.run.stages import CrewLearner, CrewSampler, Pending, Pushes
-from orchestrator.run.stopping import StopFlag
+from orchestrator.run.steering import asked_renderer, save_conditioning
 from orchestrator.run.telemetry import Recorder, training_totals
-from orchestrator.run.wiring import Crew, Hire, hire_on_ray
+from orchestrator.run.wiring import Crew, Hire, StopFlag, hire_on_ray
 from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from learner.checkpoint_meta import sha256_of
+from learner.types import sha256_of
 from orchestrator.errors import BadInput
 from orchestrator.locks import locked
 

@@ -16,8 +16,7 @@ from orchestrator.errors import BadInput
 from orchestrator.lines import write_lines
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
-from rewards.environment import model_source
-from rewards.errors import one_line
+from rewards.environment import model_source, one_line
 
 if TYPE_CHECKING:
     from rewards.config import HuggingFaceScorerConfig

@@ -1,9 +1,9 @@
-"""The three figures of a report.
+"""The figures of a report and of a comparison.
 
-- ``pareto``: the mean point per preference vector, before and after, over the cloud of responses
-- ``control``: each objective's reward against its own weight
+- ``evaluation``: the mean point per vector, before and after, over the cloud of responses; rewards against weights
 - ``training``: losses, rewards and seconds over optimizer steps
+- ``comparison``: methods side by side
 - ``style``: colours, fonts and the names of the judges
 
-They are drawn from the records in a run directory and need matplotlib only; nothing here touches a global state.
+They are drawn from the records of runs and need matplotlib only; nothing here touches a global state.
 """

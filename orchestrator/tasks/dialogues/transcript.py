@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
 from orchestrator.recipes import describe_errors
-from rewards.errors import one_line
+from rewards.environment import one_line
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting import models, rows, trainer
+from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import RewardFitConfig
-from orchestrator.tasks.fitting.rows import Row
-from orchestrator.tasks.fitting.trainer import Example, FitReport
+from orchestrator.tasks.fitting.trainer import Example, FitReport, Row
 
 
 def run_reward_fit(config_path: Path) -> FitReport:
@@ -55,7 +54,7 @@ def fit_reward(
     output = trainer.require_new_output(config.output)
     with trainer.quiet():
         heldout_given = None if heldout is None else _by_prompt(heldout)
-        groups, heldout_groups = rows.split(_by_prompt(training), heldout_given, config)
+        groups, heldout_groups = trainer.split(_by_prompt(training), heldout_given, config)
         if tokenizer is None:
             tokenizer = models.make_tokenizer(config, (text for group in groups for text in group.texts))
         if model is None:

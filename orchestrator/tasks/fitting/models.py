@@ -10,8 +10,7 @@ from learner.policy import add_adapters as wrap_in_adapters
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import seeded
-from rewards.environment import model_source
-from rewards.errors import one_line
+from rewards.environment import model_source, one_line
 
 
 def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting import models, rows, trainer
+from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig
-from orchestrator.tasks.fitting.rows import Row
-from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, seeded
+from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 
 RESPONSES_AT_ONCE = 512
@@ -54,7 +53,7 @@ def fit_policy(
     started = time.monotonic()
     output = trainer.require_new_output(config.output)
     with trainer.quiet():
-        training, heldout = rows.split(training, heldout, config)
+        training, heldout = trainer.split(training, heldout, config)
         if tokenizer is None:
             texts = (row[field] for row in training for field in ("prompt", "response"))
             tokenizer = models.make_tokenizer(config, texts)

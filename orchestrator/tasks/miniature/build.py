@@ -96,7 +96,7 @@ def _build(folder: Path, objectives: tuple[str, ...], seed: int, spec: Miniature
 
 def _build_parts(parts: MiniatureAssets, seed: int, spec: MiniatureSpec, say: Progress) -> dict[str, Any]:
     """Fills the folder; returns what its manifest reports."""
-    from orchestrator.tasks.miniature.reward_models import fit_reward_model, sample_responses_to_compare
+    from orchestrator.tasks.miniature.fits import fit_reward_model, sample_responses_to_compare
 
     clock = [time.monotonic()]
     objectives = tuple(parts.rewards)
@@ -128,7 +128,7 @@ def _fit_until_readable(
     folder: Path, prompts: Sequence[str], objectives: tuple[str, ...], seed: int, spec: MiniatureSpec, say: Progress
 ) -> dict[str, Any]:
     """Fits the starting policy, again and for longer while the gate says so."""
-    from orchestrator.tasks.miniature.starting_policy import fit_starting_policy, measure_gate
+    from orchestrator.tasks.miniature.fits import fit_starting_policy, measure_gate
 
     for extra in range(spec.gate.extra_fits + 1):
         steps = round(spec.policy.steps_for(len(objectives)) * (1 + extra / 2))
