@@ -221,32 +221,6 @@ class PromptRenderer:
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
         return list(tokenizer(text)["input_ids"])
 
-    def parse(self, text: str) -> tuple[str, np.ndarray]:
-        """Undo ``text`` (``text`` style): the plain prompt and the printed weights, float64 [K].
-
-        The weights' place follows from the template and their fixed length alone, so a prompt that contains something
-        that looks like weights comes back whole. Raises PreferenceError when the text was not written by this renderer.
-        """
-        if self.config.style != "text":
-            raise PreferenceError(f"only style 'text' can be parsed, got style {self.config.style!r}")
-        template = self.config.template
-        head, middle, tail = re.split(r"\{prompt\}|\{weights\}", template)
-        inner = text[len(head) : len(text) - len(tail)]
-        length = len(self._weights_text(np.eye(len(self.objectives))[0]))
-        if template.index("{prompt}") < template.index("{weights}"):
-            start = len(inner) - length
-            prompt, weights = inner[: max(start - len(middle), 0)], inner[max(start, 0) :]
-        else:
-            prompt, weights = inner[length + len(middle) :], inner[:length]
-        match = re.fullmatch(self._weights_pattern(), weights)
-        if match:
-            units = [round(float(value) * 10**self.decimals) for value in match.groups()]
-            if sum(units) == 10**self.decimals:
-                preference_K = np.array(units) / 10**self.decimals
-                if self.text(prompt, preference_K) == text:
-                    return prompt, preference_K
-        raise PreferenceError(f"text does not follow the template {template!r}: {text[:200]!r}")
-
     def _weights_text(self, preference: Any) -> str:
         weights_K = self._numbers(preference)
         if weights_K.shape != (len(self.objectives),):
@@ -259,14 +233,6 @@ class PromptRenderer:
     def _numbers(self, numbers: Any) -> np.ndarray:
         """What is printed for the numbers given."""
         return quantize(numbers, self.decimals)
-
-    def _weights_pattern(self) -> str:
-        number = rf"([01]\.\d{{{self.decimals}}})"
-        pieces = []
-        for name in self.objectives:
-            before, after = _fill(self.config.weight, {"name": name, "weight": "\0"}).split("\0")
-            pieces.append(re.escape(before) + number + re.escape(after))
-        return re.escape(self.config.separator).join(pieces)
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:

@@ -15,6 +15,7 @@ from rewards.environment import derive_seed
 from rewards.normalize import Normalizer
 from tests.learner_ranks import weights_of_pair
 from tests.word_tokenizer import WordTokenizer
+from tests.written_prompts import parse
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
 NORMALIZER = Normalizer(objectives=("helpfulness", "harmlessness"), mean=(0.0, 5.0), std=(1.0, 4.0))
@@ -65,7 +66,7 @@ def test_the_loss_uses_exactly_the_weights_that_are_printed():
     batcher = make_batcher()
     for request in batcher.requests(0).requests:
         text = batcher.renderer.text(request.prompt, request.preference)
-        assert batcher.renderer.parse(text)[1] == pytest.approx(request.preference, abs=1e-12)
+        assert parse(batcher.renderer, text)[1] == pytest.approx(request.preference, abs=1e-12)
         assert sum(request.preference) == pytest.approx(1.0)
 
 

@@ -19,6 +19,7 @@ from rewards.preferences import (
     sample_preference_pairs,
     simplex_grid,
 )
+from tests.written_prompts import parse
 
 OBJECTIVES = ("helpfulness", "harmlessness")
 
@@ -168,7 +169,7 @@ def test_rendering_and_parsing_are_inverse_for_any_prompt(config, prompt):
         renderer = PromptRenderer(config, OBJECTIVES, decimals)
         text = renderer.text(prompt, preference)
         assert prompt in text
-        parsed_prompt, parsed = renderer.parse(text)
+        parsed_prompt, parsed = parse(renderer, text)
         assert parsed_prompt == prompt
         assert parsed.tolist() == quantize(preference, decimals).tolist()
 
@@ -187,7 +188,7 @@ def test_rendering_and_parsing_are_inverse_for_any_prompt(config, prompt):
 )
 def test_foreign_text_is_not_parsed(text):
     with pytest.raises(PreferenceError, match="does not follow the template"):
-        PromptRenderer(ConditioningConfig(), OBJECTIVES, 1).parse(text)
+        parse(PromptRenderer(ConditioningConfig(), OBJECTIVES, 1), text)
 
 
 def test_the_number_of_weights_must_match_the_objectives():
@@ -224,7 +225,7 @@ def test_chat_style_goes_through_the_chat_template_without_doubled_special_token
     ids = renderer.token_ids("hi {weights}", [0.7, 0.3])
     assert len(ids) == len(text.split())
     with pytest.raises(PreferenceError, match="style 'text'"):
-        renderer.parse(text)
+        parse(renderer, text)
 
 
 def test_the_chat_template_gets_its_options():
