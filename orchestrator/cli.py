@@ -245,9 +245,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _results(arguments: argparse.Namespace) -> int:
     from orchestrator.bench.document import write_document
-    from orchestrator.bench.results import read_results
+    from orchestrator.bench.results import Results
+    from orchestrator.recipes import read_record
 
-    print(write_document([read_results(file) for file in arguments.files], arguments.output))
+    print(write_document([read_record(Results, file) for file in arguments.files], arguments.output))
     return 0
 
 

@@ -56,6 +56,13 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(map(json_line, records))
 
 
+def replace_text(file: Path, text: str) -> None:
+    """Write a file so that whoever looks sees the old text or the new one, also after a kill."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
 def as_text(table: Sequence[Sequence[str]]) -> str:
     """A table's rows as lines, its columns aligned."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]

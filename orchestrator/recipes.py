@@ -5,9 +5,9 @@ parsed tree before it is checked, so an override obeys the same rules as the fil
 `{assets}` in any other string are filled in before checking.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -15,7 +15,11 @@ from pydantic import ValidationError
 from learner.methods import METHODS, adopt
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
+from rewards.config import Section
 
+G = TypeVar("G")
+M = TypeVar("M")
+S = TypeVar("S", bound=Section)
 MAX_NODES = 10_000
 """Values of a recipe, far above any that a person writes: a small file of aliases can unfold to billions."""
 
@@ -51,10 +55,7 @@ def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
     moved = [f"{where}: {old}: moved to {new}" for old, new in MOVED.items() if _holds(tree, old)]
     if moved:
         raise BadInput("\n".join(moved))
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise BadInput("\n".join(describe_errors(error, where))) from None
+    return check(Recipe.model_validate, tree, where)
 
 
 def _holds(tree: dict[str, Any], key: str) -> bool:
@@ -62,17 +63,28 @@ def _holds(tree: dict[str, Any], key: str) -> bool:
     return isinstance(tree.get(section), dict) and name in tree[section]
 
 
-def describe_errors(error: ValidationError, where: str) -> list[str]:
-    """One line per problem: place, key path, rule, value."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "recipe"
-        rule = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            rule = "unknown key"
-        value = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r:.200}"
-        lines.append(f"{where}: {key}: {rule}{value}")
-    return lines
+def check(validate: Callable[[G], M], given: G, where: object) -> M:
+    """`given` by a model's `validate`; BadInput with one line per problem: place, key path, rule, value."""
+    try:
+        return validate(given)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "recipe"
+            rule = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                rule = "unknown key"
+            value = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r:.200}"
+            lines.append(f"{where}: {key}: {rule}{value}")
+        raise BadInput("\n".join(lines)) from None
+
+
+def read_record(kind: type[S], file: Path) -> S:
+    """What a run wrote into a JSON file, as the section that it is. Raises BadInput when there is none or it is not."""
+    try:
+        return check(kind.model_validate_json, file.read_text(encoding="utf-8"), file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file}: cannot be read: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from orchestrator.bench.results import (
     add_igd_plus,
     best_value,
     gather,
-    read_results,
     write_results,
 )
 from orchestrator.bench.tables import (
@@ -37,7 +36,7 @@ from orchestrator.bench.tables import (
 from orchestrator.cli import main
 from orchestrator.errors import BadInput
 from orchestrator.lines import as_text
-from orchestrator.recipes import load_recipe
+from orchestrator.recipes import load_recipe, read_record
 from orchestrator.run.evaluate import front_metrics
 from orchestrator.run.rundir import RunDir
 from rewards.preferences import evaluation_grid
@@ -254,10 +253,10 @@ def test_one_seed_is_told_to_have_no_interval(tmp_path):
 def test_results_are_read_back_and_other_files_refused(tmp_path):
     path = tmp_path / "results.json"
     write_results(path, results())
-    assert read_results(path) == results()
+    assert read_record(Results, path) == results()
     path.write_text('{"recipe": "x"}')
     with pytest.raises(BadInput, match="objectives: Field required"):
-        read_results(path)
+        read_record(Results, path)
 
 
 def finished_cell(work, cell_):

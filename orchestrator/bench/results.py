@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from learner.methods import Merger
 from orchestrator.bench.cells import Cell, Work, method_of
 from orchestrator.bench.summary import summarize_side
-from orchestrator.errors import BadInput
-from orchestrator.lines import read_lines
-from orchestrator.recipes import describe_errors
+from orchestrator.lines import read_lines, replace_text
 from rewards.config import Section
 from rewards.pareto import igd_plus, nondominated
 
@@ -114,20 +112,7 @@ def add_igd_plus(results: Results) -> None:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Atomically."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def read_results(path: Path) -> Results:
-    """Raises BadInput when there is none, or it is not a results file."""
-    try:
-        return Results.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from None
-    except ValidationError as error:
-        raise BadInput("\n".join(describe_errors(error, str(path)))) from None
+    replace_text(path, results.model_dump_json(indent=1) + "\n")
 
 
 def best_value(tuning: Iterable[CellResult], method: str) -> float:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import ValidationError
 
 from actors.types import Response, Rollout
 from orchestrator.errors import BadInput
-from orchestrator.recipes import describe_errors
+from orchestrator.recipes import read_record
 from orchestrator.run.batching import RequestBatch, ScoredBatch
 from rewards.config import Section
 
@@ -62,14 +61,8 @@ def load_in_flight(folder: Path, requests: Callable[[int], RequestBatch]) -> "li
     from concurrent.futures import Future
 
     path = folder / FILE_NAME
-    try:
-        file = _File.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from None
-    except ValidationError as error:
-        raise BadInput("\n".join(describe_errors(error, str(path)))) from None
     futures = []
-    for described in file.batches:
+    for described in read_record(_File, path).batches:
         batch = requests(described.step)
         if len(batch.requests) != len(described.rollouts):
             raise BadInput(

@@ -13,14 +13,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from learner.types import LearnerError, read_meta, sha256_of
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
-from orchestrator.lines import read_lines
+from orchestrator.lines import read_lines, replace_text
 from orchestrator.locks import locked
-from orchestrator.recipes import describe_errors, dump_recipe, parse_recipe, read_yaml
+from orchestrator.recipes import dump_recipe, parse_recipe, read_record, read_yaml
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from rewards.config import Section
 
@@ -111,7 +111,7 @@ class RunDir:
         text = "# Written by mi-epo: the resolved recipe of this run.\n" + dump_recipe(recipe)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _replace(self.path / "config.yaml", text)
+            replace_text(self.path / "config.yaml", text)
         except OSError as error:
             raise BadInput(f"{self.path}: cannot be written: {error.strerror}") from None
 
@@ -136,7 +136,7 @@ class RunDir:
                 except (ValueError, KeyError, TypeError):
                     break
                 kept.append(line)
-            _replace(file, "".join(kept))
+            replace_text(file, "".join(kept))
 
     def has_evaluation(self, step: int) -> bool:
         return any(record["step"] == step for record in read_lines(self.path / EVALUATIONS))
@@ -148,18 +148,19 @@ class RunDir:
     @property
     def status(self) -> str | None:
         """running, finished, stopped or failed; None where no run has begun, or its run.json cannot be read."""
-        try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8")).get("status")
-        except (OSError, ValueError):
-            return None
+        return self._told().get("status")
 
     @property
     def skipped_updates(self) -> tuple[int, ...]:
         """Steps whose update is left out, by run.json."""
+        return tuple(self._told().get("skipped_updates", ()))
+
+    def _told(self) -> dict[str, Any]:
+        """run.json; empty where there is none that can be read."""
         try:
-            return tuple(json.loads((self.path / "run.json").read_text(encoding="utf-8")).get("skipped_updates", ()))
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return ()
+            return {}
 
     def recipe(self) -> Recipe:
         config = self.path / "config.yaml"
@@ -170,7 +171,7 @@ class RunDir:
         file = self.path / "run.json"
         record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         record.update(values)
-        _replace(file, json.dumps(record, indent=2) + "\n")
+        replace_text(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
     def start(self, recipe: Recipe, *, resumed: bool = False) -> None:
         """What runs, where and with what; a resumed run keeps its first start and gains `resumed`."""
@@ -255,14 +256,12 @@ def _read_checkpoint(path: Path) -> CheckpointMeta:
     """Raises BadInput when it is damaged."""
     file = path / "meta.json"
     try:
-        meta = CheckpointMeta.model_validate_json(file.read_text(encoding="utf-8"))
+        meta = read_record(CheckpointMeta, file)
         read_meta(path)
         if meta.in_flight_sha256 is not None and sha256_of(path / IN_FLIGHT) != meta.in_flight_sha256:
             raise BadInput(f"{path / IN_FLIGHT}: holds other bytes than were saved")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise BadInput(f"{file}: cannot be read: {error}") from None
-    except ValidationError as error:
-        raise BadInput("\n".join(describe_errors(error, str(file)))) from None
     except LearnerError as error:
         raise BadInput(str(error)) from None
     return meta
@@ -284,13 +283,6 @@ def _check_belongs(path: Path, meta: CheckpointMeta, recipe: Recipe) -> None:
             raise BadInput(
                 f"{path / 'meta.json'}: {key}: must equal the recipe's {value!r}, got {getattr(meta, key)!r}"
             )
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file so that whoever looks sees the old text or the new one, also after a kill."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
 
 
 def _to_disk(file: Path) -> None:

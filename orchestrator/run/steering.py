@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from learner.methods import METHODS
 from orchestrator.errors import BadInput
 from orchestrator.plan import load_tokenizer
-from orchestrator.recipes import describe_errors
+from orchestrator.recipes import check
 from rewards.config import PreferencesConfig, Section
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 from rewards.targets import TargetRenderer
@@ -60,11 +60,9 @@ def save_conditioning(policy: Path, recipe: "Recipe") -> None:
 def load_conditioning(policy: Path) -> PolicyConditioning:
     file = policy / FILE_NAME
     try:
-        return PolicyConditioning.model_validate_json(file.read_text(encoding="utf-8"))
+        return check(PolicyConditioning.model_validate_json, file.read_text(encoding="utf-8"), file)
     except OSError:
         raise BadInput(f"{policy}: is not a policy trained by mi-epo (no {FILE_NAME})") from None
-    except ValidationError as error:
-        raise BadInput("\n".join(describe_errors(error, str(file)))) from None
 
 
 def find_policy(path: Path) -> Path:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from orchestrator.errors import BadInput
 from orchestrator.lines import write_lines
-from orchestrator.recipes import describe_errors
+from orchestrator.recipes import check
 from orchestrator.tasks.assets import whole_folder
 from orchestrator.tasks.dialogues.transcript import ASSISTANT, HUMAN, read_source, read_transcripts
 from rewards.config import Section
@@ -83,10 +83,7 @@ class Prepared:
 def read_options(values: Mapping[str, Any]) -> PrepareOptions:
     """Options by name; None means not given, other names are left alone. Raises BadInput for a value out of range."""
     given = {name: values[name] for name in PrepareOptions.model_fields if values.get(name) is not None}
-    try:
-        return PrepareOptions.model_validate(given)
-    except ValidationError as error:
-        raise BadInput("\n".join(describe_errors(error, "prepare"))) from None
+    return check(PrepareOptions.model_validate, given, "prepare")
 
 
 def prepare(
@@ -202,10 +199,7 @@ def _from_transcripts(source: str, options: PrepareOptions, skipped: Counter[str
 def _from_saferlhf(source: str, options: PrepareOptions, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
     """As `_from_transcripts`."""
     for place, row in read_source(source):
-        try:
-            parsed = SafeRLHFRow.model_validate(row)
-        except ValidationError as error:
-            raise BadInput("\n".join(describe_errors(error, place))) from None
+        parsed = check(SafeRLHFRow.model_validate, row, place)
         prompt = parsed.prompt.strip()
         answer = (parsed.response_0, parsed.response_1)[parsed.better_response_id].strip()
         if prompt and answer:

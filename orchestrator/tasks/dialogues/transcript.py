@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
-from orchestrator.recipes import describe_errors
+from orchestrator.recipes import check
 from rewards.environment import one_line
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -48,10 +48,7 @@ def read_transcripts(source: str) -> Transcripts:
     """Read JSONL (plain or gzip), a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`. Raises BadInput naming the row."""
     pairs, skipped = [], 0
     for place, row in read_source(source):
-        try:
-            parsed = TranscriptRow.model_validate(row)
-        except ValidationError as error:
-            raise BadInput("\n".join(describe_errors(error, place))) from None
+        parsed = check(TranscriptRow.model_validate, row, place)
         pair = split_pair(parsed.chosen, parsed.rejected)
         if pair is None:
             skipped += 1

@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from learner.config import LoraSection
 from orchestrator.errors import BadInput
-from orchestrator.recipes import describe_errors, read_yaml
+from orchestrator.recipes import check, read_yaml
 from rewards.config import HuggingFaceScorerConfig, PreferencesConfig, Section
 
 
@@ -174,10 +174,7 @@ def load_fit_config(kind: type[C], path: Path) -> C:
     Raises:
         BadInput: naming the file, the key path, the rule and the value.
     """
-    try:
-        config = kind.model_validate(read_yaml(Path(path)))
-    except ValidationError as error:
-        raise BadInput("\n".join(describe_errors(error, str(path)))) from None
+    config = check(kind.model_validate, read_yaml(Path(path)), path)
     if config.data is None:
         raise BadInput(f"{path}: data: Field required")
     return config
