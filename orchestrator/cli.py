@@ -5,9 +5,10 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130/143 stopped by a signal with a ch
 
 import argparse
 import errno
+import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
@@ -19,7 +20,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a policy; evaluates before and after")
+    def command(run: Callable[[argparse.Namespace], int | None], what: str) -> argparse.ArgumentParser:
+        """Called as `run` is."""
+        parser = commands.add_parser(run.__name__[1:].replace("_", "-"), help=what)
+        parser.set_defaults(run=run)
+        return parser
+
+    train = command(_train, "train a policy; evaluates before and after")
     _add_recipe(train)
     train.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME-TIME)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir under a changed recipe")
@@ -27,22 +34,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--smoke", action="store_true", help="three steps on CPU with tiny random models: does the recipe fit together"
     )
 
-    plan = commands.add_parser(
-        "plan", help="check everything, print placement, batch arithmetic and memory; start nothing"
-    )
+    plan = command(_plan, "check everything, print placement, batch arithmetic and memory; start nothing")
     _add_recipe(plan)
     plan.add_argument(
         "--live", action="store_true", help="ask the running cluster (cluster.address or RAY_ADDRESS) for its nodes"
     )
 
-    evaluate = commands.add_parser("evaluate", help="the preference grid on held-out prompts: table, JSON, plots")
+    evaluate = command(_evaluate, "the preference grid on held-out prompts: table, JSON, plots")
     evaluate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
     evaluate.add_argument("--recipe", metavar="R", help="recipe to evaluate by (default: the run's own)")
     evaluate.add_argument("--output", type=Path, help="folder to write (default: RUN_OR_MODEL/evaluation)")
 
-    compare = commands.add_parser(
-        "compare", help="the same work for every method and seed: table with intervals, plots"
-    )
+    compare = command(_compare, "the same work for every method and seed: table with intervals, plots")
     _add_recipe(compare)
     compare.add_argument("--methods", help="comma-separated, each METHOD or METHOD@section.key=value (default: all)")
     compare.add_argument("--seeds", help="comma-separated (default: 0,1,2)")
@@ -54,44 +57,37 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--output", type=Path, help="folder (default: comparisons/NAME); finished runs in it are kept")
     compare.add_argument("--quick", action="store_true", help="two methods, one seed, 20 updates: does it work at all")
 
-    results = commands.add_parser("results", help="write the page of one or more comparisons from their results.json")
+    results = command(_results, "write the page of one or more comparisons from their results.json")
     results.add_argument("files", metavar="RESULTS.json", type=Path, nargs="+")
     results.add_argument("--output", type=Path, required=True, help="markdown file; its figures are written beside it")
 
-    generate = commands.add_parser("generate", help="talk to the steered policy")
+    generate = command(_generate, "talk to the steered policy")
     generate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
-    generate.add_argument(
-        "--prefer",
-        metavar="NAME=W",
-        action="append",
-        default=[],
-        required=True,
-        help="weight of one objective; repeat for each",
-    )
+    weight = "weight of one objective; repeat for each"
+    generate.add_argument("--prefer", metavar="NAME=W", action="append", default=[], required=True, help=weight)
     generate.add_argument("--prompt", help="one prompt (default: one a line from standard input)")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("-n", "--num-responses", type=int, default=1, help="answers per prompt")
 
-    miniature = commands.add_parser("miniature", help="build the self-contained miniature task")
+    miniature = command(_miniature, "build the self-contained miniature task")
     miniature.add_argument("directory", metavar="DIR", type=Path)
     miniature.add_argument("--objectives", default="helpfulness,harmlessness", help="comma-separated, in order")
     miniature.add_argument("--seed", type=int, default=0)
 
-    for name, what in (
-        ("fit-policy", "a starting policy by supervised training"),
-        ("fit-reward", "a reward model on pairs"),
+    for run, what in (
+        (_fit_policy, "a starting policy by supervised training"),
+        (_fit_reward, "a reward model on pairs"),
     ):
-        fit = commands.add_parser(name, help=f"fit {what}")
-        fit.add_argument("config", metavar="CONFIG", type=Path)
+        command(run, f"fit {what}").add_argument("config", metavar="CONFIG", type=Path)
 
-    dialogues = commands.add_parser("dialogues", help="fit policy and reward model on preference dialogues (hh-small)")
+    dialogues = command(_dialogues, "fit policy and reward model on preference dialogues (hh-small)")
     dialogues.add_argument("directory", metavar="DIR", type=Path)
     dialogues.add_argument(
         "--data", required=True, help="JSONL (.gz) or datasets folder with chosen and rejected dialogues"
     )
     dialogues.add_argument("--seed", type=int, default=0)
 
-    prepare = commands.add_parser("prepare", help="prompts and supervised rows from public preference data")
+    prepare = command(_prepare, "prompts and supervised rows from public preference data")
     prepare.add_argument("source", metavar="SOURCE", help="JSONL (.gz), datasets folder, or hub:NAME:DATA_DIR:SPLIT")
     prepare.add_argument("directory", metavar="DIR", type=Path, help="new: prompts/{train,heldout}.jsonl and sft.jsonl")
     prepare.add_argument(
@@ -132,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # where a user's own scorers lie; the console script leaves it out, Ray passes it on
     try:
-        return _COMMANDS[arguments.command](arguments)
+        return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -191,24 +187,22 @@ def _tell(run_dir: Path) -> None:
     _say(f"{table}\nreport  {report}")
 
 
-def _plan(arguments: argparse.Namespace) -> int:
+def _plan(arguments: argparse.Namespace) -> None:
     from orchestrator.plan import plan
     from orchestrator.recipes import load_recipe
 
     print(plan(load_recipe(arguments.recipe, arguments.overrides), live=arguments.live))
-    return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> None:
     from orchestrator.recipes import load_recipe
     from orchestrator.run.evaluation_run import evaluate
 
     recipe = load_recipe(arguments.recipe) if arguments.recipe else None
     _tell(evaluate(arguments.target, recipe, arguments.output, say=_say))
-    return 0
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def _compare(arguments: argparse.Namespace) -> None:
     from learner.methods import METHODS
     from orchestrator.bench.compare import Question, compare
     from orchestrator.errors import BadInput
@@ -240,88 +234,61 @@ def _compare(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
     )
     compare(question, arguments.recipe, arguments.overrides, arguments.output, say=_say)
-    return 0
 
 
-def _results(arguments: argparse.Namespace) -> int:
+def _results(arguments: argparse.Namespace) -> None:
     from orchestrator.bench.document import write_document
     from orchestrator.bench.results import Results
     from orchestrator.recipes import read_record
 
     print(write_document([read_record(Results, file) for file in arguments.files], arguments.output))
-    return 0
 
 
-def _generate(arguments: argparse.Namespace) -> int:
+def _generate(arguments: argparse.Namespace) -> None:
     from orchestrator.run.steering import generate
 
-    def prompts() -> Iterator[str]:
-        if arguments.prompt is not None:
-            yield arguments.prompt
-            return
-        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-
-    for answer in generate(
-        arguments.target, arguments.prefer, prompts(), seed=arguments.seed, num_responses=arguments.num_responses
-    ):
+    asked = sys.stdin if arguments.prompt is None else ()
+    given = () if arguments.prompt is None else (arguments.prompt,)
+    prompts = itertools.chain(given, (line.rstrip("\n") for line in asked if line.strip()))
+    sampling = {"seed": arguments.seed, "num_responses": arguments.num_responses}
+    for answer in generate(arguments.target, arguments.prefer, prompts, **sampling):
         print(answer, flush=True)
-    return 0
 
 
-def _miniature(arguments: argparse.Namespace) -> int:
+def _miniature(arguments: argparse.Namespace) -> None:
     from orchestrator.tasks.miniature.build import build_miniature
 
     objectives = tuple(name.strip() for name in arguments.objectives.split(","))
     build_miniature(arguments.directory, objectives=objectives, seed=arguments.seed, progress=_say)
     print(arguments.directory)
-    return 0
 
 
-def _fit_policy(arguments: argparse.Namespace) -> int:
+def _fit_policy(arguments: argparse.Namespace) -> None:
     from orchestrator.tasks.fitting.supervised import run_policy_fit
 
     print(run_policy_fit(arguments.config))
-    return 0
 
 
-def _fit_reward(arguments: argparse.Namespace) -> int:
+def _fit_reward(arguments: argparse.Namespace) -> None:
     from orchestrator.tasks.fitting.bradley_terry import run_reward_fit
 
     print(run_reward_fit(arguments.config))
-    return 0
 
 
-def _dialogues(arguments: argparse.Namespace) -> int:
+def _dialogues(arguments: argparse.Namespace) -> None:
     from orchestrator.tasks.dialogues.build import build_dialogues
 
     build_dialogues(arguments.directory, data=arguments.data, seed=arguments.seed, progress=_say)
     print(arguments.directory)
-    return 0
 
 
-def _prepare(arguments: argparse.Namespace) -> int:
+def _prepare(arguments: argparse.Namespace) -> None:
     from orchestrator.tasks.dialogues.prepare import prepare, read_options
 
     objectives = arguments.objectives and tuple(name.strip() for name in arguments.objectives.split(","))
     options = read_options({**vars(arguments), "objectives": objectives})
     prepare(arguments.source, arguments.directory, options, progress=_say)
-    return 0
 
 
 def _say(text: str) -> None:
     print(f"{text}\n", end="", flush=True)  # one write, so that lines of two threads never run together
-
-
-_COMMANDS = {
-    "train": _train,
-    "plan": _plan,
-    "evaluate": _evaluate,
-    "compare": _compare,
-    "results": _results,
-    "generate": _generate,
-    "miniature": _miniature,
-    "fit-policy": _fit_policy,
-    "fit-reward": _fit_reward,
-    "dialogues": _dialogues,
-    "prepare": _prepare,
-}

@@ -210,34 +210,18 @@ class Recipe(Section):
         rollout, learner = self.rollout, self.learner
         if not rollout.colocated:
             return self
-        num_gpus = (rollout.num_gpus, learner.num_gpus)
+        engines, ranks, labels = rollout.engines, learner.ranks, learner.node_labels
+        staleness, split, own = self.loop.max_staleness, rollout.tensor_parallel_size, rollout.node_labels
+        gpus = (rollout.num_gpus, learner.num_gpus)
+        alike, fits = all(gpus) or not any(gpus), round(sum(gpus), 4) <= 1  # Ray counts in ten-thousandths
+        both, total = "{:g} and {:g}".format(*gpus), "{:g} + {:g}".format(*gpus)
         rules = (
-            (self.loop.max_staleness == 0, "loop.max_staleness must be 0", self.loop.max_staleness),
-            (
-                rollout.engines == learner.ranks,
-                f"rollout.engines must equal learner.ranks = {learner.ranks}",
-                rollout.engines,
-            ),
-            (
-                rollout.tensor_parallel_size == 1,
-                "rollout.tensor_parallel_size must be 1",
-                rollout.tensor_parallel_size,
-            ),
-            (
-                all(num_gpus) or not any(num_gpus),
-                "rollout.num_gpus and learner.num_gpus must both be above 0, or both 0",
-                "{:g} and {:g}".format(*num_gpus),
-            ),
-            (
-                round(sum(num_gpus), 4) <= 1,  # Ray counts in ten-thousandths
-                "rollout.num_gpus + learner.num_gpus must be at most 1",
-                "{:g} + {:g}".format(*num_gpus),
-            ),
-            (
-                rollout.node_labels == learner.node_labels,
-                f"rollout.node_labels must equal learner.node_labels = {learner.node_labels}",
-                rollout.node_labels,
-            ),
+            (staleness == 0, "loop.max_staleness must be 0", staleness),
+            (engines == ranks, f"rollout.engines must equal learner.ranks = {ranks}", engines),
+            (split == 1, "rollout.tensor_parallel_size must be 1", split),
+            (alike, "rollout.num_gpus and learner.num_gpus must both be above 0, or both 0", both),
+            (fits, "rollout.num_gpus + learner.num_gpus must be at most 1", total),
+            (own == labels, f"rollout.node_labels must equal learner.node_labels = {labels}", own),
         )
         for holds, rule, got in rules:
             if not holds:
