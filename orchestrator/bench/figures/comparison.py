@@ -7,10 +7,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 
-from orchestrator.bench.figures.style import START, STYLE, mixed_colors, new_figure, objective_color, save
+from orchestrator.bench.figures.style import START, by_level, drawing, mixed_colors, objective_color
 from rewards.metrics import EVALUATION_METRICS, describe
 
 if TYPE_CHECKING:
@@ -25,8 +24,7 @@ def plot_fronts(path: Path, results: Results) -> None:
     """The first two objectives' mean reward under each vector, one panel for each method, all on one scale."""
     columns = min(len(results.methods), 3)
     rows = math.ceil(len(results.methods) / columns)
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(3.9 * columns + 0.3, 3.7 * rows)
+    with drawing(path, 3.9 * columns + 0.3, 3.7 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for panel, axes in enumerate(grid.flat):
             if panel >= len(results.methods):
@@ -50,35 +48,31 @@ def plot_fronts(path: Path, results: Results) -> None:
             axes.set_xlabel(f"{results.objectives[0]} (normalised)")
             if panel % columns == 0:
                 axes.set_ylabel(f"{results.objectives[1]} (normalised)")
-        save(figure, path)
 
 
 def plot_control(path: Path, results: Results) -> None:
     """Mean reward of each objective against its own weight, a line for each method."""
     count = len(results.objectives)
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(3.9 * count + 0.3, 3.8)
+    with drawing(path, 3.9 * count + 0.3, 3.8) as figure:
         grid = figure.subplots(1, count, squeeze=False, sharey=True)
         for k, axes in enumerate(grid.flat):
             for index, method in enumerate(results.methods):
                 cells = results.of(method)
                 weight, reward = np.array(cells[0].after["preferences"])[:, k].round(6), _mean_points(cells, -1)[:, k]
-                levels, group = np.unique(weight, return_inverse=True)
-                means = [reward[group == number].mean() for number in range(len(levels))]
-                axes.plot(levels, means, color=objective_color(index), lw=1.8, marker="o", ms=3.5, label=method)
+                axes.plot(
+                    *by_level(weight, reward), color=objective_color(index), lw=1.8, marker="o", ms=3.5, label=method
+                )
             axes.set_title(results.objectives[k])
             axes.set_xlabel(f"weight on {results.objectives[k]}")
         grid.flat[0].set_ylabel("normalised reward")
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3))
-        save(figure, path)
 
 
 def plot_distributions(path: Path, results: Results) -> None:
     """Rewards under five vectors, as fitted normals; where two neighbours overlap is shaded. First seed."""
     rows, columns = len(results.methods), len(results.objectives)
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(3.9 * columns + 0.3, 1.9 * rows + 0.4)
+    with drawing(path, 3.9 * columns + 0.3, 1.9 * rows + 0.4) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex="col")
         for row, method in enumerate(results.methods):
             after = results.of(method)[0].after
@@ -99,7 +93,6 @@ def plot_distributions(path: Path, results: Results) -> None:
                 axes.set_title(f"{method}: {results.objectives[k]}", fontsize=9)
         for axes, name in zip(grid[-1], results.objectives, strict=True):
             axes.set_xlabel(f"{name} (normalised)")
-        save(figure, path)
 
 
 def plot_curves(path: Path, results: Results) -> None:
@@ -110,8 +103,7 @@ def plot_curves(path: Path, results: Results) -> None:
         for key in CURVES
         if all(side.get(key) is not None for cell in compared for side in cell.evaluations)
     ]
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(3.6 * len(shown) + 0.3, 3.8)
+    with drawing(path, 3.6 * len(shown) + 0.3, 3.8) as figure:
         grid = figure.subplots(1, len(shown), squeeze=False)
         for axes, metric in zip(grid.flat, shown, strict=True):
             for index, method in enumerate(results.methods):
@@ -126,7 +118,6 @@ def plot_curves(path: Path, results: Results) -> None:
             axes.set_xlabel(f"{describe('generated_tokens').label} (thousands)")
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
-        save(figure, path)
 
 
 def _mean_points(cells: list[CellResult], index: int) -> np.ndarray:

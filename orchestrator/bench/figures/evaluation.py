@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -16,13 +15,12 @@ from matplotlib.lines import Line2D
 from orchestrator.bench.figures.style import (
     INK,
     START,
-    STYLE,
     Record,
+    by_level,
+    drawing,
     judged,
     mixed_colors,
-    new_figure,
     objective_color,
-    save,
     score_name,
 )
 from orchestrator.bench.summary import JUDGES
@@ -45,9 +43,8 @@ def plot_pareto(path: Path, before: Record | None, after: Record) -> None:
     columns = min(len(panels), 3)  # two judges of one pair stand side by side, those of three pairs above each other
     rows = math.ceil(len(panels) / columns)
     key_width = 0.05 if len(objectives) == 2 else 0.5 if len(objectives) == 3 else 0.01
-    with matplotlib.rc_context(STYLE):
-        width = 4.5 if columns < 3 else 3.6
-        figure = new_figure(width * (columns + key_width) + 0.3, width * rows + 0.4)
+    width = 4.5 if columns < 3 else 3.6
+    with drawing(path, width * (columns + key_width) + 0.3, width * rows + 0.4) as figure:
         grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1.0] * columns + [key_width])
         for index, (judge, pair) in enumerate(panels):
             axes = figure.add_subplot(grid[index // columns, index % columns])
@@ -59,7 +56,6 @@ def plot_pareto(path: Path, before: Record | None, after: Record) -> None:
         _draw_weight_key(figure.add_subplot(grid[:, -1]), objectives)
         handles = _front_legend(before, after)
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.5)
-        save(figure, path)
 
 
 def _draw_front(axes: Axes, before: Record | None, after: Record, judge: str, pair: tuple[int, int]) -> None:
@@ -174,8 +170,7 @@ def _front_legend(before: Record | None, after: Record) -> list[Line2D]:
 
 def _plot_single_objective(path: Path, before: Record | None, after: Record) -> None:
     """One objective has no front: the distribution of its scores before and after."""
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(6.4, 4)
+    with drawing(path, 6.4, 4) as figure:
         axes = figure.subplots()
         for record, label, color in ((before, "starting policy", START), (after, "policy", objective_color(0))):
             if record is not None:
@@ -186,7 +181,6 @@ def _plot_single_objective(path: Path, before: Record | None, after: Record) -> 
         axes.set_xlabel(f"{after['objectives'][0]}  ({score_name('reward')})")
         axes.set_ylabel("density of responses")
         axes.legend()
-        save(figure, path)
 
 
 def _limit(axes: Axes, cloud: np.ndarray, means: np.ndarray) -> None:
@@ -209,8 +203,7 @@ def plot_control(path: Path, before: Record | None, after: Record) -> None:
     objectives = list(after["objectives"])
     columns = min(len(objectives), 3)
     rows = math.ceil(len(objectives) / columns)
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(4.2 * columns + 0.4, 3.7 * rows + 0.6)
+    with drawing(path, 4.2 * columns + 0.4, 3.7 * rows + 0.6) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for k, axes in enumerate(grid.flat):
             if k >= len(objectives):
@@ -236,7 +229,6 @@ def plot_control(path: Path, before: Record | None, after: Record) -> None:
         if before is not None:
             handles.append(Line2D([], [], color=START, marker="o", ms=5, lw=2, label="starting policy"))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        save(figure, path)
 
 
 def _draw_control(
@@ -247,12 +239,11 @@ def _draw_control(
         return
     weight_N = np.array(record["preferences"], dtype=float)[:, k].round(6)
     reward_N = np.array(side["points"], dtype=float)[:, k]
-    levels, group_N = np.unique(weight_N, return_inverse=True)
-    mean = np.array([reward_N[group_N == group].mean() for group in range(len(levels))])
+    levels, mean = by_level(weight_N, reward_N)
     covariance = record.get("covariance")
     if band and covariance is not None:
         variance_N = np.array([np.array(matrix, dtype=float)[k][k] for matrix in covariance])
-        spread = np.sqrt([variance_N[group_N == group].mean() for group in range(len(levels))])
+        spread = np.sqrt(by_level(weight_N, variance_N)[1])
         axes.fill_between(levels, mean - spread, mean + spread, color=color, alpha=band, lw=0)
     axes.plot(levels, mean, color=color, lw=lw, ls=ls, zorder=3)
     if judge == "reward":

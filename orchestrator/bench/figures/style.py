@@ -7,11 +7,13 @@ metrics.jsonl; null entries are gaps.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -99,9 +101,25 @@ _LMS_TO_LAB = np.array(
 )
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure in inches, free of pyplot's global state."""
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+@contextlib.contextmanager
+def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """An empty figure in inches, free of pyplot's global state; what the block drew is written as a PNG.
+
+    The file differs only when the figure does; it has a palette, which makes it a third of the size.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+        yield figure
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=DPI, facecolor="white")
+    image = Image.open(drawn).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+    image.save(path, "PNG", optimize=True)
+
+
+def by_level(weights: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different weights [L] among [N], rising, and the mean of the values [N] at each."""
+    levels, group_N = np.unique(weights, return_inverse=True)
+    return levels, np.array([values[group_N == level].mean() for level in range(len(levels))])
 
 
 def judged(record: Record | None, judge: str) -> Record | None:
@@ -114,11 +132,3 @@ def judged(record: Record | None, judge: str) -> Record | None:
 def score_name(judge: str) -> str:
     """What stands behind an objective's name on an axis."""
     return "normalised reward-model score" if judge == "reward" else "normalised audit score"
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG that differs only when the figure does; with a palette, which makes it a third of the size."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=DPI, facecolor="white")
-    image = Image.open(drawn).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
-    image.save(path, "PNG", optimize=True)

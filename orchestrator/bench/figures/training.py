@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.bench.figures.style import COLORS, INK, START, STYLE, Record, new_figure, objective_color, save
+from orchestrator.bench.figures.style import COLORS, INK, START, Record, drawing, objective_color
 from rewards.metrics import describe
 
 
 def plot_training(path: Path, metrics: Sequence[Record], objectives: Sequence[str], normalizer: Record | None) -> None:
     """Losses, rewards, identification, drift, gradient and seconds per stage over optimizer steps."""
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(11.4, 6.4)
+    with drawing(path, 11.4, 6.4) as figure:
         loss, reward, identification, drift, gradient, seconds = figure.subplots(2, 3).flat
         steps = np.array([record["step"] + 1 for record in metrics])
         if len(steps) == 0:
             figure.clear()
             figure.text(0.5, 0.5, "no optimizer steps in this run", ha="center", fontsize=13, color="#777777")
-            save(figure, path)
             return
         parts = ("loss", "loss_alignment", "loss_identifiability")
         _draw_curves(loss, steps, metrics, parts, (INK, COLORS[0], COLORS[1]))
@@ -45,7 +42,6 @@ def plot_training(path: Path, metrics: Sequence[Record], objectives: Sequence[st
                 axes.legend(loc="best", handlelength=1.4, labelspacing=0.3)
         for axes in (drift, gradient, seconds):
             axes.set_xlabel("optimizer step")
-        save(figure, path)
 
 
 def _draw_curves(
