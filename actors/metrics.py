@@ -4,8 +4,6 @@ On the endpoint a name gets the prefix `ray_`, and a counter the suffix `_total`
 run directory's name, which for an actor is the part of its own name before the last slash.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from typing import Any

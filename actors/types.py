@@ -3,8 +3,6 @@
 Every record is frozen and picklable; token ids are plain ints so that records cross processes without arrays.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rewards.environment import derive_seed

@@ -9,8 +9,6 @@ Imported only inside engine processes. vLLM imports it there by the name in ``wo
 the engine named by ``WeightTransferConfig.backend``, in tensor-parallel workers too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence

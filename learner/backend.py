@@ -1,7 +1,5 @@
 """What DeepSpeed is told: device, parameter dtype, process group and configuration."""
 
-from __future__ import annotations
-
 import os
 import socket
 from datetime import timedelta

@@ -3,8 +3,6 @@
 Full tensors by parameter name, so any number of ranks and any ZeRO stage continues from them, and nothing is unpickled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ micro-batches on every rank; where examples are missing, a rank passes a filler 
 up and the gradient is exactly the mean over the real examples. What is computed of an example is the method's affair.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator, Sequence

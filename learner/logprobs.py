@@ -4,8 +4,6 @@ Only the hidden states that predict a response token reach the LM head, a chunk 
 each chunk's logits. Peak memory of the head is one [chunk, V] block of float32. Shapes: M response tokens, H hidden.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The weight broadcast between GPUs: vLLM 0.32's native trainer side, for engines independent of each other."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any

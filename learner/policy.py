@@ -1,7 +1,5 @@
 """Hugging Face folder -> the modules DeepSpeed runs, and trained weights -> Hugging Face folder."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

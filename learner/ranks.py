@@ -1,7 +1,5 @@
 """Calls to all ranks of the learner at once: one deadline, and an error that names the rank and the cause."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

@@ -10,8 +10,6 @@ Every rank calls `connect` and `send`: rank 0 does the talking, the others take 
 partitioned. When rank 0 fails it still gathers to the end, so that no rank waits for it, and raises then.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Shapes: N sequences, T tokens of the longest, M response tokens; E examples, S p
 tokens are the M, P pairs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic

@@ -4,8 +4,6 @@ For policies trained with adapters the average of the merged weights is exact: w
 sum_k w_k (W + B_k A_k) = W + [w_1 B_1, ..., w_K B_K] [A_1; ...; A_K], the adapters concatenated along their rank.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path

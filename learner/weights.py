@@ -5,8 +5,6 @@ broadcast to engines that are given everything), or its adapters alone (`Adapter
 merge them into their own copy of the base).
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """Scores from a Hugging Face sequence classifier."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """From a recipe's `scorer` or `audit` section to a scorer; what can be known of one before anything loads."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -4,8 +4,6 @@ A key that ends in `/<...>` stands for a family: one figure for each objective, 
 of its own names them in its `metrics` (`learner.methods`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ Shapes: N preference vectors, P responses per vector, K objectives. ``points`` a
 A missing score is NaN: rows that hold one are left out, and a metric without any complete row is NaN.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import moocore

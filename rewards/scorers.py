@@ -4,8 +4,6 @@ Scorers see the plain prompt, never the weights. A single missing score (None, N
 response only; a scorer that fails as a whole raises ScorerError. Shape: N responses.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol

@@ -4,8 +4,6 @@ A level is the share of the starting policy's responses that score no higher, in
 with the same digits. RiC prints z-scores; a level is a monotone function of them that needs no other tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -9,8 +9,6 @@ ric             Rewards-in-Context
 rewarded_soups  one expert for each objective, averaged for each w
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

@@ -3,8 +3,6 @@
 Assumes w- is drawn independently of w+; where they coincide, L_YW is log 2 and pushes y away from its own w.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Rewarded soups (arXiv 2306.04488), with online DPO for each expert: K policies, averaged for each w."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

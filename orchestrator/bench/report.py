@@ -4,8 +4,6 @@ Consumes evaluations.jsonl (at least one line), metrics.jsonl, run.json and conf
 or empty. With one evaluation there is no "before". Nothing here needs Ray, torch or the policy.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from pathlib import Path

@@ -3,8 +3,6 @@
 Judges: ``reward``, the scorers the policy was trained on; ``audit``, the second judge that only evaluates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime

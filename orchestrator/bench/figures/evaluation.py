@@ -1,7 +1,5 @@
 """An evaluation: where the policy stands under each vector; whether more weight on an objective brings more of it."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path

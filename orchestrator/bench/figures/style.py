@@ -5,8 +5,6 @@ starting policy is grey. Shapes: N preference vectors, K objectives. Records are
 metrics.jsonl; null entries are gaps.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Iterator, Mapping

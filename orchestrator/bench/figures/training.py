@@ -1,7 +1,5 @@
 """The course of training, from metrics.jsonl."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
