@@ -9,8 +9,8 @@ types.py     what leaves: step reports, weight manifests, the description of a c
 pairs.py     K scores of two responses -> the weight of each response as the winner
 losses.py    the MI-EPO loss and the supervised one, pure functions
 sequences.py ragged token ids -> padded micro-batches; examples -> their passes, and what a loss reads of them
-logprobs.py  log-probabilities of response tokens without a [B, T, V] block of logits
-policy.py    Hugging Face folder -> the module DeepSpeed trains, its frozen reference, and back to a folder
+policy.py    Hugging Face folder -> the module DeepSpeed trains (tokens in, log-probabilities of response tokens out,
+             without a [B, T, V] block of logits), its frozen reference, and back to a folder
 backend.py   what DeepSpeed is told: device, dtype, process group, configuration
 engine.py    one DeepSpeed rank; works without Ray
 weights.py   Hugging-Face-named parameters bucket by bucket, from any ZeRO stage: all of them, or the adapters

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from learner.logprobs import PolicyModule
+from learner.policy import PolicyModule
 from learner.types import LearnerError, WeightEntry
 
 ADAPTER = "default"

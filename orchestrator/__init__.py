@@ -9,8 +9,7 @@ cluster/  the Ray cluster and a run's actors on it, lost and brought back
 recipes   recipe files and overrides
 config    the recipe: all sections composed, and the rules between them
 data      prompts from files, batches from prompts
-locks     one process at a time
-lines     JSON lines; aligned cells
+files     JSON lines, whole texts, locks; aligned cells
 errors    bad input, a failed run, a lost component
 
 Inside, each imports only what stands below it in this list; outside, actors, learner and rewards.

@@ -35,7 +35,7 @@ from orchestrator.bench.tables import (
 )
 from orchestrator.cli import main
 from orchestrator.errors import BadInput
-from orchestrator.lines import as_text
+from orchestrator.files import as_text
 from orchestrator.recipes import load_recipe, read_record
 from orchestrator.run.evaluate import front_metrics
 from orchestrator.run.rundir import RunDir

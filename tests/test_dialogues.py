@@ -5,7 +5,7 @@ import pytest
 
 from orchestrator.errors import BadInput
 from orchestrator.tasks.dialogues.build import DialogueSpec, conditioned_rows, fit_to_context, openings, split_dialogues
-from orchestrator.tasks.dialogues.transcript import DialoguePair
+from orchestrator.tasks.dialogues.prepare import DialoguePair
 from tests.word_tokenizer import WordTokenizer
 
 

@@ -22,7 +22,7 @@ SHARED = frozenset({("learner", "actors.processes")})
 same in both stands there; what does not need it, in `rewards`."""
 ORCHESTRATOR = (
     *("cli", "bench", "run", "tasks", "plan", "cluster"),
-    *("recipes", "config", "data", "locks", "lines", "errors"),
+    *("recipes", "config", "data", "files", "errors"),
 )
 """Folders and files of `orchestrator`, the top one first: each may import itself and what stands after it."""
 MOST_OF_A_NAME = 2

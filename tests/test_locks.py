@@ -7,7 +7,7 @@ import time
 import pytest
 
 from orchestrator.errors import BadInput
-from orchestrator.locks import locked
+from orchestrator.files import locked
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from learner.config import LearnerConfig
-from learner.logprobs import PolicyModule
-from learner.policy import load_policy
+from learner.policy import PolicyModule, load_policy
 from learner.sequences import Evaluated, SequenceBlock, pack_examples, pack_sequences
 from learner.types import LearnerError
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.types import GenerationRequest, Response, Rollout
 from learner.types import StepReport
-from orchestrator.lines import json_line
+from orchestrator.files import json_line
 from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import PairStatistics, RequestBatch, ScoredBatch
 from orchestrator.run.monitoring import WandbLog

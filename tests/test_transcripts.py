@@ -5,7 +5,7 @@ import json
 import pytest
 
 from orchestrator.errors import BadInput
-from orchestrator.tasks.dialogues.transcript import read_transcripts, shorten_prompt, split_pair, split_transcript
+from orchestrator.tasks.dialogues.prepare import read_transcripts, shorten_prompt, split_pair, split_transcript
 
 FIRST = "\n\nHuman: what is “tea”?\n\nAssistant: A drink.\n\nHuman: how so?\n\nAssistant:"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from learner.methods import METHODS, Method
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.locks import locked
+from orchestrator.files import locked
 from orchestrator.recipes import load_recipe
 from orchestrator.run.rundir import RunDir
 

@@ -23,7 +23,7 @@ from orchestrator.bench.tables import QUALITY, quality_table
 from orchestrator.cluster.connection import runs_that_fit
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
-from orchestrator.lines import as_text
+from orchestrator.files import as_text
 from orchestrator.recipes import load_recipe, override
 
 Say = Callable[[str], None]

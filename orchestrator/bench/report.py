@@ -12,7 +12,7 @@ import yaml
 
 from orchestrator.bench.summary import metric_rows, summarize, summary_table
 from orchestrator.errors import BadInput
-from orchestrator.lines import Record, as_text, read_lines
+from orchestrator.files import Record, as_text, read_lines
 from rewards.metrics import EVALUATION_METRICS, describe
 
 FIGURES = ("pareto", "control", "training")

@@ -11,7 +11,7 @@ from pydantic import Field
 from learner.methods import Merger
 from orchestrator.bench.cells import Cell, Work, method_of
 from orchestrator.bench.summary import summarize_side
-from orchestrator.lines import read_lines, replace_text
+from orchestrator.files import read_lines, replace_text
 from rewards.config import Section
 from rewards.pareto import igd_plus, nondominated
 

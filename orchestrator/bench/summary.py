@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from orchestrator.lines import Record, finite
+from orchestrator.files import Record, finite
 from rewards.metrics import EVALUATION_METRICS, Metric, describe, evaluation_figures
 
 SIDE_KEYS = {"points", "preferences", "prompt_intervals", *(metric.family for metric in EVALUATION_METRICS)}

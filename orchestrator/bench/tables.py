@@ -1,4 +1,4 @@
-"""The tables of a comparison, as rows of text cells; `lines.as_text` and `as_markdown` lay them out.
+"""The tables of a comparison, as rows of text cells; `files.as_text` and `as_markdown` lay them out.
 
 Means over seeds come with their 95 % intervals; NaN stands for "cannot be said".
 """

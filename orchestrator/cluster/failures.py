@@ -13,7 +13,7 @@ from actors.metrics import Metrics
 from actors.processes import deaths
 from learner.types import EngineLostError, RankLostError
 from orchestrator.errors import ComponentLost, RunFailed
-from orchestrator.lines import json_line
+from orchestrator.files import json_line
 from rewards.environment import one_line
 
 if TYPE_CHECKING:

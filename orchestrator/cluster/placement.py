@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.lines import as_text
+from orchestrator.files import as_text
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe

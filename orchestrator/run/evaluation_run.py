@@ -9,7 +9,7 @@ from orchestrator.cluster import connection
 from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import BadInput
-from orchestrator.lines import json_line
+from orchestrator.files import json_line
 from orchestrator.plan import check_inputs
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.rundir import RunDir

@@ -18,8 +18,7 @@ from pydantic import Field
 from learner.types import LearnerError, read_meta, sha256_of
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
-from orchestrator.lines import read_lines, replace_text
-from orchestrator.locks import locked
+from orchestrator.files import locked, read_lines, replace_text
 from orchestrator.recipes import dump_recipe, parse_recipe, read_record, read_yaml
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from rewards.config import Section

@@ -17,7 +17,7 @@ from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
-from orchestrator.lines import json_line, read_lines
+from orchestrator.files import json_line, read_lines
 from orchestrator.plan import Inputs
 from orchestrator.recipes import override
 from orchestrator.run.batching import Renders

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.lines import json_line
+from orchestrator.files import json_line
 from orchestrator.run.batching import PairStatistics, ScoredBatch
 from orchestrator.run.health import Watch, find_problems
 from orchestrator.run.monitoring import Monitor, WandbLog, start_wandb

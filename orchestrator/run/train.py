@@ -20,7 +20,7 @@ from learner.types import PoisonedUpdateError, sha256_of
 from orchestrator.cluster import connection
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.lines import read_lines
+from orchestrator.files import read_lines
 from orchestrator.plan import Inputs, check_inputs
 from orchestrator.run import loop
 from orchestrator.run.batching import Batcher, ScoredBatch

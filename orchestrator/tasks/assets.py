@@ -15,7 +15,7 @@ from typing import Any
 
 from learner.types import sha256_of
 from orchestrator.errors import BadInput
-from orchestrator.locks import locked
+from orchestrator.files import locked
 
 MANIFEST = "manifest.json"
 LOCK_TIMEOUT_S = 3600.0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
-from orchestrator.lines import write_lines
+from orchestrator.files import write_lines
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
 from rewards.environment import model_source, one_line

@@ -16,9 +16,9 @@ import numpy as np
 
 from learner.types import sha256_of
 from orchestrator.errors import BadInput
-from orchestrator.lines import write_lines
+from orchestrator.files import write_lines
 from orchestrator.tasks.assets import build_once, code_digest
-from orchestrator.tasks.dialogues.transcript import DialoguePair, read_transcripts, shorten_prompt
+from orchestrator.tasks.dialogues.prepare import DialoguePair, read_transcripts, shorten_prompt
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
 from rewards.config import ConditioningConfig, PreferencesConfig
 from rewards.preferences import PromptRenderer, evaluation_grid

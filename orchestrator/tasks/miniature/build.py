@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.lines import write_lines
+from orchestrator.files import write_lines
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.miniature import grammar
 from orchestrator.tasks.miniature import spec as world

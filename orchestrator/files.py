@@ -1,10 +1,13 @@
-"""Lines: of JSON in files, written strictly and read back; of aligned cells, for a person."""
+"""Files: lines of JSON, written strictly and read back; texts replaced whole; locks. And aligned cells, to be read."""
 
+import contextlib
+import fcntl
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -69,3 +72,30 @@ def as_text(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
     )
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, timeout_s: float, late: str) -> Iterator[IO[str]]:
+    """Hold `path`, made where there is none, until the end of the block; one process at a time, however it ends.
+
+    Yields the open file: a child process that inherits it (`pass_fds`) holds the lock as well, until it ends.
+
+    Raises:
+        BadInput: the folder cannot be written, or another process held the lock for `timeout_s`, which `late` says.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+    with file:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BadInput(late) from None
+                time.sleep(0.5)
+        yield file
