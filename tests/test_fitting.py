@@ -114,13 +114,13 @@ def test_a_fit_leaves_the_global_random_state_of_new_models_alone(tmp_path):
 
 
 def test_rows_with_preferences_are_written_by_the_renderer_and_only_responses_are_learned(tmp_path):
-    from orchestrator.tasks.fitting.supervised import _Encoder
+    from orchestrator.tasks.fitting.supervised import _encode
 
     config = _policy_config(tmp_path / "policy", objectives=("short", "kind"))
     tokenizer = models.make_tokenizer(config, ["some text"])
     by_order = {"prompt": "Hi", "response": " Yo", "preference": [0.3, 0.7]}
     by_name = {**by_order, "preference": {"kind": 0.7, "short": 0.3}}
-    first, second = _Encoder(config, tokenizer)([by_order, by_name])
+    (first, second), _ = _encode(config, tokenizer, [by_order, by_name])
     assert first == second
     assert tokenizer.decode(first["input_ids"]) == "Human: Hi <short> 0.3 <kind> 0.7 Assistant: Yo<eos>"
     learned = [token for token in first["labels"] if token != trainer.IGNORED_LABEL]
@@ -148,22 +148,20 @@ def test_preferences_without_objectives_are_refused(tmp_path):
 
 
 def test_long_rows_lose_the_start_of_the_prompt_first(tmp_path):
-    from orchestrator.tasks.fitting.supervised import _Encoder
+    from orchestrator.tasks.fitting.supervised import _encode
 
     config = _policy_config(tmp_path / "policy", max_length=8)
     tokenizer = models.make_tokenizer(config, [])
-    encode = _Encoder(config, tokenizer)
-    shortened, cut, whole = encode(
-        [
-            {"prompt": "abcdef", "response": "uvwxyz"},
-            {"prompt": "abc", "response": "rstuvwxyz"},
-            {"prompt": "abc", "response": "xyz"},
-        ]
-    )
+    rows = [
+        {"prompt": "abcdef", "response": "uvwxyz"},
+        {"prompt": "abc", "response": "rstuvwxyz"},
+        {"prompt": "abc", "response": "xyz"},
+    ]
+    (shortened, cut, whole), count = _encode(config, tokenizer, rows)
     assert tokenizer.decode(shortened["input_ids"]) == "fuvwxyz<eos>"
     assert tokenizer.decode(cut["input_ids"]) == "crstuvwx"
     assert tokenizer.decode(whole["input_ids"]) == "abcxyz<eos>"
-    assert encode.shortened == 2
+    assert count == 2
 
 
 def test_a_byte_level_tokenizer_gives_back_every_text(tmp_path):
@@ -224,7 +222,7 @@ def test_all_pairs_of_a_prompt_are_one_batch_element_and_each_response_is_read_o
         ("p", ["a", "b", "c"], [(0, 1), (1, 2), (0, 2)]),
         ("q", ["x", "y"], [(0, 1)]),
     ]
-    batch = bradley_terry._collator(tokenizer.pad_token_id)(bradley_terry._Encoder(config, tokenizer)(groups))
+    batch = bradley_terry._collator(tokenizer.pad_token_id)(bradley_terry._encode(config, tokenizer, groups)[0])
     assert tokenizer.batch_decode(batch["input_ids"]) == ["pa", "pb", "pc", "qx", "qy"]
     assert batch["pairs"].tolist() == [[0, 1], [1, 2], [0, 2], [3, 4]]
 

@@ -59,8 +59,8 @@ def fit_reward(
             tokenizer = models.make_tokenizer(config, (text for group in groups for text in group.texts))
         if model is None:
             model = models.make_classifier(config, tokenizer)
-        encode = _Encoder(config, tokenizer)
-        examples, heldout_examples = encode(groups), encode(heldout_groups)
+        examples, shortened = _encode(config, tokenizer, groups)
+        heldout_examples, shortened_too = _encode(config, tokenizer, heldout_groups)
         collate = _collator(tokenizer.pad_token_id)
         loss = trainer.train(config, model, examples, collate, _bradley_terry, label=label, progress=progress)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
@@ -73,7 +73,7 @@ def fit_reward(
         heldout_rows=sum(len(group.pairs) for group in heldout_groups),
         heldout_loss=heldout_loss,
         heldout_accuracy=heldout_accuracy,
-        shortened_rows=encode.shortened,
+        shortened_rows=shortened + shortened_too,
         seconds=time.monotonic() - started,
     )
 
@@ -114,27 +114,18 @@ def _probability(row: Row) -> float:
     return float(value)
 
 
-class _Encoder:
-    """Groups -> token ids; counts the responses that had to be shortened. Long inputs lose their start."""
-
-    def __init__(self, config: RewardFitConfig, tokenizer: Any) -> None:
-        self.config, self.tokenizer, self.shortened = config, tokenizer, 0
-
-    def __call__(self, groups: Sequence[_Group]) -> list[Example]:
-        return [self._example(group) for group in groups]
-
-    def _example(self, group: _Group) -> Example:
-        limit = self.config.max_length
-        texts = [fill(self.config.template, group.prompt, text) for text in group.texts]
-        encoded = self.tokenizer(texts, verbose=False)["input_ids"]
-        self.shortened += sum(len(ids) > limit for ids in encoded)
-        inputs = [list(ids)[-limit:] for ids in encoded]
-        return {
-            "input_ids": max(inputs, key=len),
-            "inputs": inputs,
-            "pairs": group.pairs,
-            "probabilities": group.probabilities,
-        }
+def _encode(config: RewardFitConfig, tokenizer: Any, groups: Sequence[_Group]) -> tuple[list[Example], int]:
+    """(token ids, responses that had to be shortened). Long inputs lose their start."""
+    examples: list[Example] = []
+    shortened = 0
+    for group in groups:
+        texts = [fill(config.template, group.prompt, text) for text in group.texts]
+        encoded = tokenizer(texts, verbose=False)["input_ids"]
+        shortened += sum(len(ids) > config.max_length for ids in encoded)
+        inputs = [list(ids)[-config.max_length :] for ids in encoded]
+        of_pairs = {"pairs": group.pairs, "probabilities": group.probabilities}
+        examples.append({"input_ids": max(inputs, key=len), "inputs": inputs, **of_pairs})
+    return examples, shortened
 
 
 def _collator(pad_token_id: int) -> trainer.Collate:

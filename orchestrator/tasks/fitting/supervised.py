@@ -59,8 +59,8 @@ def fit_policy(
             tokenizer = models.make_tokenizer(config, texts)
         if model is None:
             model = models.make_policy(config, tokenizer)
-        encode = _Encoder(config, tokenizer)
-        examples, heldout_examples = encode(training), encode(heldout)
+        examples, shortened = _encode(config, tokenizer, training)
+        heldout_examples, shortened_too = _encode(config, tokenizer, heldout)
         collate = _collator(tokenizer.pad_token_id)
         if config.lora is not None:
             model = models.add_adapters(model, config.lora, config)
@@ -79,27 +79,19 @@ def fit_policy(
         heldout_rows=len(heldout),
         heldout_loss=heldout_loss,
         heldout_accuracy=heldout_accuracy,
-        shortened_rows=encode.shortened,
+        shortened_rows=shortened + shortened_too,
         seconds=time.monotonic() - started,
     )
 
 
-def _prompt_texts(config: PolicyFitConfig, training: Sequence[Row], tokenizer: Any) -> list[str]:
-    """The model's whole input for every row [N]."""
-    preferences = config.preferences
-    renderer = (
-        PromptRenderer(preferences.conditioning, config.objectives, preferences.decimals, tokenizer)
-        if config.objectives
-        else None
-    )
-    return [_prompt_text(config, row, renderer) for row in training]
-
-
-def _prompt_text(config: PolicyFitConfig, row: Row, renderer: PromptRenderer | None) -> str:
+def _prompt_text(config: PolicyFitConfig, row: Row, tokenizer: Any) -> str:
+    """The model's whole input for a row."""
     if row.get("preference") is None:
         return row["prompt"]
-    if renderer is None:
+    if not config.objectives:
         raise BadInput("objectives: must be given when rows have a preference")
+    style = config.preferences
+    renderer = PromptRenderer(style.conditioning, config.objectives, style.decimals, tokenizer)
     return renderer.text(row["prompt"], _preference(config, row))
 
 
@@ -118,40 +110,28 @@ def _preference(config: PolicyFitConfig, row: Row) -> Sequence[float]:
         raise BadInput(f"{place}: {error}") from None
 
 
-class _Encoder:
-    """Rows -> token ids and labels; counts the rows that had to be shortened."""
-
-    def __init__(self, config: PolicyFitConfig, tokenizer: Any) -> None:
-        self.config, self.tokenizer, self.shortened = config, tokenizer, 0
-
-    def __call__(self, training: Sequence[Row]) -> list[Example]:
-        if not training:
-            return []
-        templated = self.config.preferences.conditioning.style == "chat"  # then it has its special tokens already
-        prompts = self.tokenizer(
-            _prompt_texts(self.config, training, self.tokenizer), add_special_tokens=not templated, verbose=False
-        )
-        responses = self.tokenizer([row["response"] for row in training], add_special_tokens=False, verbose=False)
-        return [
-            self._example(row, list(prompt_ids), list(response_ids))
-            for row, prompt_ids, response_ids in zip(
-                training, prompts["input_ids"], responses["input_ids"], strict=True
-            )
-        ]
-
-    def _example(self, row: Row, prompt_ids: list[int], response_ids: list[int]) -> Example:
+def _encode(config: PolicyFitConfig, tokenizer: Any, given: Sequence[Row]) -> tuple[list[Example], int]:
+    """(token ids and labels of rows, how many of them had to be shortened)."""
+    if not given:
+        return [], 0
+    examples: list[Example] = []
+    shortened = 0
+    templated = config.preferences.conditioning.style == "chat"  # then it has its special tokens already
+    texts = [_prompt_text(config, row, tokenizer) for row in given]
+    prompts = tokenizer(texts, add_special_tokens=not templated, verbose=False)["input_ids"]
+    responses = tokenizer([row["response"] for row in given], add_special_tokens=False, verbose=False)["input_ids"]
+    for row, prompt_ids, response_ids in zip(given, map(list, prompts), map(list, responses), strict=True):
         if not response_ids:
-            place = self.config.data or "rows"
+            place = config.data or "rows"
             raise BadInput(f"{place}: response must have at least one token, got {row['response']!r}")
-        response_ids.append(self.tokenizer.eos_token_id)
-        if len(prompt_ids) + len(response_ids) > self.config.max_length:
-            self.shortened += 1
-            response_ids = response_ids[: self.config.max_length - 1]
-            prompt_ids = prompt_ids[len(prompt_ids) + len(response_ids) - self.config.max_length :]
-        return {
-            "input_ids": prompt_ids + response_ids,
-            "labels": [IGNORED_LABEL] * len(prompt_ids) + response_ids,
-        }
+        response_ids.append(tokenizer.eos_token_id)
+        if len(prompt_ids) + len(response_ids) > config.max_length:
+            shortened += 1
+            response_ids = response_ids[: config.max_length - 1]
+            prompt_ids = prompt_ids[len(prompt_ids) + len(response_ids) - config.max_length :]
+        labels = [IGNORED_LABEL] * len(prompt_ids) + response_ids
+        examples.append({"input_ids": prompt_ids + response_ids, "labels": labels})
+    return examples, shortened
 
 
 def _collator(pad_token_id: int) -> trainer.Collate:

@@ -157,8 +157,9 @@ def fit_from_file(kind: type[C], path: Path, fields: Sequence[str], fit: Callabl
     """
     config = load_fit_config(kind, path)
     require_new_output(config.output)
-    training, heldout = read_split(config, fields)
-    return fit(config, training, heldout, progress=lambda line: print(line, flush=True))
+    assert config.data is not None
+    heldout = load_rows(config.heldout, fields) if config.heldout is not None else None
+    return fit(config, load_rows(config.data, fields), heldout, progress=lambda line: print(line, flush=True))
 
 
 @contextlib.contextmanager
@@ -244,13 +245,6 @@ def load_rows(path: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     if not rows:
         raise BadInput(f"{path}: holds no rows")
     return rows
-
-
-def read_split(config: FitConfig, fields: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """(training rows, held-out rows) from the config's files; None when no file of held-out rows is named."""
-    assert config.data is not None
-    heldout = load_rows(config.heldout, fields) if config.heldout is not None else None
-    return load_rows(config.data, fields), heldout
 
 
 def split(items: Sequence[Item], heldout: Sequence[Item] | None, config: FitConfig) -> tuple[list[Item], list[Item]]:
