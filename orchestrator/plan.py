@@ -187,27 +187,18 @@ def _batch_rows(recipe: "Recipe") -> list[str]:
     micro_batches = recipe.examples_per_step // (learner.ranks * learner.micro_batch_prompts)
     vectors = f"w+ and {recipe.preferences.negatives} w-" if method.negatives else "w+ alone"
     reference = "policy and reference" if method.uses_reference else "the policy"
-    grid, prompts, samples = (
-        len(evaluation_grid(recipe.num_objectives)),
-        recipe.evaluate.prompts,
-        recipe.evaluate.samples,
-    )
+    grid, prompts = len(evaluation_grid(recipe.num_objectives)), recipe.evaluate.prompts
+    samples, size = recipe.evaluate.samples, learner.micro_batch_prompts
     tokens = loop.steps * responses * recipe.rollout.max_new_tokens
+    asked = f"{loop.prompts_per_step} prompts x {loop.responses_per_prompt} = {responses} responses"
+    measured = f"{grid} vectors x {prompts} prompts x {samples} = {grid * prompts * samples} responses"
     return [
-        _row(
-            "one optimizer step",
-            f"{loop.prompts_per_step} prompts x {loop.responses_per_prompt} = {responses} responses",
-        ),
-        _row(
-            "learner",
-            f"{learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {learner.micro_batch_prompts} examples",
-        ),
+        _row("one optimizer step", asked),
+        _row("learner", f"{learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {size} examples"),
         _row("one response", f"passed under {vectors}, by {reference}"),
         _row("whole run", f"{loop.steps} steps, {loop.steps * responses} responses, <= {tokens} generated tokens"),
         _row("staleness", f"<= {loop.max_staleness}"),
-        _row(
-            "one evaluation", f"{grid} vectors x {prompts} prompts x {samples} = {grid * prompts * samples} responses"
-        ),
+        _row("one evaluation", measured),
     ]
 
 

@@ -49,8 +49,7 @@ def mean_inner_product(preferences: Any, points: Any) -> float:
     Range (-inf, inf), larger is better: what users with those weights get, in their own measure. About 0 for the policy
     on which the normaliser was fitted.
     """
-    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
-    _same_shape(preferences_NK, points_NK)
+    preferences_NK, points_NK = _pair(preferences, points)
     products_N = (preferences_NK * points_NK).sum(axis=1)
     products_N = products_N[np.isfinite(products_N)]
     return float(products_N.mean()) if len(products_N) else float("nan")
@@ -62,8 +61,7 @@ def steering_gap(preferences: Any, points: Any) -> float:
     Range [0, inf), smaller is better: 0 when no user would be better off under another user's weights. NaN with an
     incomplete point.
     """
-    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
-    _same_shape(preferences_NK, points_NK)
+    preferences_NK, points_NK = _pair(preferences, points)
     utility_NM = preferences_NK @ points_NK.T
     return float((utility_NM.max(axis=1) - np.diagonal(utility_NM)).mean())
 
@@ -101,8 +99,7 @@ def neighbour_overlap(preferences: Any, points: Any, covariance: Any) -> float:
     others. BC(a, b) = exp(-D), D = 1/8 m' S^-1 m + 1/2 log(det S / sqrt(det S_a det S_b)) with m the difference of the
     means and S = (S_a + S_b) / 2. Range [0, 1], smaller is better: 1 says that the weights make no difference.
     """
-    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
-    _same_shape(preferences_NK, points_NK)
+    preferences_NK, points_NK = _pair(preferences, points)
     # A response set without any spread in one direction has no density; a millionth of a deviation gives it one.
     covariance_NKK = np.asarray(covariance, dtype=np.float64) + 1e-12 * np.eye(points_NK.shape[1])
     distance_NN = np.abs(preferences_NK[:, None] - preferences_NK[None]).sum(axis=-1)
@@ -152,8 +149,7 @@ def spearman(preferences: Any, points: Any) -> np.ndarray:
     Range [-1, 1], larger is better: 1 says that more weight always brought more reward. 0 when the reward is the same
     at every vector; NaN when the weight is (K = 1), or with fewer than two complete vectors.
     """
-    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
-    _same_shape(preferences_NK, points_NK)
+    preferences_NK, points_NK = _pair(preferences, points)
     correlation_K = np.full(points_NK.shape[1], np.nan)
     for k in range(points_NK.shape[1]):
         complete_N = np.isfinite(points_NK[:, k])
@@ -171,8 +167,7 @@ def kendall_tau(preferences: Any, points: Any) -> np.ndarray:
     (concordant - discordant pairs) / sqrt(pairs untied in w * pairs untied in s). Range [-1, 1], larger is better;
     the same degenerate cases as `spearman`.
     """
-    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
-    _same_shape(preferences_NK, points_NK)
+    preferences_NK, points_NK = _pair(preferences, points)
     tau_K = np.full(points_NK.shape[1], np.nan)
     for k in range(points_NK.shape[1]):
         complete_N = np.isfinite(points_NK[:, k])
@@ -217,9 +212,11 @@ def _matrix(values: Any, name: str) -> np.ndarray:
     return matrix
 
 
-def _same_shape(preferences_NK: np.ndarray, points_NK: np.ndarray) -> None:
+def _pair(preferences: Any, points: Any) -> tuple[np.ndarray, np.ndarray]:
+    preferences_NK, points_NK = _matrix(preferences, "preferences"), _matrix(points, "points")
     if preferences_NK.shape != points_NK.shape:
         raise ValueError(f"preferences {preferences_NK.shape} and points {points_NK.shape} must have one shape")
+    return preferences_NK, points_NK
 
 
 def prompt_intervals(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from actors.processes import Asks
 from orchestrator.files import as_text
 
 if TYPE_CHECKING:
@@ -40,29 +41,12 @@ class Node:
 
 def demands(recipe: "Recipe") -> list[ActorDemand]:
     """Every actor of a training run, with what each asks of the cluster."""
-    return [*_engines_and_ranks(recipe), *_judges(recipe)]
-
-
-def _engines_and_ranks(recipe: "Recipe") -> list[ActorDemand]:
     rollout, learner = recipe.rollout, recipe.learner
+    judges = [_demand(f"reward-{objective.name}", objective.replicas, objective) for objective in recipe.objectives]
     if rollout.colocated:
-        return [pair_demand(recipe)]
-    return [
-        ActorDemand(
-            role="rollout",
-            count=rollout.engines,
-            num_cpus=rollout.num_cpus,
-            num_gpus=rollout.num_gpus * rollout.tensor_parallel_size,
-            node_labels=rollout.node_labels,
-        ),
-        ActorDemand(
-            role="learner",
-            count=learner.ranks,
-            num_cpus=learner.num_cpus,
-            num_gpus=learner.num_gpus,
-            node_labels=learner.node_labels,
-        ),
-    ]
+        return [pair_demand(recipe), *judges]
+    engines = _demand("rollout", rollout.engines, rollout, gpus_each=rollout.tensor_parallel_size)
+    return [engines, _demand("learner", learner.ranks, learner), *judges]
 
 
 def pair_demand(recipe: "Recipe") -> ActorDemand:
@@ -77,17 +61,9 @@ def pair_demand(recipe: "Recipe") -> ActorDemand:
     )
 
 
-def _judges(recipe: "Recipe") -> list[ActorDemand]:
-    return [
-        ActorDemand(
-            role=f"reward-{objective.name}",
-            count=objective.replicas,
-            num_cpus=objective.num_cpus,
-            num_gpus=objective.num_gpus,
-            node_labels=objective.node_labels,
-        )
-        for objective in recipe.objectives
-    ]
+def _demand(role: str, count: int, each: Asks, *, gpus_each: int = 1) -> ActorDemand:
+    gpus = each.num_gpus * gpus_each
+    return ActorDemand(role=role, count=count, num_cpus=each.num_cpus, num_gpus=gpus, node_labels=each.node_labels)
 
 
 def obstacles(asked: Sequence[ActorDemand], nodes: Sequence[Node]) -> Iterator[str]:

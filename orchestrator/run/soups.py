@@ -119,26 +119,14 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
         fleet = join_fleet(recipe, actors, failures, connect=sender.connect, push=partial(_push, sender))
         renderer = RememberingRenderer(inputs.renderer)
         merged = SoupSampler(join_sampler(recipe, fleet, actors, failures), source, fleet, renderer, merger)
-        of_start = Evaluator(
-            recipe,
-            first,
-            inputs.renderer,
-            inputs.heldout,
-            normalizers,
-            reference_logprobs=lambda p, r: _one_sum(first.logprobs(p, r)),
-        )
-        of_merges = Evaluator(
-            recipe,
-            merged,
-            renderer,
-            inputs.heldout,
-            normalizers,
-            reference_logprobs=(lambda p, r: _one_sum(merged.start_logprobs(p, r))) if start else None,
-        )
-        for step, evaluator in ((0, of_start), (recipe.loop.steps, of_merges)):
+        evaluator = partial(Evaluator, recipe, prompts=inputs.heldout, normalizers=normalizers)
+        of_start = evaluator(first, inputs.renderer, reference_logprobs=lambda p, r: _one_sum(first.logprobs(p, r)))
+        kl = (lambda p, r: _one_sum(merged.start_logprobs(p, r))) if start else None
+        of_merges = evaluator(merged, renderer, reference_logprobs=kl)
+        for step, evaluate in ((0, of_start), (recipe.loop.steps, of_merges)):
             say(f"evaluating {'the merges' if step else 'the starting policy'} on the preference grid ...")
             with (run_dir.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json_line(evaluator(step, 0)))
+                file.write(json_line(evaluate(step, 0)))
     return 0
 
 
