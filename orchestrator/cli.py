@@ -237,8 +237,8 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _results(arguments: argparse.Namespace) -> None:
+    from orchestrator.bench.cells import Results
     from orchestrator.bench.document import write_document
-    from orchestrator.bench.results import Results
     from orchestrator.recipes import read_record
 
     print(write_document([read_record(Results, file) for file in arguments.files], arguments.output))

@@ -7,18 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.bench.cells import Cell, Work, is_finished, make_cells
-from orchestrator.bench.compare import Question, sweep_cells
-from orchestrator.bench.document import reading, write_document
-from orchestrator.bench.results import (
+from orchestrator.bench.cells import (
+    Cell,
     CellResult,
     Results,
     Sweep,
+    Work,
     add_igd_plus,
     best_value,
     gather,
+    is_finished,
+    make_cells,
     write_results,
 )
+from orchestrator.bench.compare import Question, sweep_cells
+from orchestrator.bench.document import reading, write_document
 from orchestrator.bench.tables import (
     QUALITY,
     as_markdown,

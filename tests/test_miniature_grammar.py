@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from orchestrator.tasks.miniature import corpus, grammar, spec
+from orchestrator.tasks.miniature import grammar, spec
 from orchestrator.tasks.miniature.grammar import build_tokenizer
 from orchestrator.tasks.miniature.spec import CorpusSpec
 from rewards.config import PreferencesConfig
@@ -83,7 +83,7 @@ def test_conditioned_prompts_have_14_to_19_tokens():
 
 
 def test_corpus_responses_are_grammatical_and_fit_the_budget_with_their_end_token():
-    rows = corpus.sample_rows(
+    rows = grammar.sample_rows(
         np.random.default_rng(0), grammar.all_prompts(), 500, objectives=OBJECTIVES, corpus=CorpusSpec()
     )
     for row in rows:
@@ -93,7 +93,7 @@ def test_corpus_responses_are_grammatical_and_fit_the_budget_with_their_end_toke
 
 
 def test_the_corpus_follows_w():
-    rows = corpus.sample_rows(
+    rows = grammar.sample_rows(
         np.random.default_rng(0), grammar.all_prompts(), 2000, objectives=spec.OBJECTIVES, corpus=CorpusSpec()
     )
     weights = np.array([row["preference"] for row in rows])
@@ -113,7 +113,7 @@ def test_the_corpus_follows_w():
 
 def test_the_corpus_depends_on_the_seed_alone():
     def draw(seed):
-        return corpus.sample_rows(
+        return grammar.sample_rows(
             np.random.default_rng(seed), grammar.all_prompts(), 5, objectives=OBJECTIVES, corpus=CorpusSpec()
         )
 
@@ -124,7 +124,7 @@ def test_a_writer_who_never_strays_stays_with_the_topic():
     dice = random.Random(0)
     focused = CorpusSpec(stray_topic=0.0)
     for _ in range(50):
-        response = corpus.sample_response(dice, LOCK, [1.0, 0.0], objectives=OBJECTIVES, corpus=focused)
+        response = grammar.sample_response(dice, LOCK, [1.0, 0.0], objectives=OBJECTIVES, corpus=focused)
         assert all(
             grammar.topic_of(LOCK) in grammar.sentences()[text].topics for text in grammar.split_sentences(response)
         )

@@ -95,10 +95,8 @@ def test_the_attainable_points_average_over_risky_and_safe_prompts():
 
 def test_no_sampled_response_beats_the_attainable_optimum():
     rng = np.random.default_rng(0)
-    from orchestrator.tasks.miniature import corpus
-
     objectives = ("helpfulness", "harmlessness")
-    rows = corpus.sample_rows(rng, [RISKY], 300, objectives=objectives, corpus=spec.CorpusSpec(leak=4.0))
+    rows = grammar.sample_rows(rng, [RISKY], 300, objectives=objectives, corpus=spec.CorpusSpec(leak=4.0))
     scores = oracle.scores([RISKY] * 300, [row["response"] for row in rows], objectives)
     w = simplex_grid(2, 10)
     best = oracle.attainable_points([RISKY], w, np.zeros(2), np.ones(2), objectives=objectives, max_new_tokens=32)

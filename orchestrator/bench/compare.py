@@ -9,14 +9,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orchestrator.bench.cells import Cell, CellRunner, Work, is_finished, make_cells, method_of
-from orchestrator.bench.results import (
+from orchestrator.bench.cells import (
     RESULTS,
+    Cell,
+    CellRunner,
     Results,
     Sweep,
+    Work,
     add_igd_plus,
     best_value,
     gather,
+    is_finished,
+    make_cells,
+    method_of,
     write_results,
 )
 from orchestrator.bench.tables import QUALITY, quality_table

@@ -12,7 +12,7 @@ import numpy as np
 
 from learner.methods import METHODS
 from orchestrator.bench import tables
-from orchestrator.bench.results import Results
+from orchestrator.bench.cells import Results
 from orchestrator.bench.tables import BASELINE, CONTROL, QUALITY, TRUTH, Table, as_markdown, paired_difference
 from rewards.metrics import EVALUATION_METRICS, STEP_METRICS, Metric
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.bench.results import CellResult, Results
+from orchestrator.bench.cells import CellResult, Results
 from rewards.metrics import EVALUATION_METRICS, Metric, describe
 
 T_975 = (

@@ -13,7 +13,7 @@ from orchestrator.bench.figures.style import START, by_level, drawing, mixed_col
 from rewards.metrics import EVALUATION_METRICS, describe
 
 if TYPE_CHECKING:
-    from orchestrator.bench.results import CellResult, Results
+    from orchestrator.bench.cells import CellResult, Results
 
 DISTRIBUTIONS = 5
 """Vectors of the grid whose reward distributions are drawn."""

@@ -18,8 +18,7 @@ from orchestrator.tasks.fitting.config import PolicyFitConfig, RewardFitConfig
 from orchestrator.tasks.fitting.models import llama_config, put_levels_on_a_line
 from orchestrator.tasks.fitting.supervised import fit_policy, sample_responses
 from orchestrator.tasks.fitting.trainer import FitReport
-from orchestrator.tasks.miniature import corpus, oracle, spec
-from orchestrator.tasks.miniature.grammar import build_tokenizer
+from orchestrator.tasks.miniature import grammar, oracle, spec
 from orchestrator.tasks.miniature.spec import GateSpec, MiniatureSpec, PolicySpec, RewardSpec
 from rewards.pareto import spearman
 from rewards.preferences import evaluation_grid
@@ -61,11 +60,11 @@ def fit_starting_policy(
     settings = spec.policy
     steps = settings.steps_for(len(objectives)) if steps is None else steps
     rng = np.random.default_rng([seed, 1])
-    tokenizer = build_tokenizer()
+    tokenizer = grammar.build_tokenizer()
     model = new_policy(settings, tokenizer, seed)
 
     def rows(count: int) -> list[dict]:
-        return corpus.sample_rows(rng, prompts, count, objectives=objectives, corpus=spec.corpus)
+        return grammar.sample_rows(rng, prompts, count, objectives=objectives, corpus=spec.corpus)
 
     config = PolicyFitConfig(
         output=str(directory),
@@ -118,7 +117,7 @@ def measure_gate(
         directory,
         all_prompts,
         np.repeat(grid, len(asked), axis=0),
-        renderer=corpus.renderer(objectives),
+        renderer=grammar.renderer(objectives),
         max_new_tokens=spec.MAX_NEW_TOKENS,
         seed=seed + 1,
     )
@@ -144,8 +143,8 @@ def sample_responses_to_compare(
     responses = sample_responses(
         policy,
         asked,
-        corpus.sample_preferences(rng, len(asked), len(objectives)),
-        renderer=corpus.renderer(objectives),
+        grammar.sample_preferences(rng, len(asked), len(objectives)),
+        renderer=grammar.renderer(objectives),
         max_new_tokens=spec.MAX_NEW_TOKENS,
         seed=seed + 2,
     )
@@ -197,7 +196,7 @@ def fit_reward_model(
     return fit_reward(
         config,
         label_pairs(responses, objective, sharpness=settings.label_sharpness),
-        tokenizer=build_tokenizer(),
+        tokenizer=grammar.build_tokenizer(),
         label=f"reward model {objective}",
         progress=progress,
     )
