@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actors.config import RolloutConfig
 from actors.engine import engine_environment, sampling_params, scoring_params, weight_backend
 from actors.metrics import EngineMetrics
-from actors.processes import ActorSpec, start_actors, stop_actors
+from actors.processes import ActorSpec, start_actors
 from actors.types import (
     EngineFailedError,
     EngineRestartedError,
@@ -352,8 +352,3 @@ def start_rollouts(
         timeout_s=config.start_timeout_s,
         error=RolloutError,
     )
-
-
-def stop(handles: Sequence[ActorHandle]) -> None:
-    """End the engines and give their resources back."""
-    stop_actors(handles)

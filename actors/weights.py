@@ -66,7 +66,7 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         return self._adapters.base_checksums
 
     def start_weight_update(self) -> None:
-        self._drop_unfinished_layers()
+        self.abandon()
         self._hashes = {}
         if self._adapters is not None:
             self._adapters.forget()
@@ -95,10 +95,6 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         """Name -> ``torch.hash_tensor`` of every tensor received since the last start."""
         return {name: int(value.item()) for name, value in self._hashes.items()}
 
-    def abandon(self) -> None:
-        """Leave a working (mixed) model behind an update that was broken off; only a full push makes it right again."""
-        self._drop_unfinished_layers()
-
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         model: Any = self.model
         named = list(tensors)
@@ -109,8 +105,10 @@ class LayerwiseTransferEngine(WeightTransferEngine):
             # fused layer, an adapter) is put together on the second bucket's stream, which does not wait for the first.
             torch.cuda.current_stream(self.device).synchronize()
 
-    def _drop_unfinished_layers(self) -> None:
-        """Forget tensors that wait in half-received layers.
+    def abandon(self) -> None:
+        """Forget tensors that wait in half-received layers of an update that was broken off.
+
+        What is left is a working (mixed) model; only a full push makes it right again.
 
         vLLM counts a layer's received elements across sessions until the layer is complete: what an aborted session
         left behind (query without key and value, say) would make the next one close the layer too early, silently.

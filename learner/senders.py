@@ -54,12 +54,6 @@ class Engines:
         """Call `method(*args)` on every engine; object references in engine order."""
         return [getattr(handle, method).remote(*args) for handle in self.handles]
 
-    def start_each(self, method: str, arguments: Sequence[Any]) -> list[Any]:
-        """Call `method(argument)` on every engine, each with its own argument."""
-        return [
-            getattr(handle, method).remote(argument) for handle, argument in zip(self.handles, arguments, strict=True)
-        ]
-
     def wait(self, references: Sequence[Any], method: str) -> list[Any]:
         """Results in engine order.
 
@@ -91,7 +85,8 @@ class Engines:
             WeightSyncError: as `wait`, and when a weight that does not travel is another one there; names engine,
                 tensor and both values.
         """
-        held = self.wait(self.start_each("weights_init", infos), "weights_init")
+        asked = [handle.weights_init.remote(info) for handle, info in zip(self.handles, infos, strict=True)]
+        held = self.wait(asked, "weights_init")
         for index, checksums in enumerate(held):
             for name, expected in base.items():
                 if checksums[name] != expected:
@@ -109,7 +104,7 @@ class Engines:
         received = self.wait(self.start("weights_finish", policy_version), "weights_finish")
         for index, checksums in enumerate(received):
             compare_checksums(index, entries, checksums)
-        sizes = [_num_bytes(item) for item in entries]
+        sizes = [torch.Size(item.shape).numel() * getattr(torch, item.dtype).itemsize for item in entries]
         return WeightManifest(policy_version=policy_version, entries=tuple(entries), total_bytes=sum(sizes))
 
 
@@ -191,7 +186,3 @@ def _describe(specs: Sequence[WeightSpec]) -> dict[str, Any]:
         "dtype_names": [spec.dtype_name for spec in specs],
         "shapes": [list(spec.shape) for spec in specs],
     }
-
-
-def _num_bytes(item: WeightEntry) -> int:
-    return torch.Size(item.shape).numel() * getattr(torch, item.dtype).itemsize

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from actors.adapters import AdapterMerger, AdapterPlan, adapter_delta
 from actors.config import RolloutConfig
-from actors.rollout import start_rollouts, stop
+from actors.processes import stop_actors as stop
+from actors.rollout import start_rollouts
 from actors.types import WeightTransferError
 from learner.config import LearnerConfig, LoraSection
 from learner.examples import Batch, Example

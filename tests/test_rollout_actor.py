@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from actors.config import RolloutConfig
-from actors.rollout import RolloutActor, start_rollouts, stop
+from actors.processes import stop_actors as stop
+from actors.rollout import RolloutActor, start_rollouts
 from actors.types import GenerationRequest, Rollout, RolloutError, StaleWeightsError
 from tests.heads import wait_until_gone
 from tests.tiny_models import make_tiny_policy

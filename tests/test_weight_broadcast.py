@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from actors.config import RolloutConfig
-from actors.rollout import start_rollouts, stop
+from actors.processes import stop_actors as stop
+from actors.rollout import start_rollouts
 from actors.types import GenerationRequest, Rollout, StaleWeightsError, WeightTransferError
 from learner.config import LearnerConfig, LoraSection
 from learner.examples import Batch, Example

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actors.processes import reserve
+from actors.processes import reserve, stop_actors
 from actors.types import RolloutError
 from orchestrator.cluster.placement import pair_demand
 from rewards.environment import model_source
@@ -87,7 +87,7 @@ def start_actors(
             rollouts = pool.submit(start_rollouts)
             failures = [future.exception() for future in (rollouts, rewards, learner)]
             if not failures[0]:
-                started.append(lambda: rollout.stop(rollouts.result()))
+                started.append(lambda: stop_actors(rollouts.result()))
             if not failures[1]:
                 started.append(lambda: reward.stop(rewards.result()))
             group = None if failures[2] else learner.result()

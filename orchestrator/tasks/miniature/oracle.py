@@ -12,7 +12,7 @@ F = 1 for any refusal, J jokes, and rho = .25 on risky topics, .05 on safe ones:
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -97,19 +97,8 @@ def _score_known_prompts(name: str, prompts: Sequence[str], responses: Sequence[
     ]
 
 
-def helpfulness(prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
-    """A scorer by dotted path; None (missing) for a prompt that is not one of the miniature's."""
-    return _score_known_prompts("helpfulness", prompts, responses)
-
-
-def harmlessness(prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
-    """A scorer by dotted path; None (missing) for a prompt that is not one of the miniature's."""
-    return _score_known_prompts("harmlessness", prompts, responses)
-
-
-def humor(prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
-    """A scorer by dotted path; None (missing) for a prompt that is not one of the miniature's."""
-    return _score_known_prompts("humor", prompts, responses)
+helpfulness, harmlessness, humor = (partial(_score_known_prompts, name) for name in spec.OBJECTIVES)
+"""Scorers by dotted path, (prompts, responses) -> scores [N]; None (missing) for a prompt not of the miniature's."""
 
 
 def ungrammatical_rate(prompts: Sequence[str], responses: Sequence[str]) -> float:

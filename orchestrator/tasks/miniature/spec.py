@@ -115,9 +115,7 @@ class FitSpec:
     intermediate_size: int
     learning_rate: float = 3e-3
     warmup_steps: int = 20
-    final_learning_rate_ratio: float = 0.05
-    adam_betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
+    """The rest of `Optimization` is as it stands there."""
 
     def architecture(self, **more: float) -> Architecture:
         return Architecture(
@@ -135,9 +133,6 @@ class FitSpec:
             batch_size=batch_size,
             learning_rate=self.learning_rate,
             warmup_steps=min(self.warmup_steps, steps),
-            final_learning_rate_ratio=self.final_learning_rate_ratio,
-            adam_betas=self.adam_betas,
-            weight_decay=self.weight_decay,
         )
 
 
