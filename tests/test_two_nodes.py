@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.two_nodes import LEARNER_AT_HEAD, train_on_two, two_networks
+from tests.two_nodes import ENGINES_AT_WORKER, train_on_two, two_networks
 from tests.whole_runs import REPOSITORY, assert_same_results, command, tiny_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.full]
@@ -27,7 +27,7 @@ def test_zero_3_over_ranks_on_both_nodes_gives_the_same_run(tmp_path):
     overrides = ("telemetry.wandb=disabled", "learner.ranks=2", "learner.zero_stage=3", "learner.num_cpus=0.7")
     at_head = [f"objectives.{index}.node_labels={{pool: learner}}" for index in range(2)]
     with two_networks(tmp_path, cpus=(1, 1)) as two:  # no node has room for both ranks, and each has some beside one
-        places = train_on_two(two, recipe, tmp_path / "two", *overrides, LEARNER_AT_HEAD, *at_head)
+        places = train_on_two(two, recipe, tmp_path / "two", *overrides, ENGINES_AT_WORKER, *at_head)
     assert sorted(places["learner"]) == [False, True]
     one = train_on_one_node(recipe, tmp_path / "one", *overrides, "cluster.num_cpus=2")
     assert_same_results(tmp_path / "two", one)
