@@ -26,12 +26,18 @@ class _WithInformation(PairMethod):
     def beta_w(self) -> float:
         return self.config.beta_w
 
+    @property
+    def stop_gradient(self) -> bool:
+        return self.config.stop_gradient
+
 
 class MiEpo(_WithInformation, MoOdpoPerObjective):
     """As published: one winner for each objective. With beta_w = 0 it is `mo-odpo-per-objective`."""
 
     class Config(InformationSection, PerObjectiveSection):
         type: Literal["mi-epo"] = "mi-epo"
+
+    config: Config
 
 
 class MiEpoScalarized(_WithInformation, MoOdpo):

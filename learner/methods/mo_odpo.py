@@ -64,16 +64,17 @@ class PairMethod(Method[PairTargets]):
         return 0.0
 
     @property
+    def stop_gradient(self) -> bool:
+        """Whether L_YW holds lr(y|w+) fixed."""
+        return True
+
+    @property
     def negatives(self) -> bool:
         return self.beta_w > 0
 
     def compared(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
         """What decides: scores [N, J] by J judges, and what each judge counts [J]."""
-        preference_K = group.preference
-        if getattr(self.config, "routing", "expectation") == "sampled":
-            objective = np.random.default_rng(group.seed).choice(len(preference_K), p=preference_K)
-            preference_K = np.eye(len(preference_K))[objective]
-        return group.scores, preference_K
+        return group.scores, group.preference
 
     def label(self, group: Group) -> PairTargets | None:
         return self.pairs(group)
@@ -117,7 +118,7 @@ class PairMethod(Method[PairTargets]):
             weight_y2,
             beta_c=self.config.beta_c,
             beta_w=self.beta_w,
-            stop_gradient=getattr(self.config, "stop_gradient", True),
+            stop_gradient=self.stop_gradient,
             prompt_share=share,
         )
 
@@ -144,6 +145,15 @@ class MoOdpoPerObjective(PairMethod):
 
     class Config(PerObjectiveSection):
         type: Literal["mo-odpo-per-objective"] = "mo-odpo-per-objective"
+
+    config: PerObjectiveSection
+
+    def compared(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+        preference_K = group.preference
+        if self.config.routing == "sampled":
+            objective = np.random.default_rng(group.seed).choice(len(preference_K), p=preference_K)
+            preference_K = np.eye(len(preference_K))[objective]
+        return group.scores, preference_K
 
 
 class MoOdpo(PairMethod):
