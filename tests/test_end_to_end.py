@@ -236,8 +236,7 @@ def test_on_a_cluster_as_many_runs_go_at_once_as_it_has_room_for_and_equal_ones_
     assert sorted(RunDir.open(run).recipe().rollout.colocated for run in runs) == [False, True]
     assert [steps_done(run) for run in runs] == [4, 4]
     assert_same_results(*runs)
-    cells = json.loads((folder / "results.json").read_text())["cells"]
-    one, other = ([record | {"seconds": None} for record in cell["evaluations"]] for cell in cells)
+    one, other = (cell["evaluations"] for cell in json.loads((folder / "results.json").read_text())["cells"])
     assert one == other
 
 

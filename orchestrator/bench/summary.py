@@ -11,7 +11,10 @@ from typing import Any
 from orchestrator.files import Record, finite
 from rewards.metrics import EVALUATION_METRICS, Metric, describe, evaluation_figures
 
-SIDE_KEYS = {"points", "preferences", "prompt_intervals", *(metric.family for metric in EVALUATION_METRICS)}
+SIDE_KEYS = {"points", "preferences", "prompt_intervals", *(metric.family for metric in EVALUATION_METRICS)} - {
+    "seconds"
+}
+"""Without the wall time: equal runs have equal summaries."""
 NOT_SHOWN = ("kendall", "sparsity", "igd_plus", "missing", "step", "policy_version", "seconds")
 """What the before/after table leaves to summary.json."""
 JUDGES = {"reward": "by the reward models", "audit": "by the audit judge"}
