@@ -108,11 +108,6 @@ class Evaluated(Generic[T]):
         """[E]"""
         return [example.targets for example in self.examples]
 
-    @property
-    def other_prompts(self) -> range:
-        """Indices of the prompts beside G(x, w+); every example has as many."""
-        return range(1, len(self.examples[0].prompts))
-
     def require_reference(self) -> Tensor:
         """`reference`, for a method that uses it."""
         if self.reference is None:
@@ -128,8 +123,14 @@ class Evaluated(Generic[T]):
         """float [S]: response tokens of each pass."""
         return self.block.sum_by_sequence(torch.ones_like(self.logprob))
 
-    def passes(self, prompt: int, chosen: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-        """int64 [P, 2]: the passes of each example's pairs of responses [E][P_e][2] under its prompt of that index."""
+    def passes(self, chosen: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """int64 [1 + M, P, 2]: the passes of each example's pairs of responses [E][P_e][2] under each of its prompts.
+
+        Every example must have as many prompts.
+        """
         place = {item: row for row, item in enumerate(layout(self.examples))}
-        rows = [[place[prompt, e, j] for j in pair] for e, pairs in enumerate(chosen) for pair in pairs]
+        rows = [
+            [[place[m, e, j] for j in pair] for e, pairs in enumerate(chosen) for pair in pairs]
+            for m in range(len(self.examples[0].prompts))
+        ]
         return torch.tensor(rows, device=self.logprob.device)

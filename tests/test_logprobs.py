@@ -60,7 +60,7 @@ def test_examples_are_packed_by_prompt_then_example_then_response_and_found_ther
     assert block.input_ids[:, 0].tolist() == [10, 10, 11, 11, 20, 20, 21, 21, 30, 30, 31, 31]
     at = Evaluated(examples=examples, block=block, logprob=block.targets.float(), reference=torch.zeros(18))
     assert at.lengths().tolist() == [1, 2] * 6
-    assert at.passes(1, [[(0, 1)], [(1, 0)]]).tolist() == [[4, 5], [7, 6]]
+    assert at.passes([[(0, 1)], [(1, 0)]])[1].tolist() == [[4, 5], [7, 6]]
     assert at.logratio().tolist() == [5, 13] * 6
     assert at.logratio(per_token=True).tolist() == [5, 6.5] * 6
 

@@ -105,15 +105,15 @@ class PairMethod(Method[PairTargets]):
         from learner.losses import mi_epo_loss
 
         pairs = [targets.responses for targets in at.targets]
-        logratio_S = at.logratio(per_token=self.config.length_normalized)
-        weight_PK2 = torch.from_numpy(np.concatenate([targets.weight for targets in at.targets])).to(logratio_S.device)
+        logratio = at.logratio(per_token=self.config.length_normalized)[at.passes(pairs)]  # [1 + M, P, 2]
+        weight_PK2 = torch.from_numpy(np.concatenate([targets.weight for targets in at.targets])).to(logratio.device)
         if coefficients is not None:
             weight_PK2 = weight_PK2 * coefficients.to(weight_PK2)[:, None]
-        weight_y1, weight_y2 = weight_PK2.sum(1).to(logratio_S.dtype).unbind(-1)
-        share = torch.tensor([1 / len(own) for own in pairs for _ in own], device=logratio_S.device)
+        weight_y1, weight_y2 = weight_PK2.sum(1).to(logratio.dtype).unbind(-1)
+        share = torch.tensor([1 / len(own) for own in pairs for _ in own], device=logratio.device)
         return mi_epo_loss(
-            logratio_S[at.passes(0, pairs)],
-            torch.stack([logratio_S[at.passes(m, pairs)] for m in at.other_prompts]) if self.negatives else None,
+            logratio[0],
+            logratio[1:] if self.negatives else None,
             weight_y1,
             weight_y2,
             beta_c=self.config.beta_c,
