@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,14 @@ from actors.types import (
 
 
 class FakeRollout:
-    """Answers every request by its seed, two requests a group; `delay_s` between groups leaves time to die."""
+    """Answers every request by its seed, two requests a group; `delay_s` between groups leaves time to die.
 
-    def __init__(self, delay_s: float = 0.0) -> None:
+    It is loading as long as the file `gate` is there.
+    """
+
+    def __init__(self, delay_s: float = 0.0, gate: Path | None = None) -> None:
         self.delay_s = delay_s
+        self.gate = gate
         self.version: int | None = None
         self.loaded = False
         self.asleep = False
@@ -33,6 +38,8 @@ class FakeRollout:
         self.broken = True
 
     def ready(self) -> dict[str, Any]:
+        while self.gate is not None and self.gate.exists():
+            time.sleep(0.05)
         if not self.loaded:
             self.loaded, self.version = True, 0
         return {"pid": os.getpid()}

@@ -71,7 +71,8 @@ class Crew:
         self.failures = Failures(config, folder, self.said.append, clock=itertools.count(0, 60).__next__)
         self.folder = folder
         self.push = FakePush()
-        self.handles = [self.start(FakeRollout, delay_s) for _ in range(engines)]
+        self.gate = folder / "none-loads"
+        self.handles = [self.start(FakeRollout, delay_s, self.gate) for _ in range(engines)]
         self.judge_handles = [self.start(FakeJudge, delay_s) for _ in range(2)]
         self.pids = {}
         for handle in [*self.handles, *self.judge_handles]:
@@ -89,10 +90,10 @@ class Crew:
         self.sampler = Sampler(self.fleet, judges, timeout_s=60, threads=self.threads)
 
     @staticmethod
-    def start(actor: type, delay_s: float) -> Any:
+    def start(actor: type, *arguments: object) -> Any:
         import ray
 
-        return ray.remote(actor).options(num_cpus=0.1, max_restarts=-1).remote(delay_s)
+        return ray.remote(actor).options(num_cpus=0.1, max_restarts=-1).remote(*arguments)
 
     def close(self) -> None:
         import ray
@@ -228,11 +229,13 @@ def test_weights_reach_the_others_when_an_engine_dies_or_hangs_in_the_broadcast(
 
     def once() -> None:
         made.push.before = lambda: None
+        made.gate.touch()
         made.send(number, made.handles[1])
 
     made.push.before = once
     made.fleet.push_weights(1)
     assert [engine.holds for engine in made.fleet.engines] == [1, None]
+    made.gate.unlink()
     assert made.fleet.engines[1].is_back(30)
     made.fleet.push_weights(2)
     assert [engine.holds for engine in made.fleet.engines] == [2, 2] and made.lost() == ["rollout-1"]
