@@ -16,7 +16,8 @@ from tests.whole_runs import REPOSITORY, command, steps_done
 
 RAY = str(Path(sys.executable).with_name("ray"))
 PORT = 6399
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 300
+ANSWER_TIMEOUT_S = 60  # one question; it may be stuck on a head that was not there when it began
 STOP_TIMEOUT_S = 60
 LEARNER_AT_HEAD = "learner.node_labels={pool: learner}"
 ENGINES_AT_WORKER = "rollout.node_labels={pool: rollout}"
@@ -107,7 +108,7 @@ class TwoNetworks:
         """Raises AssertionError when the nodes do not meet in time."""
         head = ("--head", f"--port={PORT}", "--include-dashboard=false")
         self.head.start_node(self.folder / "head.log", *head, cpus=self.cpus[0], labels={"pool": "learner"})
-        self._wait_for_nodes(1)
+        self._wait_for_head()
         joined = (f"--address={self.address}",)
         self.worker.start_node(self.folder / "worker.log", *joined, cpus=self.cpus[1], labels={"pool": "rollout"})
         self._wait_for_nodes(2)
@@ -121,16 +122,29 @@ class TwoNetworks:
         self.worker.close()
         self.head.close()
 
+    def _wait_for_head(self) -> None:
+        """Until its port answers; Ray's own client, which comes next, may not notice one that comes up late."""
+        knock = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        asked = self.head.command(sys.executable, "-S", "-c", knock, self.head.address, PORT)
+        while subprocess.run(asked, capture_output=True, timeout=ANSWER_TIMEOUT_S).returncode:
+            assert time.monotonic() < deadline, (self.folder / "head.log").read_text()
+            time.sleep(0.5)
+
     def _wait_for_nodes(self, count: int) -> None:
         ask = "import ray, sys; ray.init(address=sys.argv[1], logging_level='error'); print(len(ray.nodes()))"
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             asked = self.head.command(sys.executable, "-c", ask, self.address)
-            done = subprocess.run(asked, capture_output=True, text=True, timeout=START_TIMEOUT_S)
-            if done.returncode == 0 and int(done.stdout.split()[-1]) >= count:
-                return
+            try:
+                done = subprocess.run(asked, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+                said = done.stderr
+                if done.returncode == 0 and int(done.stdout.split()[-1]) >= count:
+                    return
+            except subprocess.TimeoutExpired:
+                said = f"no answer within {ANSWER_TIMEOUT_S} s"
             logs = "\n".join(log.read_text() for log in sorted(self.folder.glob("*.log")))
-            assert time.monotonic() < deadline, f"no {count} nodes within {START_TIMEOUT_S} s\n{done.stderr}\n{logs}"
+            assert time.monotonic() < deadline, f"no {count} nodes within {START_TIMEOUT_S} s\n{said}\n{logs}"
             time.sleep(1)
 
 
