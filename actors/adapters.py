@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from actors.tensors import checksum, merge_adapter
 from actors.types import WeightTransferError
 from rewards.environment import model_folder
 
@@ -80,7 +81,7 @@ class AdapterMerger:
     @cached_property
     def base_checksums(self) -> dict[str, int]:
         """Name -> hash of every weight of the plan, in the learner's dtype; read once, whoever comes and goes."""
-        return {name: int(tensor_hash(self._base(name)).item()) for name in self.plan.base}
+        return {name: checksum(self._base(name)) for name in self.plan.base}
 
     def merged(self, arrived: Iterable[Named]) -> Iterator[Named]:
         """All weights of every layer whose adapters are complete now, under their checkpoint names."""
@@ -105,32 +106,12 @@ class AdapterMerger:
         if module not in self.plan.scaling:
             return base
         lora_A, lora_B = (self._halves[half] for half in _halves(module))
-        delta = adapter_delta(
-            lora_A, lora_B, scaling=self.plan.scaling[module], transposed=module in self.plan.transposed
+        return merge_adapter(
+            base, lora_A, lora_B, scaling=self.plan.scaling[module], transposed=module in self.plan.transposed
         )
-        return (base.float() + delta.float()).to(base.dtype)
 
     def _base(self, name: str) -> torch.Tensor:
         return self._files[name].get_tensor(name).to(self._device, getattr(torch, self.plan.base[name]))
-
-
-def adapter_delta(lora_A: torch.Tensor, lora_B: torch.Tensor, *, scaling: float, transposed: bool) -> torch.Tensor:
-    """scaling * B A [out, in] (transposed [in, out]), rounded as peft rounds it when the learner merges.
-
-    Args:
-        lora_A: [rank, in].
-        lora_B: [out, rank].
-    """
-    dtype = lora_B.dtype
-    if lora_B.device.type == "cpu":
-        lora_A, lora_B = lora_A.float(), lora_B.float()
-    delta = lora_B @ lora_A
-    return ((delta.T if transposed else delta) * scaling).to(dtype)
-
-
-def tensor_hash(tensor: torch.Tensor) -> torch.Tensor:
-    """``torch.hash_tensor``, and 0 for an empty tensor, which has none."""
-    return torch.hash_tensor(tensor) if tensor.numel() else torch.zeros((), dtype=torch.int64)
 
 
 def tensor_files(folder: Path) -> dict[str, safe_open]:

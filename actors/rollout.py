@@ -235,7 +235,7 @@ class RolloutActor:
         """Put the update into service as ``policy_version``.
 
         Returns:
-            name -> ``torch.hash_tensor`` of each tensor as it was received, before vLLM loaded it.
+            name -> ``actors.tensors.checksum`` of each tensor as it was received, before vLLM loaded it.
 
         Raises:
             WeightTransferError: an announced tensor did not arrive, the workers of one engine disagree, or cached

@@ -26,7 +26,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from actors.adapters import AdapterMerger, AdapterPlan, tensor_files, tensor_hash
+from actors.adapters import AdapterMerger, AdapterPlan, tensor_files
+from actors.tensors import tensor_hash, unsigned
 from actors.types import WeightTransferError
 from rewards.environment import one_line
 
@@ -92,8 +93,8 @@ class LayerwiseTransferEngine(WeightTransferEngine):
         self.is_open = False
 
     def checksums(self) -> dict[str, int]:
-        """Name -> ``torch.hash_tensor`` of every tensor received since the last start."""
-        return {name: int(value.item()) for name, value in self._hashes.items()}
+        """Name -> `actors.tensors.checksum` of every tensor received since the last start."""
+        return {name: unsigned(value) for name, value in self._hashes.items()}
 
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         model: Any = self.model

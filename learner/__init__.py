@@ -1,6 +1,7 @@
 """The learner: examples in, policy versions out.
 
-May import `rewards`, and `actors.processes` for what needs Ray; nothing else of `actors`, and never `orchestrator`.
+May import `rewards`, and of `actors` what both ends must do alike: `actors.processes` (with Ray) and `actors.tensors`
+(hashes, merged adapters); never `orchestrator`.
 
 config.py    the recipe's `learner` section, and the learning rate of a step
 methods/     what is trained on: a method is one file

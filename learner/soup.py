@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actors.tensors import dithered
 from learner.types import LearnerError
 from learner.weights import BucketSource, WeightSpec, in_buckets
 
@@ -69,13 +70,16 @@ class SoupSource(BucketSource):
 
 
 def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """sum_k w_k t_k in the first tensor's dtype, summed in float32; a single tensor of weight 1 comes back as it is."""
+    """sum_k w_k t_k, summed in float32, in the first tensor's dtype as `actors.tensors.dithered` rounds.
+
+    A single tensor of weight 1 comes back as it is.
+    """
     if len(tensors) == 1 and weights[0] == 1:
         return tensors[0]
     total = torch.zeros_like(tensors[0], dtype=torch.float32)
     for tensor, weight in zip(tensors, weights, strict=True):
         total.add_(tensor.float(), alpha=weight)
-    return total.to(tensors[0].dtype)
+    return dithered(total, tensors[0].dtype)
 
 
 def _contents(folder: Path) -> dict[WeightSpec, Path]:

@@ -44,7 +44,7 @@ class WeightEntry:
     """torch dtype without its prefix, e.g. `bfloat16`."""
     shape: tuple[int, ...]
     checksum: int
-    """`torch.hash_tensor` of the values, as an unsigned 64-bit integer."""
+    """`actors.tensors.checksum` of the values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

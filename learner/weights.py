@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from actors.tensors import checksum, merge_adapter
 from learner.policy import PolicyModule
 from learner.types import LearnerError, WeightEntry
 
@@ -139,7 +140,7 @@ class WeightSource(PolicyTensors):
             spec = WeightSpec(name=name.replace(".base_layer.", "."), dtype=tensor.dtype, shape=full_shape(tensor))
             layer = adapted.get(name) if merged else None
             halves = () if layer is None else tuple(_half(layer, half) for half in HALVES)
-            items.append(Item(spec=spec, parts=(tensor, *halves), make=partial(_merged, tensor, layer)))
+            items.append(Item(spec=spec, parts=(tensor, *halves), make=partial(merged_weight, tensor, layer)))
         super().__init__(items, bucket_bytes=bucket_bytes)
 
 
@@ -189,12 +190,6 @@ def full_shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
-def checksum(tensor: Tensor) -> int:
-    """`torch.hash_tensor` as an unsigned integer; 0 for an empty tensor, which has none."""
-    # .item(), because int() of a uint64 tensor overflows above 2^63
-    return int(torch.hash_tensor(tensor).item()) if tensor.numel() else 0
-
-
 def entry(spec: WeightSpec, tensor: Tensor) -> WeightEntry:
     """Manifest line of a tensor as it is sent."""
     return WeightEntry(name=spec.name, dtype=spec.dtype_name, shape=spec.shape, checksum=checksum(tensor))
@@ -204,10 +199,12 @@ def _half(layer: Any, half: str) -> Tensor:
     return getattr(layer, half)[ADAPTER].weight
 
 
-def _merged(tensor: Tensor, layer: Any) -> Tensor:
+def merged_weight(tensor: Tensor, layer: Any) -> Tensor:
+    """A parameter with the adapter of peft's `layer` around it (None: it has none), rounded to its dtype once."""
     if layer is None:
         return tensor.detach()
-    return (tensor.float() + layer.get_delta_weight(ADAPTER).float()).to(tensor.dtype)
+    lora_A, lora_B = (_half(layer, half).detach() for half in HALVES)
+    return merge_adapter(tensor, lora_A, lora_B, scaling=float(layer.scaling[ADAPTER]), transposed=layer.fan_in_fan_out)
 
 
 def _gather(tensors: list[Tensor]) -> contextlib.AbstractContextManager[None]:

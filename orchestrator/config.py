@@ -74,6 +74,9 @@ class LoopConfig(Section):
     """Most versions between the policy that samples a batch and the one updated with it (0: strictly on-policy)."""
     max_empty_batches: int = Field(default=5, ge=1)
     """Steps in a row without one usable example after which the run stops."""
+    probe_every: int = Field(default=50, ge=0)
+    """Policy versions between two comparisons of engines and learner on the same tokens (`engine_mismatch`), besides
+    those before and after the first update (0: only before); more than rounding explains ends the run."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Optimizer steps between checkpoints (0: only when stopped); what a kill can cost at most."""
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -109,6 +109,9 @@ STEP_METRICS = (
     Metric(key="generated_tokens", digits=0, definition="Tokens sampled for the step."),
     Metric(key="learner_tokens", digits=0, definition="Tokens of prompts and responses in the learner, under each w."),
     Metric(key="sync_bytes", digits=0, definition="Size of the weights sent to the engines after the step, or 0."),
+    Metric(key="engine_mismatch", label="engine against learner", unit="nats a token", better="lower", digits=5,
+        definition="Mean over tokens of the absolute difference between their log pi as an engine sampled them and as "
+            "the learner finds it, same weights; after the first update and every loop.probe_every."),
     Metric(key="reward_mean/<objective>", label="mean reward", definition="Mean of the batch's raw scores."),
     Metric(key="reward_std/<objective>", label="reward spread", definition="Standard deviation of the raw scores."),
     Metric(key="problems", digits=0, definition="Signs of trouble in the step: by name in the file, else how many."),
@@ -139,7 +142,8 @@ EVALUATION_METRICS = (
         definition="InfoNCE estimate of I(Y; W given X): mean over responses of log pi under their own vector minus "
             "the log of the mean of pi over the grid's vectors; at most the log of their number."),
     Metric(key="kl_to_start", label="KL to the start", unit="nats", digits=2,
-        definition="Mean over sampled responses of log pi - log pi_start under their w, summed over tokens."),
+        definition="Mean over sampled responses of log pi - log pi_start under their w, both by the learner, summed "
+            "over tokens; 0 before the first update."),
     Metric(key="distinct_responses", percent=True,
         definition="Share of different texts among the answers to one prompt under one vector, averaged."),
     Metric(key="response_length", unit="tokens", digits=1, definition="Mean number of sampled tokens in a response."),

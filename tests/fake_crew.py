@@ -47,7 +47,7 @@ class FakeFleet:
 class FakeSampler:
     def __init__(self, fleet: FakeFleet, num_objectives: int, logprob: float) -> None:
         self.fleet = fleet
-        self.logprob = logprob  # of any token asked about; the learner says -1
+        self.logprob = logprob  # of any token; the learner says -1
         self.num_objectives = num_objectives
 
     def submit(self, batch, policy_version):
@@ -77,7 +77,7 @@ class FakeSampler:
             tokens = tuple(20 + digest(drawn, t) % 60 for t in range(LENGTHS[drawn % 3]))
             text = " ".join(f"t{token}" for token in tokens)
             responses.append(
-                Response(token_ids=tokens, text=text, finish_reason="stop", logprobs=(-1.0,) * len(tokens))
+                Response(token_ids=tokens, text=text, finish_reason="stop", logprobs=(self.logprob,) * len(tokens))
             )
         version = self.fleet.version
         return Rollout(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.tensors import checksum
 from actors.types import EngineFailedError
 
 
@@ -45,7 +46,7 @@ class FakeEngine:
                 raw[5] ^= 1
             tensor = torch.from_numpy(raw).view(getattr(torch, dtype)).view(shape)
             self.tensors[name] = tensor.numpy()
-            self.checksums[name] = int(torch.hash_tensor(tensor).item())
+            self.checksums[name] = checksum(tensor)
 
     def weights_finish(self, policy_version: int) -> dict[str, int]:
         assert list(self.tensors) == self.announced

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from actors.adapters import AdapterMerger, AdapterPlan, adapter_delta
+from actors.adapters import AdapterMerger, AdapterPlan
 from actors.config import RolloutConfig
 from actors.processes import stop_actors as stop
 from actors.rollout import start_rollouts
+from actors.tensors import merge_adapter
 from actors.types import WeightTransferError
 from learner.config import LearnerConfig, LoraSection
 from learner.examples import Batch, Example
@@ -109,9 +110,9 @@ def test_biases_of_a_fused_layer_come_from_the_base(tmp_path: Path) -> None:
 
 def test_a_transposed_matrix_gets_a_transposed_change() -> None:
     lora_A, lora_B = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0], [10.0]])
-    delta = adapter_delta(lora_A, lora_B, scaling=2.0, transposed=False)
-    assert delta.tolist() == [[2.0, 4.0, 6.0], [20.0, 40.0, 60.0]]
-    assert torch.equal(adapter_delta(lora_A, lora_B, scaling=2.0, transposed=True), delta.T)
+    merged = merge_adapter(torch.ones(2, 3), lora_A, lora_B, scaling=2.0, transposed=False)
+    assert merged.tolist() == [[3.0, 5.0, 7.0], [21.0, 41.0, 61.0]]
+    assert torch.equal(merge_adapter(torch.ones(3, 2), lora_A, lora_B, scaling=2.0, transposed=True), merged.T)
 
 
 def test_the_bases_of_two_sides_are_compared_in_the_learners_dtype(folder: Path, tmp_path: Path) -> None:

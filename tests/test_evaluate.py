@@ -1,5 +1,6 @@
 """The preference grid on a fake sampler whose policy is known, so that every figure can be said beforehand."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from orchestrator.errors import RunFailed
 from orchestrator.plan import make_renderer
 from orchestrator.recipes import load_recipe
 from orchestrator.run.evaluate import Evaluator, front_metrics, measure_normalizers
+from orchestrator.run.probe import log_ratios
 from orchestrator.run.sampling import Scored
 from rewards.normalize import Normalizer
 from tests.word_tokenizer import WordTokenizer
@@ -91,10 +93,11 @@ def test_responses_that_are_as_likely_under_every_vector_tell_nothing_about_w():
 
 
 def test_the_kl_to_the_start_is_the_mean_log_ratio_of_whole_responses():
-    def start(prompt_ids, response_ids):
-        return [[-1.0, -2.5] for _ in prompt_ids]
+    def logprobs(prompt_ids, response_ids, *, reference=False):
+        return [[-1.0, -2.5] if reference else [-0.5, -0.5] for _ in prompt_ids]
 
-    assert evaluator(FakeSampler(), reference_logprobs=start)(0, 0)["kl_to_start"] == pytest.approx(-1.0 + 3.5)
+    ratios = partial(log_ratios, logprobs)
+    assert evaluator(FakeSampler(), log_ratios=ratios)(0, 0)["kl_to_start"] == pytest.approx(-1.0 + 3.5)
     assert evaluator(FakeSampler())(0, 0)["kl_to_start"] is None
 
 

@@ -14,6 +14,17 @@ from orchestrator.run.loop import train
 
 
 @dataclass
+class FakeProbe:
+    due: frozenset
+
+    def is_due(self, version):
+        return version in self.due
+
+    def __call__(self, version):
+        return version / 1000
+
+
+@dataclass
 class FakeStages:
     """Every stage writes what it was asked into one list."""
 
@@ -24,6 +35,8 @@ class FakeStages:
     bound: int = 1
     calls: list = field(default_factory=list)
     staleness: list = field(default_factory=list)
+    probed_versions: frozenset = frozenset()
+    mismatches: list = field(default_factory=list)
     sampled: dict = field(default_factory=dict)  # step -> version
     done: int = 0
 
@@ -32,6 +45,7 @@ class FakeStages:
         self.sampler = SimpleNamespace(submit=self._submit)
         self.learner = SimpleNamespace(update=self._update)
         self.fleet = SimpleNamespace(push_weights=self._push)
+        self.probe = FakeProbe(self.probed_versions)
         self.recorder = SimpleNamespace(
             stage=lambda name: contextlib.nullcontext(), step=self._step, hint=lambda: "hint"
         )
@@ -59,10 +73,11 @@ class FakeStages:
         self.calls.append(("push", version))
         return "sync"
 
-    def _step(self, step, version, scored, statistics, report, sync, staleness):
+    def _step(self, step, version, scored, statistics, updated, staleness):
         self.done += 1
         self.staleness.append(staleness)
-        self.calls.append(("record", step, version, report))
+        self.calls.append(("record", step, version, updated.report))
+        self.mismatches.append(updated.engine_mismatch)
 
     def evaluate(self, step, version):
         self.calls.append(("evaluate", step, version))
@@ -94,6 +109,12 @@ def test_with_no_staleness_each_batch_is_sampled_by_the_policy_it_updates():
         ("sample", 0, 0), ("update", 0), ("push", 1), ("record", 0, 1, "report"),
         ("sample", 1, 1), ("update", 1), ("push", 2), ("record", 1, 2, "report"),
     ]  # fmt: skip
+
+
+def test_engines_and_learner_are_compared_where_it_is_due():
+    stages = FakeStages(probed_versions=frozenset({1, 3}), empty_steps=frozenset({2}))
+    run(stages, steps=4)
+    assert stages.mismatches == [0.001, None, None, 0.003]
 
 
 def test_with_staleness_one_the_next_batch_is_sampled_before_the_update():

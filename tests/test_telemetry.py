@@ -12,6 +12,7 @@ from orchestrator.files import json_line
 from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import PairStatistics, RequestBatch, ScoredBatch
 from orchestrator.run.monitoring import WandbLog
+from orchestrator.run.stages import Updated
 from orchestrator.run.telemetry import Recorder, step_metrics
 from rewards.metrics import STEP_METRICS
 from rewards.normalize import Normalizer
@@ -54,7 +55,7 @@ def test_a_step_writes_every_key_of_the_contract_and_a_sample(tmp_path):
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
         with recorder.stage("learn"), recorder.stage("idle_learner"):
             pass
-        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, report(), None, 0)
+        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=report()), 0)
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     metrics = json.loads(line)
     assert set(metrics) >= CONTRACT_KEYS
@@ -72,7 +73,7 @@ def test_a_step_writes_every_key_of_the_contract_and_a_sample(tmp_path):
 def test_a_step_without_pairs_has_null_learner_metrics_and_counts_what_was_dropped(tmp_path):
     statistics = PairStatistics(dropped=1, conflict_rate=math.nan, tie_rate=math.nan)
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
-        recorder.step(0, 0, scored(np.full((1, 2, 2), np.nan)), statistics, None, None, 0)
+        recorder.step(0, 0, scored(np.full((1, 2, 2), np.nan)), statistics, Updated(), 0)
         assert "1 prompts so far" in recorder.hint()
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert metrics["loss"] is metrics["margin_mean"] is metrics["weighted_reward"] is None
@@ -80,9 +81,17 @@ def test_a_step_without_pairs_has_null_learner_metrics_and_counts_what_was_dropp
     assert metrics["prompts_dropped"] == 1
 
 
+def test_what_engines_and_learner_differ_by_is_written_where_it_was_measured(tmp_path):
+    with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
+        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=report(), engine_mismatch=0.25), 0)
+        recorder.step(1, 2, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=report()), 0)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["engine_mismatch"] for line in lines] == [0.25, None]
+
+
 def test_missing_scores_are_left_out_of_the_means_not_counted_as_zero():
     metrics = step_metrics(
-        0, 0, scored([[[1, np.nan], [3, 4]]]), STATISTICS, None, None, 0, objectives=RECIPE.objective_names
+        0, 0, scored([[[1, np.nan], [3, 4]]]), STATISTICS, Updated(), 0, objectives=RECIPE.objective_names
     )
     assert metrics["reward_mean/harmlessness"] == 4.0
 
@@ -97,13 +106,13 @@ def test_lines_are_strict_json():
 def test_steps_are_appended_when_a_run_is_resumed(tmp_path):
     for step in range(2):
         with Recorder(RECIPE, tmp_path, NORMALIZER, first_step=step) as recorder:
-            recorder.step(step, step + 1, scored(np.ones((1, 2, 2))), STATISTICS, report(), None, 0)
+            recorder.step(step, step + 1, scored(np.ones((1, 2, 2))), STATISTICS, Updated(report=report()), 0)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1]
 
 
 def test_the_weighted_normalised_score_is_on_the_console_and_in_the_file(tmp_path, capsys):
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
-        recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, report(), None, 0)
+        recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, Updated(report=report()), 0)
     assert "loss  0.2500  w.reward +0.700  id.acc 0.25 " in capsys.readouterr().out
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["weighted_reward"] == 0.7
 
@@ -111,7 +120,7 @@ def test_the_weighted_normalised_score_is_on_the_console_and_in_the_file(tmp_pat
 def test_a_figure_that_only_a_method_knows_is_written_and_one_it_does_not_have_is_no_zero(tmp_path, capsys):
     own = StepReport(step=0, metrics={"loss": 1.0, "clipped_share": 0.5}, learner_tokens=40)
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
-        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, own, None, 0)
+        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=own), 0)
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert metrics["clipped_share"] == 0.5 and metrics["identification_accuracy"] is None
     assert "id.acc - " in capsys.readouterr().out
@@ -127,7 +136,7 @@ def test_wandb_gets_every_figure_of_a_step_and_of_an_evaluation_by_both_judges(t
     }
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
         recorder._wandb = WandbLog(lambda: run, recorder.say)
-        recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, report(), None, 0)
+        recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, Updated(report=report()), 0)
         recorder.evaluation(record)
     (at, step), (_, told) = run.logged
     assert at == 0 and step["weighted_reward"] == 0.7 and step["problems"] == 2 and "seconds/step" in step

@@ -142,5 +142,5 @@ def test_rewards_in_context_samples_each_half_by_one_policy_and_its_policy_is_as
 
 
 def test_a_policy_and_engines_that_disagree_are_found_before_the_first_update(run_recipe):
-    with pytest.raises(RunFailed, match=r"disagree on the same tokens by 1\.0000 nats"):
+    with pytest.raises(RunFailed, match=r"disagree on the same tokens by 1\.0000 nats a token at policy version 0"):
         run_recipe(hire=FakeHire(engine_logprob=0.0))

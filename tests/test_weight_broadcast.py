@@ -9,6 +9,7 @@ import pytest
 from actors.config import RolloutConfig
 from actors.processes import stop_actors as stop
 from actors.rollout import start_rollouts
+from actors.tensors import checksum
 from actors.types import GenerationRequest, Rollout, StaleWeightsError, WeightTransferError
 from learner.config import LearnerConfig, LoraSection
 from learner.examples import Batch, Example
@@ -166,12 +167,11 @@ def pairs(count: int) -> tuple[Example, ...]:
 
 
 def test_a_push_of_single_tensors_is_exact_and_confirmed_by_hashes(engine: Any, policy: Path) -> None:
-    import torch
 
     before = sample(engine, 0)
     model = changed_model(policy, seed=1)
     checksums = push(engine, model, 1)
-    assert checksums == {name: torch.hash_tensor(tensor).item() for name, tensor in model.named_parameters()}
+    assert checksums == {name: checksum(tensor) for name, tensor in model.named_parameters()}
     assert call(engine, "policy_version") == 1
     assert engine_logprobs(engine) == pytest.approx(model_logprobs(model), abs=1e-4)
     assert sample(engine, 1) != before  # the old weights' cached prefix is gone

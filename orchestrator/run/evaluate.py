@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
 TokenIds = tuple[int, ...]
+LogRatios = Callable[[list[TokenIds], list[TokenIds]], Sequence[float]]
 CLOUD_POINTS = 64
 """Responses per vector kept for the scatter behind the Pareto front."""
 EXAMPLE_VECTORS = 5
@@ -84,8 +85,8 @@ class Evaluator:
         renderer: writes w as the policy at hand reads it; at step 0 of a training run that is the start.
         asked: the same of the policy in training, from step 1 on; None: the same.
         normalizers: per judge, measured on the starting policy and frozen.
-        reference_logprobs: (prompt_ids, response_ids) -> log-probability of every response token under the frozen
-            start. Without it the KL to the start is left out.
+        log_ratios: (prompt_ids, response_ids) -> log pi - log pi_start of every response. Both by one implementation:
+            what engine and learner differ by on the same weights is no distance. Without it the KL is left out.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Evaluator:
         normalizers: dict[Judge, Normalizer],
         *,
         asked: Renders | None = None,
-        reference_logprobs: Callable[[list[TokenIds], list[TokenIds]], list[list[float]]] | None = None,
+        log_ratios: LogRatios | None = None,
     ) -> None:
         self.recipe = recipe
         self.sampler = sampler
@@ -105,7 +106,7 @@ class Evaluator:
         self.asked = asked or renderer
         self.prompts = spread(prompts, recipe.evaluate.prompts)
         self.normalizers = normalizers
-        self.reference_logprobs = reference_logprobs
+        self.log_ratios = log_ratios
         self.preferences = evaluation_grid(recipe.num_objectives)  # [N, K]
 
     def __call__(self, step: int, policy_version: int) -> dict[str, Any]:
@@ -232,13 +233,12 @@ class Evaluator:
 
         An estimate of the KL divergence from the policy to the frozen start, so it may fall a little below zero.
         """
-        if self.reference_logprobs is None or not self.recipe.evaluate.identification_responses:
+        if self.log_ratios is None or not self.recipe.evaluate.identification_responses:
             return None
         chosen = _answered(rollouts, self.recipe.evaluate.identification_responses)
-        start = self.reference_logprobs(
+        ratios = self.log_ratios(
             [rollout.request.prompt_ids for rollout in chosen], [rollout.responses[0].token_ids for rollout in chosen]
         )
-        ratios = [rollout.responses[0].logprob - sum(tokens) for rollout, tokens in zip(chosen, start, strict=True)]
         return float(np.mean(ratios))
 
     def _examples(self, rollouts: Sequence[Rollout], rewards: np.ndarray) -> list[dict[str, Any]]:

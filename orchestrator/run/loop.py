@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from orchestrator.config import LoopConfig
 from orchestrator.errors import RunFailed
-from orchestrator.run.stages import Pending, Stages
+from orchestrator.run.stages import Pending, Stages, Updated
 
 
 def train(
@@ -43,15 +43,17 @@ def train(
         if empty_batches > config.max_empty_batches:
             hint = stages.recorder.hint()
             raise RunFailed(f"step {step}: {empty_batches} batches in a row without a usable example; {hint}")
-        report = sync = None
+        updated = Updated()
         if batch.examples:
             with stages.recorder.stage("learn"):
                 report = stages.learner.update(batch)
             policy_version += 1
             with stages.recorder.stage("sync"):
                 sync = stages.fleet.push_weights(policy_version)
+            mismatch = stages.probe(policy_version) if stages.probe.is_due(policy_version) else None
+            updated = Updated(report=report, sync=sync, engine_mismatch=mismatch)
 
-        stages.recorder.step(step, policy_version, scored, statistics, report, sync, staleness)
+        stages.recorder.step(step, policy_version, scored, statistics, updated, staleness)
         if evaluate_every and (step + 1) % evaluate_every == 0 and step + 1 < config.steps:
             stages.evaluate(step + 1, policy_version)
         stopping = stages.stop_requested()

@@ -120,9 +120,8 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
         renderer = RememberingRenderer(inputs.renderer)
         merged = SoupSampler(join_sampler(recipe, fleet, actors, failures), source, fleet, renderer, merger)
         evaluator = partial(Evaluator, recipe, prompts=inputs.heldout, normalizers=normalizers)
-        of_start = evaluator(first, inputs.renderer, reference_logprobs=lambda p, r: _one_sum(first.logprobs(p, r)))
-        kl = (lambda p, r: _one_sum(merged.start_logprobs(p, r))) if start else None
-        of_merges = evaluator(merged, renderer, reference_logprobs=kl)
+        of_start = evaluator(first, inputs.renderer, log_ratios=lambda prompt_ids, _: [0.0] * len(prompt_ids))
+        of_merges = evaluator(merged, renderer, log_ratios=merged.log_ratios if start else None)
         for step, evaluate in ((0, of_start), (recipe.loop.steps, of_merges)):
             say(f"evaluating {'the merges' if step else 'the starting policy'} on the preference grid ...")
             with (run_dir.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
@@ -132,10 +131,6 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
 
 def _push(sender: "WeightSender", policy_version: int) -> None:
     sender.send(policy_version)
-
-
-def _one_sum(sums: np.ndarray) -> list[list[float]]:
-    return [[float(value)] for value in sums]
 
 
 class RememberingRenderer:
@@ -224,12 +219,11 @@ class SoupSampler:
             found[rows] = self.sampler.logprobs([prompt_ids[row] for row in rows], [response_ids[row] for row in rows])
         return found
 
-    def start_logprobs(
-        self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]
-    ) -> np.ndarray:
-        """[N] under the starting policy, the source's last part."""
+    def log_ratios(self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]) -> list[float]:
+        """[N]: each under its own average against the starting policy, the source's last part."""
+        averaged = self.logprobs(prompt_ids, response_ids)
         self._send([*[0.0] * (len(self.source) - 1), 1.0])
-        return self.sampler.logprobs(prompt_ids, response_ids)
+        return (averaged - self.sampler.logprobs(prompt_ids, response_ids)).tolist()
 
     def _pour(self, preference: Sequence[float]) -> int:
         coefficients = self.merger.coefficients(list(preference))

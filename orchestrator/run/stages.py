@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -45,12 +46,19 @@ class Updates(Protocol):
     def update(self, batch: Batch) -> StepReport: ...
 
 
+class TokenLogprobs(Protocol):
+    """Per response token its log-probability under the policy in training, or under the frozen reference."""
+
+    def __call__(
+        self, prompt_ids: Sequence[Ids], response_ids: Sequence[Ids], *, reference: bool = False
+    ) -> list[list[float]]: ...
+
+
 class CrewLearner(Updates, Protocol):
     """`learner.group.LearnerGroup`."""
 
-    def token_logprobs(
-        self, prompt_ids: Sequence[Ids], response_ids: Sequence[Ids], *, reference: bool = False
-    ) -> list[list[float]]: ...
+    @property
+    def token_logprobs(self) -> TokenLogprobs: ...
 
     def save_policy(self, path: Path) -> None: ...
 
@@ -65,6 +73,27 @@ class Pushes(Protocol):
     def push_weights(self, policy_version: int) -> SyncReport | None: ...
 
 
+class Probes(Protocol):
+    """`orchestrator.run.probe.Probe`."""
+
+    def is_due(self, policy_version: int) -> bool: ...
+
+    def __call__(self, policy_version: int) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Updated:
+    """What came of a step's update; of a step without a usable example nothing did.
+
+    Example: Updated(report=report, sync=sync, engine_mismatch=0.0003)
+    """
+
+    report: StepReport | None = None
+    sync: SyncReport | None = None
+    engine_mismatch: float | None = None
+    """Nats a token; None: not measured in this step."""
+
+
 class Records(Protocol):
     """`orchestrator.run.telemetry.Recorder`."""
 
@@ -76,8 +105,7 @@ class Records(Protocol):
         policy_version: int,
         scored: ScoredBatch,
         statistics: PairStatistics,
-        report: StepReport | None,
-        sync: SyncReport | None,
+        updated: Updated,
         staleness: int,
     ) -> None: ...
 
@@ -98,6 +126,9 @@ class Stages(Protocol):
 
     @property
     def fleet(self) -> Pushes: ...
+
+    @property
+    def probe(self) -> Probes: ...
 
     @property
     def recorder(self) -> Records: ...

@@ -14,11 +14,11 @@ from orchestrator.files import json_line
 from orchestrator.run.batching import PairStatistics, ScoredBatch
 from orchestrator.run.health import Watch, find_problems
 from orchestrator.run.monitoring import Monitor, WandbLog, start_wandb
+from orchestrator.run.stages import Updated
 from rewards.metrics import STEP_METRICS, describe, evaluation_figures
 from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
-    from learner.types import StepReport, SyncReport
     from orchestrator.config import Recipe
 
 
@@ -78,12 +78,11 @@ class Recorder:
         policy_version: int,
         scored: ScoredBatch,
         statistics: PairStatistics,
-        report: "StepReport | None",
-        sync: "SyncReport | None",
+        updated: Updated,
         staleness: int,
     ) -> None:
         metrics = step_metrics(
-            step, policy_version, scored, statistics, report, sync, staleness, objectives=self.recipe.objective_names
+            step, policy_version, scored, statistics, updated, staleness, objectives=self.recipe.objective_names
         )
         problems = find_problems(scored, metrics["logratio_mean"], self.recipe.health, self.recipe.objective_names)
         metrics["problems"] = problems
@@ -168,8 +167,7 @@ def step_metrics(
     policy_version: int,
     scored: ScoredBatch,
     statistics: PairStatistics,
-    report: "StepReport | None",
-    sync: "SyncReport | None",
+    updated: Updated,
     staleness: int,
     *,
     objectives: tuple[str, ...],
@@ -177,6 +175,7 @@ def step_metrics(
     """The metrics.jsonl record without its timings; null is what the step did not measure, all of a skipped update."""
     lengths = [len(response.token_ids) for rollout in scored.rollouts for response in rollout.responses]
     finished = [response.finish_reason == "stop" for rollout in scored.rollouts for response in rollout.responses]
+    report, sync = updated.report, updated.sync
     metrics: dict[str, Any] = {
         **{metric.key: None for metric in STEP_METRICS if not metric.tag},
         **(report.metrics if report else {}),
@@ -192,6 +191,7 @@ def step_metrics(
         "generated_tokens": scored.generated_tokens,
         "learner_tokens": report.learner_tokens if report else 0,
         "sync_bytes": sync.manifest.total_bytes if sync else 0,
+        "engine_mismatch": updated.engine_mismatch,
     }
     for k, name in enumerate(objectives):
         metrics[f"reward_mean/{name}"] = _nanmean(scored.scores[..., k])

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from actors.reward import Judge
 from learner.methods import METHODS
 from learner.types import PoisonedUpdateError, sha256_of
@@ -27,6 +25,7 @@ from orchestrator.run.batching import Batcher, ScoredBatch
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
+from orchestrator.run.probe import Probe, log_ratios
 from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
 from orchestrator.run.stages import CrewLearner, CrewSampler, Pending, Pushes
 from orchestrator.run.steering import asked_renderer, save_conditioning
@@ -36,10 +35,6 @@ from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
-
-WEIGHT_PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Largest difference of one token's log-probability between learner and engine that rounding explains (nats)."""
-PROBE_RESPONSES = 4
 
 
 @dataclass(kw_only=True)
@@ -53,6 +48,7 @@ class Run:
     learner: CrewLearner
     fleet: Pushes
     evaluator: Evaluator
+    probe: Probe
     recorder: Recorder
     stop_requested: StopFlag = field(default_factory=StopFlag)
 
@@ -244,7 +240,8 @@ def _train(
         normalizers = measure_normalizers(recipe, crew.sampler, renderer, inputs.train, policy_version)
         run_dir.save_normalizers(normalizers)
     batcher = Batcher(recipe, inputs.train, renderer, normalizers["reward"], skipped=run_dir.skipped_updates)
-    compare_probe(recipe, batcher, crew, policy_version)
+    probe = Probe(recipe, crew.sampler, crew.learner.token_logprobs, batcher.requests(0).requests)
+    say(f"engines and learner differ by {probe(policy_version):.2g} nats a token on the same tokens")
     evaluator = Evaluator(
         recipe,
         crew.sampler,
@@ -252,7 +249,7 @@ def _train(
         inputs.heldout,
         normalizers,
         asked=asked_renderer(METHODS[recipe.method.type].asks_for, renderer),
-        reference_logprobs=partial(crew.learner.token_logprobs, reference=True),
+        log_ratios=partial(log_ratios, crew.learner.token_logprobs),
     )
     with Recorder(
         recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version
@@ -265,6 +262,7 @@ def _train(
             learner=crew.learner,
             fleet=crew.fleet,
             evaluator=evaluator,
+            probe=probe,
             recorder=recorder,
             stop_requested=stop,
         )
@@ -288,29 +286,3 @@ def _train(
         crew.learner.save_policy(run_dir.policy)
         save_conditioning(run_dir.policy, recipe)
     return 0
-
-
-def compare_probe(recipe: "Recipe", batcher: Batcher, crew: Crew, policy_version: int) -> None:
-    """Functional check of the broadcast: learner and engines must give the same tokens the same log-probabilities.
-
-    Checksums prove that bytes arrived; only this proves that the engine computes with them.
-    """
-    scored = crew.sampler.sample(batcher.requests(0).requests[:PROBE_RESPONSES], policy_version)
-    prompt_ids = [rollout.request.prompt_ids for rollout in scored.rollouts]
-    response_ids = [rollout.responses[0].token_ids for rollout in scored.rollouts]
-    engine = crew.sampler.logprobs(prompt_ids, response_ids)
-    expected = np.array([sum(tokens) for tokens in crew.learner.token_logprobs(prompt_ids, response_ids)])
-    per_token = np.abs(engine - expected) / np.maximum(1, [len(ids) for ids in response_ids])
-    allowed = _probe_tolerance(recipe)
-    if not per_token.max() <= allowed:
-        raise RunFailed(
-            f"rollout engines and learner disagree on the same tokens by {per_token.max():.4f} nats a token "
-            f"(allowed {allowed}): the broadcast weights are not what the engines compute with"
-        )
-
-
-def _probe_tolerance(recipe: "Recipe") -> float:
-    """That of the coarser of the two sides; `dtype: auto` is bfloat16 on a GPU."""
-    sides = (recipe.learner, recipe.rollout)
-    coarse = any(side.dtype == "bfloat16" or (side.dtype == "auto" and side.num_gpus > 0) for side in sides)
-    return WEIGHT_PROBE_TOLERANCE["bfloat16" if coarse else "float32"]

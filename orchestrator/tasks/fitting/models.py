@@ -7,6 +7,7 @@ import torch
 
 from learner.config import LoraSection
 from learner.policy import add_adapters as wrap_in_adapters
+from learner.weights import ADAPTER, merged_weight
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import seeded
@@ -156,7 +157,12 @@ def add_adapters(model: Any, lora: LoraSection, config: PolicyFitConfig) -> Any:
 
 
 def merge_adapters(adapted: Any) -> Any:
-    """The model without wrapper, base + (alpha / rank) B A in its adapted layers, each rounded to its dtype once."""
+    """The model without wrapper, base + (alpha / rank) B A in its adapted layers, as a learner merges them."""
+    with torch.no_grad():
+        for module in adapted.modules():
+            if ADAPTER in getattr(module, "lora_A", ()):
+                module.base_layer.weight.copy_(merged_weight(module.base_layer.weight, module))
+                module.lora_B[ADAPTER].weight.zero_()  # peft, which rounds otherwise, has nothing left to add
     model = adapted.merge_and_unload()
     model.disable_input_require_grads()
     return model.requires_grad_(True)

@@ -1,0 +1,91 @@
+"""Whether the engines compute with the learner's weights: both give the same tokens their log-probabilities.
+
+Checksums prove that bytes arrived; only this proves what an engine makes of them.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.types import GenerationRequest
+from orchestrator.errors import RunFailed
+from orchestrator.run.sampling import Sampling
+from orchestrator.run.stages import Ids, TokenLogprobs
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
+"""Largest mean difference, nats a token, that rounding explains; docs/precision.md has what was measured."""
+PROMPTS = 4
+
+
+class Probe:
+    """Measures `engine_mismatch` on fresh responses.
+
+    Args:
+        requests: what to sample, always the same; the first `PROMPTS` are enough.
+        learner_logprobs: of the policy in training.
+    """
+
+    def __init__(
+        self,
+        recipe: "Recipe",
+        sampler: Sampling,
+        learner_logprobs: TokenLogprobs,
+        requests: Sequence[GenerationRequest],
+    ) -> None:
+        self._sampler = sampler
+        self._learner_logprobs = learner_logprobs
+        self._requests = requests[:PROMPTS]
+        self._every = recipe.loop.probe_every
+        self._tolerance = tolerance(recipe)
+
+    def is_due(self, policy_version: int) -> bool:
+        """After the first update, which is the first that the engines could lose, and every `loop.probe_every`."""
+        return self._every > 0 and (policy_version == 1 or policy_version % self._every == 0)
+
+    def __call__(self, policy_version: int) -> float:
+        """Mean absolute difference in nats a token between what engines sampled with and what the learner finds.
+
+        Raises:
+            RunFailed: more than rounding explains.
+        """
+        scored = self._sampler.sample(self._requests, policy_version, judges=())
+        answered = [(rollout, response) for rollout in scored.rollouts for response in rollout.responses]
+        found = self._learner_logprobs(
+            [rollout.request.prompt_ids for rollout, _ in answered], [response.token_ids for _, response in answered]
+        )
+        mismatch = engine_mismatch([response.logprobs for _, response in answered], found)
+        if not mismatch <= self._tolerance:
+            raise RunFailed(
+                f"rollout engines and learner disagree on the same tokens by {mismatch:.4f} nats a token at policy "
+                f"version {policy_version} (allowed {self._tolerance:g}): the engines do not compute with the weights "
+                "that they were sent"
+            )
+        return mismatch
+
+
+def log_ratios(logprobs: TokenLogprobs, prompt_ids: Sequence[Ids], response_ids: Sequence[Ids]) -> list[float]:
+    """log pi(y|x) - log pi_start(y|x) of every response, by the learner alone; exactly 0 before the first update."""
+    policy, start = logprobs(prompt_ids, response_ids), logprobs(prompt_ids, response_ids, reference=True)
+    return [sum(ours) - sum(theirs) for ours, theirs in zip(policy, start, strict=True)]
+
+
+def engine_mismatch(engine_T: Sequence[Sequence[float]], learner_T: Sequence[Sequence[float]]) -> float:
+    """Mean over all tokens of |log pi_engine - log pi_learner|, nats; 0 where there is no token.
+
+    Args:
+        engine_T: of each response, the log-probability of each of its tokens, as it was sampled.
+        learner_T: the same tokens, as the learner finds them.
+    """
+    pairs = [pair for sides in zip(engine_T, learner_T, strict=True) for pair in zip(*sides, strict=True)]
+    return float(np.mean([abs(engine - learner) for engine, learner in pairs])) if pairs else 0.0
+
+
+def tolerance(recipe: "Recipe") -> float:
+    """That of the coarser of the two sides; `dtype: auto` is bfloat16 on a GPU."""
+    sides = (recipe.learner, recipe.rollout)
+    coarse = any(side.dtype == "bfloat16" or (side.dtype == "auto" and side.num_gpus > 0) for side in sides)
+    return TOLERANCE["bfloat16" if coarse else "float32"]

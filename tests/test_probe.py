@@ -1,0 +1,97 @@
+"""Engines and learner on the same tokens: what they differ by, what is too much, and a KL that begins at zero."""
+
+from pathlib import Path
+
+import pytest
+
+from actors.types import GenerationRequest, Response, Rollout
+from orchestrator.errors import RunFailed
+from orchestrator.recipes import load_recipe
+from orchestrator.run.probe import PROMPTS, Probe, engine_mismatch, log_ratios, tolerance
+from orchestrator.run.sampling import Scored
+
+RECIPE = Path(__file__).parents[1] / "deploy" / "recipes" / "miniature.yaml"
+REQUESTS = [
+    GenerationRequest(request_id=f"r{i}", prompt="p", prompt_ids=(1, i), preference=(0.5, 0.5), num_responses=2, seed=i)
+    for i in range(6)
+]
+
+
+class FakeSampler:
+    """Every response has two tokens, of log-probability -1 and -2."""
+
+    def __init__(self):
+        self.asked = []
+
+    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):
+        self.asked.append((len(requests), policy_version, judges))
+        response = Response(token_ids=(7, 8), text="a b", finish_reason="stop", logprobs=(-1.0, -2.0))
+        rollouts = tuple(
+            Rollout(
+                request=request,
+                responses=(response,) * request.num_responses,
+                min_policy_version=policy_version,
+                max_policy_version=policy_version,
+            )
+            for request in requests
+        )
+        return Scored(rollouts=rollouts, scores={}, seconds={})
+
+    def logprobs(self, prompt_ids, response_ids):
+        raise AssertionError("what was sampled is what counts")
+
+
+def learner_that_says(*logprobs_T):
+    def token_logprobs(prompt_ids, response_ids, *, reference=False):
+        assert not reference
+        return [list(logprobs_T) for _ in response_ids]
+
+    return token_logprobs
+
+
+def probe(*logprobs_T, overrides=()):
+    sampler = FakeSampler()
+    return sampler, Probe(load_recipe(RECIPE, list(overrides)), sampler, learner_that_says(*logprobs_T), REQUESTS)
+
+
+def test_the_mismatch_is_the_mean_absolute_difference_of_all_tokens():
+    assert engine_mismatch([(-1.0, -2.0), (-3.0,)], [[-1.5, -1.5], [-3.0]]) == pytest.approx(1 / 3)
+    assert engine_mismatch([(), ()], [[], []]) == 0
+
+
+def test_few_prompts_are_sampled_and_nobody_scores_them():
+    sampler, compare = probe(-1.0003, -1.9997)
+    assert compare(5) == pytest.approx(0.0003)
+    assert sampler.asked == [(PROMPTS, 5, ())]
+
+
+def test_more_than_rounding_explains_ends_the_run_with_the_version_and_both_figures():
+    _, compare = probe(-1.004, -2.0)
+    with pytest.raises(RunFailed, match=r"by 0\.0020 nats a token at policy version 7 \(allowed 0\.001\)"):
+        compare(7)
+    _, compare = probe(float("nan"), -2.0)
+    with pytest.raises(RunFailed, match="by nan nats"):
+        compare(0)
+
+
+@pytest.mark.parametrize("section", ["learner", "rollout"])
+def test_bfloat16_on_either_side_is_allowed_what_its_rounding_explains(section):
+    _, compare = probe(-1.1, -2.0, overrides=[f"{section}.dtype=bfloat16"])
+    assert compare(1) == pytest.approx(0.05)
+    on_gpu = load_recipe(RECIPE, [f"{section}.num_gpus=1"])
+    assert tolerance(on_gpu) == tolerance(load_recipe(RECIPE, [f"{section}.dtype=bfloat16"])) == 0.15
+    assert tolerance(load_recipe(RECIPE, [])) == 1e-3
+
+
+def test_it_is_due_after_the_first_update_and_every_so_often():
+    _, compare = probe(overrides=["loop.probe_every=10"])
+    assert [version for version in range(31) if compare.is_due(version)] == [0, 1, 10, 20, 30]
+    _, never = probe(overrides=["loop.probe_every=0"])
+    assert not any(never.is_due(version) for version in range(31))
+
+
+def test_log_ratios_are_of_whole_responses_and_by_the_learner_alone():
+    def token_logprobs(prompt_ids, response_ids, *, reference=False):
+        return [[-1.0, -3.0], [-2.0]] if reference else [[-0.5, -2.5], [-2.25]]
+
+    assert log_ratios(token_logprobs, [(1,), (2,)], [(3, 4), (5,)]) == [1.0, -0.25]
