@@ -58,6 +58,12 @@ class RolloutActor:
     def __repr__(self) -> str:
         return f"RolloutActor(engine={self.engine})"
 
+    @property
+    def llm(self) -> Any:
+        """The ``vllm.LLM`` under it, awake; in process only, for those who measure what this class costs."""
+        self._wake()
+        return self._llm
+
     def ready(self) -> dict[str, Any]:
         """Load the engine (once) and tell what runs here: engine, pid, seconds taken, versions, weight backend.
 

@@ -116,7 +116,7 @@ def _model_type(model: str) -> str:
 def _make_policy(model_type: str, path: Path) -> str:
     from transformers import AutoModelForCausalLM
 
-    tokenizer = _make_tokenizer()
+    tokenizer = make_tokenizer()
     _save_random(AutoModelForCausalLM, _small_config(model_type, tokenizer), tokenizer, path)
     return str(path)
 
@@ -126,7 +126,7 @@ def _make_classifier(scorer: "HuggingFaceScorerConfig", path: Path) -> str:
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForSequenceClassification
 
-    tokenizer = _make_tokenizer()
+    tokenizer = make_tokenizer()
     config = _small_config(_model_type(scorer.model), tokenizer, num_labels=scorer.label + 1)
     _save_random(AutoModelForSequenceClassification, config, tokenizer, path)
     if scorer.head is not None:
@@ -159,7 +159,8 @@ def _small_config(model_type: str, tokenizer: Any, **more: Any) -> Any:
 
 
 @functools.cache
-def _make_tokenizer() -> Any:
+def make_tokenizer() -> Any:
+    """Bytes and a few merges, with a chat template: it writes and reads any text, and nothing well."""
     from orchestrator.tasks.fitting.models import train_byte_level_bpe
 
     tokenizer = train_byte_level_bpe(VOCABULARY, QUESTIONS)

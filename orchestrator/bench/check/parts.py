@@ -1,0 +1,133 @@
+"""The parts of the check: what each measures, what must hold of it, and how long it may take.
+
+A part gets the folder of the whole check and a `Settings`, and returns figures; what must hold and does not, it raises.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.bench.check.machine import describe_machine
+from orchestrator.bench.check.models import SIZES, make_model
+from orchestrator.bench.check.rollouts import measure_rollouts
+from orchestrator.bench.check.trainings import differences, run_miniature, run_smollm2, run_with_a_kill
+from orchestrator.bench.check.updates import measure_updates
+from orchestrator.cards import card_of, installed_gpus
+from orchestrator.errors import RunFailed
+
+EXPECTED = Path("deploy/gpu/miniature.json")
+MINIATURE_STEPS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Example: Settings(cpu=False, smollm2=None)"""
+
+    cpu: bool
+    """A rehearsal: the same parts on CPU, with tiny models."""
+    smollm2: Path | None = None
+    """SmolLM2-135M as a Hugging Face folder; None: a model of its size with random weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Example: Part(name="machine", limit_s=60, work=machine)"""
+
+    name: str
+    limit_s: float
+    work: Callable[[Path, Settings], dict[str, Any]]
+
+
+def machine(folder: Path, settings: Settings) -> dict[str, Any]:
+    return describe_machine(cpu=settings.cpu)
+
+
+def miniature(folder: Path, settings: Settings, *, graphs: bool = False) -> dict[str, Any]:
+    steps = MINIATURE_STEPS
+    figures = run_miniature(folder / f"miniature{'-graphs' * graphs}", cpu=settings.cpu, steps=steps, graphs=graphs)
+    wrong = differences(figures, json.loads(EXPECTED.read_text(encoding="utf-8")))
+    if wrong:
+        raise RunFailed(f"other figures than on CPU: {'; '.join(wrong)}")
+    return figures
+
+
+def miniature_graphs(folder: Path, settings: Settings) -> dict[str, Any]:
+    return miniature(folder, settings, graphs=not settings.cpu)
+
+
+def killed_engine(folder: Path, settings: Settings) -> dict[str, Any]:
+    return run_with_a_kill(folder / "killed", cpu=settings.cpu, steps=9)
+
+
+def smollm2(folder: Path, settings: Settings) -> dict[str, Any]:
+    model = _model(folder, settings, "135M")
+    figures = run_smollm2(
+        folder / "smollm2",
+        model.absolute(),
+        cpu=settings.cpu,
+        steps=3 if settings.cpu else 20,
+        response_tokens=8 if settings.cpu else 128,
+    )
+    if abs(figures["kl_before"]) > 1e-6:
+        raise RunFailed(f"the KL to the start must begin at 0, got {figures['kl_before']}")
+    return figures | {"weights": "given" if settings.smollm2 else "random"}
+
+
+def rollout(folder: Path, settings: Settings, *, size: str = "135M") -> dict[str, Any]:
+    return measure_rollouts(
+        size,
+        _model(folder, settings, size),
+        cpu=settings.cpu,
+        prompts=4 if settings.cpu else 128,
+        response_tokens=8 if settings.cpu else 256,
+        graphs=not settings.cpu,
+    )
+
+
+def rollout_8b(folder: Path, settings: Settings) -> dict[str, Any]:
+    return rollout(folder, settings, size="8B")
+
+
+def learner_8b(folder: Path, settings: Settings) -> dict[str, Any]:
+    return _learner(folder, settings, "8B")
+
+
+def learner_1b7(folder: Path, settings: Settings) -> dict[str, Any]:
+    return _learner(folder, settings, "1.7B")
+
+
+def learner_135m(folder: Path, settings: Settings) -> dict[str, Any]:
+    return _learner(folder, settings, "135M")
+
+
+def _learner(folder: Path, settings: Settings, size: str) -> dict[str, Any]:
+    name = "tiny" if settings.cpu else size
+    peak = None if settings.cpu else card_of(installed_gpus(), "H100 80GB").flops
+    return measure_updates(name, folder / "models" / name, cpu=settings.cpu, peak_flops=peak)
+
+
+def _model(folder: Path, settings: Settings, size: str) -> Path:
+    if size == "135M" and settings.smollm2 is not None:
+        return settings.smollm2
+    name = "tiny" if settings.cpu else size
+    return make_model(SIZES[name], folder / "models" / name, device="cpu" if settings.cpu else "cuda")
+
+
+PARTS = tuple(
+    Part(name=work.__name__.replace("_", "-"), limit_s=limit_s, work=work)
+    for work, limit_s in (
+        (machine, 60),
+        (miniature, 120),
+        (smollm2, 120),
+        (rollout, 100),
+        (learner_8b, 150),
+        (miniature_graphs, 120),
+        (killed_engine, 100),
+        (learner_1b7, 80),
+        (learner_135m, 60),
+        (rollout_8b, 150),
+    )
+)
+"""What matters most comes first: all of them together have less time than their limits add up to."""

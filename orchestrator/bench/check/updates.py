@@ -1,0 +1,140 @@
+"""A learner's update at the size of a model: tokens a second, the share of the card's peak that it uses, its memory."""
+
+import os
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.bench.check.models import SIZES, Size, make_model
+
+STEPS = 4
+"""The first is not counted: allocator and kernels warm up in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one update works on. Example: Load(examples=8, per_pass=4, prompt=256, response=256, lora=True)"""
+
+    examples: int
+    per_pass: int
+    """Prompts of one forward and backward pass; each with two responses under w+ and one w-."""
+    prompt: int  # tokens
+    response: int  # tokens
+    lora: bool
+
+
+LOADS = {
+    "tiny": Load(examples=2, per_pass=2, prompt=8, response=8, lora=True),
+    "135M": Load(examples=32, per_pass=16, prompt=128, response=128, lora=False),
+    "1.7B": Load(examples=16, per_pass=8, prompt=256, response=256, lora=True),
+    "8B": Load(examples=8, per_pass=4, prompt=256, response=256, lora=True),
+}
+
+
+def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | None) -> dict[str, Any]:
+    """Figures of the learner as it is shipped, alone on its device, on random tokens.
+
+    Args:
+        name: of `SIZES` and `LOADS`.
+        folder: where the model is or will be made.
+        peak_flops: of the card; None: not known, and no share is told.
+    """
+    import torch
+
+    from learner.config import LearnerConfig, LoraSection
+    from learner.engine import LearnerEngine
+    from learner.methods import METHODS
+
+    size, load = SIZES[name], LOADS[name]
+    make_model(size, folder, device="cpu" if cpu else "cuda")
+    _alone()
+    if not cpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    config = LearnerConfig(
+        num_gpus=0 if cpu else 1,
+        lora=LoraSection(rank=64) if load.lora else None,
+        gradient_checkpointing=load.lora,
+        micro_batch_prompts=load.per_pass,
+    )
+    engine = LearnerEngine(
+        config,
+        model=str(folder),
+        method=METHODS["mi-epo"].Config(),
+        total_steps=STEPS,
+        examples_per_step=load.examples,
+        seed=0,
+    )
+    seconds, tokens = [], 0
+    for step in range(STEPS):
+        batch = _batch(step, load, size.vocabulary)
+        started = time.perf_counter()
+        tokens = engine.update(batch, total=load.examples).learner_tokens  # waits for the device to tell its norm
+        seconds.append(time.perf_counter() - started)
+    engine.close()
+    best = min(seconds[1:])
+    flops = useful_flops(size, load, tokens)
+    return {
+        "model": name,
+        "lora": load.lora,
+        "update_seconds": best,
+        "tokens_per_second": tokens / best,
+        "useful_tflops": flops / best / 1e12,
+        "mfu": None if peak_flops is None else flops / best / peak_flops,
+        "peak_memory_gib": None if cpu else torch.cuda.max_memory_allocated() / 2**30,
+    }
+
+
+def useful_flops(size: Size, load: Load, tokens: int) -> float:
+    """Products and sums that an update of `tokens` cannot do without; recomputed activations do not count.
+
+    A token costs 2 operations for each parameter that it passes: forward in the policy and in the reference, backward
+    to the activations, and for full fine-tuning backward to the weights. The head sees response tokens alone.
+    Attention adds 4 x heads x head size for each layer and earlier token, half of the sequence on average.
+    """
+    passes = 3 if load.lora else 4
+    length = load.prompt + load.response
+    attention = 4 * size.layers * size.heads * size.head * length / 2
+    # Forward in policy and reference, and backward twice a forward: to queries, keys and values alike.
+    return tokens * (
+        passes * 2 * (size.layer_parameters + size.head_parameters * load.response / length) + 4 * attention
+    )
+
+
+def _batch(step: int, load: Load, vocabulary: int) -> Any:
+    from learner.examples import Batch, Example
+    from learner.methods.mo_odpo import PairTargets
+
+    rng = random.Random(step)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, vocabulary) for _ in range(count))
+
+    targets = PairTargets(responses=((0, 1),), weight=np.array([np.diag([0.7, 0.3])]))
+    return Batch(
+        step=step,
+        examples=tuple(
+            Example(
+                prompts=(tokens(load.prompt), tokens(load.prompt)),
+                responses=(tokens(load.response), tokens(load.response)),
+                targets=targets,
+                preference=(0.7, 0.3),
+            )
+            for _ in range(load.examples)
+        ),
+    )
+
+
+def _alone() -> None:
+    """This process is the only rank."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
