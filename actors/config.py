@@ -18,7 +18,8 @@ class RolloutConfig(Section):
     """Number of independent engines (actors)."""
     colocated: bool = False
     """Engine i shares the GPU of learner rank i, and sleeps (its weights in host memory, its cache dropped) while the
-    learner computes. On CPU nothing is freed."""
+    learner computes. The pair reserves both their `num_gpus`, more than half of a GPU and at most one; judges may have
+    the rest. On CPU nothing is freed."""
     num_cpus: float = Field(default=1, ge=0)
     """CPUs of one engine. A CPU engine runs that many threads; on a busy machine prefer more engines of one."""
     num_gpus: float = Field(default=0, ge=0, le=1)
@@ -45,8 +46,9 @@ class RolloutConfig(Section):
     """Key-value cache of one engine in bytes. None: on CPU room for ``max_num_seqs`` full sequences, at most 1 GiB; on
     GPU what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    """Share of each GPU's memory the engine may take (GPU only). With ``colocated`` it must leave room for all that a
-    learner rank keeps between updates: policy, reference and optimizer state."""
+    """Share of each GPU's memory the engine may take (GPU only). It must leave room for all that others keep there:
+    with ``colocated`` a learner rank's policy, reference and optimizer state, and judges that have the rest of the GPU.
+    `mi-epo plan` says how much that is."""
     enforce_eager: bool = True
     """Skip graph capture and compilation: a much faster start, and on small models about the same speed."""
     stream_group: int = Field(default=16, ge=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -336,16 +335,13 @@ def start_rollouts(
     Raises:
         RolloutError: no room on the cluster, or an engine that could not load; nothing is left running.
     """
-    num_gpus = config.num_gpus * config.tensor_parallel_size
-    if config.colocated and reserved is None:
-        num_gpus = math.ceil(num_gpus)  # no rank is there, but two engines on one GPU would not fit either
     return start_actors(
         RolloutActor,
         [
             ActorSpec(
                 name=f"{run_name}/rollout-{engine}",
                 num_cpus=config.num_cpus,
-                num_gpus=num_gpus,
+                num_gpus=config.num_gpus * config.tensor_parallel_size,
                 env=engine_environment(config, model),
                 node_labels=config.node_labels,
                 kwargs={"config": config, "model": model, "engine": engine, "seed": seed},

@@ -6,8 +6,10 @@ run/      a run from recipe to trained policy: the loop, its stages, what it rec
 tasks/    what is built before a run
 plan      what can be checked and told before a start
 cluster/  the Ray cluster and a run's actors on it, lost and brought back
+estimate/ what a run will ask of its GPUs: memory and time
 recipes   recipe files and overrides
 config    the recipe: all sections composed, and the rules between them
+cards     GPUs by their names, and those of this machine
 data      prompts from files, batches from prompts
 files     JSON lines, whole texts, locks; aligned cells
 errors    bad input, a failed run, a lost component

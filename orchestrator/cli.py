@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--smoke", action="store_true", help="three steps on CPU with tiny random models: does the recipe fit together"
     )
 
-    plan = command(_plan, "check everything, print placement, batch arithmetic and memory; start nothing")
+    plan = command(_plan, "check everything, print placement, batch arithmetic, memory and time; start nothing")
     _add_recipe(plan)
     plan.add_argument(
         "--live", action="store_true", help="ask the running cluster (cluster.address or RAY_ADDRESS) for its nodes"
@@ -188,10 +188,14 @@ def _tell(run_dir: Path) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    from orchestrator.errors import BadInput
     from orchestrator.plan import plan
     from orchestrator.recipes import load_recipe
 
-    print(plan(load_recipe(arguments.recipe, arguments.overrides), live=arguments.live))
+    planned = plan(load_recipe(arguments.recipe, arguments.overrides), live=arguments.live)
+    print(planned.text, flush=True)
+    if planned.refusals:
+        raise BadInput("\n".join(planned.refusals))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 from actors.config import RolloutConfig
 from learner.config import LearnerConfig
 from learner.methods import METHODS, MethodSection, Work, make_method
+from orchestrator.cards import CARDS
 from rewards.config import ObjectiveConfig, PreferencesConfig, Section
 from rewards.preferences import parse_preference
 
@@ -135,6 +136,16 @@ class ClusterConfig(Section):
     failure_window_s: float = Field(default=3600, gt=0)
     dashboard: bool = True
     """Serve the Ray dashboard of a local cluster, on the loopback address only."""
+    card: str = "H100 80GB"
+    """The GPU that `mi-epo plan` takes where it can ask none: a name of `orchestrator.cards`. The default is what the
+    paper's recipes are laid out for."""
+
+    @field_validator("card")
+    @classmethod
+    def _card_is_known(cls, card: str) -> str:
+        if card not in CARDS:
+            raise ValueError(f"must be one of {', '.join(CARDS)}, got {card!r}")
+        return card
 
 
 class Recipe(Section):
@@ -216,14 +227,15 @@ class Recipe(Section):
         engines, ranks, labels = rollout.engines, learner.ranks, learner.node_labels
         staleness, split, own = self.loop.max_staleness, rollout.tensor_parallel_size, rollout.node_labels
         gpus = (rollout.num_gpus, learner.num_gpus)
-        alike, fits = all(gpus) or not any(gpus), round(sum(gpus), 4) <= 1  # Ray counts in ten-thousandths
+        alike, share = all(gpus) or not any(gpus), round(sum(gpus), 4)  # Ray counts in ten-thousandths
+        fits = not share or 0.5 < share <= 1  # two pairs on one GPU would measure each other's memory
         both, total = "{:g} and {:g}".format(*gpus), "{:g} + {:g}".format(*gpus)
         rules = (
             (staleness == 0, "loop.max_staleness must be 0", staleness),
             (engines == ranks, f"rollout.engines must equal learner.ranks = {ranks}", engines),
             (split == 1, "rollout.tensor_parallel_size must be 1", split),
             (alike, "rollout.num_gpus and learner.num_gpus must both be above 0, or both 0", both),
-            (fits, "rollout.num_gpus + learner.num_gpus must be at most 1", total),
+            (fits, "rollout.num_gpus + learner.num_gpus must be above 0.5 and at most 1", total),
             (own == labels, f"rollout.node_labels must equal learner.node_labels = {labels}", own),
         )
         for holds, rule, got in rules:

@@ -4,17 +4,20 @@ No model is loaded; tokenizers and file headers are. Ray only when a running clu
 """
 
 import json
-import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learner.methods import Combines, make_method
+from learner.methods import make_method
+from orchestrator.cards import card_of
 from orchestrator.cluster import connection
 from orchestrator.cluster.placement import Node, demands, placement_table
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
+from orchestrator.estimate.memory import problems
+from orchestrator.estimate.table import estimate_rows, row
 from rewards.environment import local_folder, model_source, one_line
 from rewards.judges import check_scorer
 from rewards.preferences import PromptRenderer, evaluation_grid
@@ -23,8 +26,6 @@ from rewards.scorers import ScorerError, load_function
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
-ADAM_BYTES_PER_PARAMETER = 4 + 4 + 8
-"""fp32 master weight, gradient, two moments."""
 PROMPTS_CHECKED = 20_000
 """Prompts whose token length is measured; beyond that the longest texts are taken."""
 
@@ -37,6 +38,8 @@ class Inputs:
     heldout: tuple[str, ...]
     renderer: PromptRenderer
     longest_prompt_tokens: int
+    mean_prompt_tokens: float
+    """Of the training prompts whose length was measured, w included."""
 
 
 def check_inputs(recipe: "Recipe") -> Inputs:
@@ -59,11 +62,17 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     if problems:
         raise BadInput("\n".join(problems))
     renderer = make_renderer(recipe, load_tokenizer(recipe.policy.model))
-    longest = max(
-        _check_lengths(recipe, renderer, prompts[key], where=f"data.{key} {getattr(recipe.data, key)}")
-        for key in prompts
+    longest, mean = 0, 0.0
+    for key in ("heldout", "train"):
+        tokens = _prompt_lengths(recipe, renderer, prompts[key], where=f"data.{key} {getattr(recipe.data, key)}")
+        longest, mean = max(longest, *tokens), statistics.fmean(tokens)
+    return Inputs(
+        train=prompts["train"],
+        heldout=prompts["heldout"],
+        renderer=renderer,
+        longest_prompt_tokens=longest,
+        mean_prompt_tokens=mean,
     )
-    return Inputs(train=prompts["train"], heldout=prompts["heldout"], renderer=renderer, longest_prompt_tokens=longest)
 
 
 def _check_functions(recipe: "Recipe") -> list[str]:
@@ -112,14 +121,14 @@ def make_renderer(recipe: "Recipe", tokenizer: Any) -> PromptRenderer:
     )
 
 
-def _check_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence[str], *, where: str) -> int:
-    """Longest rendered prompt in tokens; raises BadInput naming the first that leaves no room for a response."""
+def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence[str], *, where: str) -> list[int]:
+    """Tokens of the rendered prompts; raises BadInput naming the first that leaves no room for a response."""
     room = recipe.rollout.max_model_len - recipe.rollout.max_new_tokens
     preference = evaluation_grid(recipe.num_objectives)[0]
     measured = range(len(prompts))
     if len(prompts) > PROMPTS_CHECKED:
         measured = sorted(measured, key=lambda index: len(prompts[index]))[-PROMPTS_CHECKED:]  # type: ignore[assignment]
-    longest = 0
+    lengths = []
     for index in measured:
         tokens = len(renderer.token_ids(prompts[index], preference))
         if tokens > room:
@@ -127,23 +136,22 @@ def _check_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence
                 f"{where}, prompt {index + 1}: must fit rollout.max_model_len - rollout.max_new_tokens = {room} "
                 f"tokens, got {tokens}: {prompts[index]!r:.80}"
             )
-        longest = max(longest, tokens)
-    return longest
+        lengths.append(tokens)
+    return lengths
 
 
-def count_parameters(model: str) -> int | None:
-    """Parameters of a local safetensors folder, from the file headers alone; None when they cannot be known."""
-    from safetensors import safe_open
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Example: Plan(text="Placement ...", refusals=("this machine has no room ...",))"""
 
-    folder, total = local_folder(model), 0
-    for file in folder.glob("*.safetensors") if folder is not None else ():
-        with safe_open(file, "np") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total or None
+    text: str
+    """Placement, batch arithmetic, memory and time, for a person."""
+    refusals: tuple[str, ...]
+    """Why the recipe cannot run there, if it cannot."""
 
 
 def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]) -> str:
-    """Placement, batch arithmetic and memory estimate, for a person; no `nodes`: not known."""
+    """What is known of a run, for a person; no `inputs`: they are not there, no `nodes`: not known."""
     address = connection.joins_existing(recipe)
     lines = [
         f"{recipe.name}: seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}",
@@ -153,31 +161,24 @@ def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]
         "\nBatch",
         *_batch_rows(recipe),
     ]
-    if inputs is None:
-        assert recipe.assets is not None
-        return "\n".join([*lines, f"\nAssets: built by `mi-epo train` in {recipe.assets.directory} (not built yet)"])
     room = recipe.rollout.max_model_len - recipe.rollout.max_new_tokens
-    example = inputs.renderer.text(inputs.train[0], evaluation_grid(recipe.num_objectives)[1].tolist())
-    return "\n".join(
-        [
-            *lines,
+    if inputs is not None:
+        example = inputs.renderer.text(inputs.train[0], evaluation_grid(recipe.num_objectives)[1].tolist())
+        lines += [
             "\nPrompts",
-            _row("train, held-out", f"{len(inputs.train)}, {len(inputs.heldout)}"),
-            _row("longest with w", f"{inputs.longest_prompt_tokens} tokens of {room}"),
-            _row("example", f"{example!r:.200}"),
-            "\nMemory (weights and optimizer state; activations and caches come on top)",
-            *_memory_rows(recipe),
+            row("train, held-out", f"{len(inputs.train)}, {len(inputs.heldout)}"),
+            row("longest with w", f"{inputs.longest_prompt_tokens} tokens of {room}"),
+            row("example", f"{example!r:.200}"),
         ]
-    )
+    elif recipe.assets is not None:
+        lines.append(f"\nAssets: built by `mi-epo train` in {recipe.assets.directory} (not built yet)")
+    card = card_of([card for node in nodes for card in node.cards], recipe.cluster.card)
+    return "\n".join([*lines, *estimate_rows(recipe, card, inputs.mean_prompt_tokens if inputs else None)])
 
 
 def _method_text(recipe: "Recipe") -> str:
     settings = recipe.method.model_dump(exclude={"type"})
     return f"{recipe.method.type} ({', '.join(f'{key} {value}' for key, value in settings.items())})"
-
-
-def _row(name: str, text: str) -> str:
-    return f"  {name:<24} {text}"
 
 
 def _batch_rows(recipe: "Recipe") -> list[str]:
@@ -193,46 +194,39 @@ def _batch_rows(recipe: "Recipe") -> list[str]:
     asked = f"{loop.prompts_per_step} prompts x {loop.responses_per_prompt} = {responses} responses"
     measured = f"{grid} vectors x {prompts} prompts x {samples} = {grid * prompts * samples} responses"
     return [
-        _row("one optimizer step", asked),
-        _row("learner", f"{learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {size} examples"),
-        _row("one response", f"passed under {vectors}, by {reference}"),
-        _row("whole run", f"{loop.steps} steps, {loop.steps * responses} responses, <= {tokens} generated tokens"),
-        _row("staleness", f"<= {loop.max_staleness}"),
-        _row("one evaluation", measured),
+        row("one optimizer step", asked),
+        row("learner", f"{learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {size} examples"),
+        row("one response", f"passed under {vectors}, by {reference}"),
+        row("whole run", f"{loop.steps} steps, {loop.steps * responses} responses, <= {tokens} generated tokens"),
+        row("staleness", f"<= {loop.max_staleness}"),
+        row("one evaluation", measured),
     ]
 
 
-def _memory_rows(recipe: "Recipe") -> list[str]:
-    parameters = count_parameters(recipe.policy.model)
-    if parameters is None:
-        return [_row("policy", "unknown until it is downloaded")]
-    learner = recipe.learner
-    width = 4 if learner.num_gpus == 0 else 2
-    weight_shards = learner.ranks if learner.zero_stage == 3 else 1
-    state_shards = learner.ranks if learner.zero_stage else 1
-    full = learner.lora is None
-    copies = 2 if full else 1  # the frozen reference is a second copy, or the same weights without their adapter
-    rank = copies * parameters * width / weight_shards + full * ADAM_BYTES_PER_PARAMETER * parameters / state_shards
-    if full and isinstance(make_method(recipe.method), Combines):
-        rank += 4 * recipe.num_objectives * parameters  # a float32 gradient of each objective
-    mebibytes = parameters * width / 2**20
-    return [
-        _row("policy", f"{parameters:,} parameters"),
-        _row("learner, each rank", f"{rank / 2**20:,.1f} MiB (ZeRO-{learner.zero_stage}, reference included)"),
-        _row("rollout, each engine", f"{mebibytes:,.1f} MiB of weights plus its KV cache"),
-        _row("one weight broadcast", f"{mebibytes:,.1f} MiB in buckets of {learner.bucket_bytes / 2**20:g} MiB"),
-    ]
+def plan(recipe: "Recipe", *, live: bool = False) -> Plan:
+    """Check everything and describe what can be described; `live`: against the running cluster.
 
-
-def plan(recipe: "Recipe", *, live: bool = False) -> str:
-    """Check everything, then describe it; `live`: against the running cluster. Raises BadInput."""
+    Raises:
+        BadInput: there is no cluster to ask.
+    """
     local = connection.joins_existing(recipe) is None
     if live and local:
         raise BadInput("plan --live: no cluster is named; set cluster.address or RAY_ADDRESS")
-    nodes = connection.check(recipe) if live or local else []
-    assets = recipe.assets
-    if assets is not None and not Path(assets.directory).is_dir():
-        if assets.build is None:
-            raise BadInput(f"assets.directory: must be there (the recipe does not build it), got {assets.directory!r}")
-        return describe_plan(recipe, None, nodes)
-    return describe_plan(recipe, check_inputs(recipe), nodes)
+    refusals: list[str] = []
+    nodes: list[Node] = []
+    if local:
+        nodes = [connection.this_machine(recipe)]
+        refusals = connection.refusals(recipe, nodes[0])
+    elif live:
+        with connection.connect(recipe):
+            nodes = connection.live_nodes(ask_cards=True)
+        refusals = problems(recipe, card_of([card for node in nodes for card in node.cards], recipe.cluster.card))
+    inputs, assets = None, recipe.assets
+    if assets is None or Path(assets.directory).is_dir():
+        try:
+            inputs = check_inputs(recipe)
+        except BadInput as error:
+            refusals.append(str(error))
+    elif assets.build is None:
+        refusals.append(f"assets.directory: must be there (the recipe does not build it), got {assets.directory!r}")
+    return Plan(text=describe_plan(recipe, inputs, nodes), refusals=tuple(refusals))

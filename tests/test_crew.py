@@ -51,3 +51,13 @@ def test_a_colocated_engine_stands_beside_its_rank_and_sleeps_while_that_compute
         fleet.push_weights(1)
         assert not ask(engine, is_asleep) and fleet.engines[0].holds == 1
     assert set(placement_groups("colocated").values()) == {"REMOVED"}
+
+
+@pytest.mark.ray
+def test_an_engine_without_its_rank_keeps_the_place_of_both(ray_cluster: None, tmp_path: Path) -> None:
+    """So that the judges of an evaluation fit beside it as they did in the run."""
+    recipe = load_recipe(tiny_recipe(tmp_path), ["rollout.colocated=true", "loop.max_staleness=0"])
+    with start_actors(recipe, "served", trains=False) as actors:
+        assert len(actors.rollouts) == 1 and actors.learner is None
+        assert placement_groups("served") == {"served/rollout+learner": "CREATED", "served/reward": "CREATED"}
+    assert set(placement_groups("served").values()) == {"REMOVED"}

@@ -290,7 +290,7 @@ def test_a_mistake_is_seen(damage: Damage, said: str) -> None:
 GPU_MISTAKES: dict[str, tuple[Damage, str]] = {
     "a GPU too few": (
         put(f"{RAY}/resources/limits/nvidia.com~1gpu", "1"),
-        "room for 1 of its 2 actors",
+        "room for 1 of its 4 actors",
     ),
     "GPUs without the CPUs for a rank": (
         put(f"{RAY}/resources/limits/cpu", "2"),

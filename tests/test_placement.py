@@ -62,3 +62,29 @@ def test_the_table_shows_what_is_asked_and_what_is_there():
 def test_runs_are_counted_by_the_scarcer_resource():
     asked = [demand(count=2, num_cpus=0.5, num_gpus=1), demand("learner", num_cpus=1)]
     assert [copies_that_fit(asked, cpus=cpus, gpus=4) for cpus in (1.9, 2, 100)] == [0, 1, 2]
+
+
+def test_judges_may_have_what_a_pair_leaves_of_its_gpu():
+    pair = demand("rollout+learner", 2, num_gpus=0.9)
+    judges = [demand("reward-a", 2, 0.1, 0.05), demand("reward-b", 2, 0.1, 0.05)]
+    assert list(obstacles([pair, *judges], [Node(name="one", cpus=8, gpus=2)])) == []
+
+
+@pytest.mark.parametrize(
+    ("large", "gpus", "judges", "said"),
+    [
+        (0.9, 2, demand("reward-a", 1, 0.1, 0.2), "beside rollout+learner (0.9 each) there is room for 0 of its 1"),
+        (0.8, 2, demand("reward-a", 2, 0.1, 0.15), None),
+        (0.7, 2, demand("reward-a", 2, 0.1, 0.2), None),
+        (0.7, 3, demand("reward-a", 3, 0.1, 0.5), "beside rollout+learner (0.7 each) there is room for 2 of its 3"),
+    ],
+)
+def test_a_share_that_no_gpu_has_left_is_an_obstacle_although_the_sum_is_enough(large, gpus, judges, said):
+    found = list(obstacles([demand("rollout+learner", 2, num_gpus=large), judges], [Node(name="n", cpus=9, gpus=gpus)]))
+    share = f"{judges.num_gpus:g}"
+    assert found == ([] if said is None else [f"reward-a: {said} actors with {share} of a GPU each"])
+
+
+def test_a_share_of_a_gpu_is_a_share_of_one():
+    found = list(obstacles([demand(count=3, num_gpus=0.6)], [Node(name="n", cpus=9, gpus=2)]))
+    assert found == ["rollout: there is room for 2 of its 3 actors"]

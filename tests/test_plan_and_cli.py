@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.cards import Gpu
 from orchestrator.cli import explain, main, parse_arguments
-from orchestrator.cluster.placement import demands
+from orchestrator.cluster.connection import refusals
+from orchestrator.cluster.placement import Node, demands
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.plan import count_parameters
-from orchestrator.recipes import load_recipe
+from orchestrator.estimate.shapes import count_parameters
+from orchestrator.plan import check_inputs
+from orchestrator.recipes import load_recipe, parse_recipe
 from tests.tiny_models import make_tiny_policy
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
@@ -186,7 +189,7 @@ def test_parameters_are_counted_from_file_headers(workplace):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(workplace / "policy")
-    assert count_parameters(str(workplace / "policy")) == sum(p.numel() for p in model.parameters())
+    assert count_parameters(workplace / "policy") == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(("error", "code"), [(BadInput("place: rule"), 2), (RunFailed("engine 0: gone"), 1)])
@@ -214,7 +217,7 @@ def test_every_actor_of_a_recipe_is_asked_for():
     ]
 
 
-@pytest.mark.parametrize(("share", "gpus"), [(0, 0), (0.4, 1)])
+@pytest.mark.parametrize(("share", "gpus"), [(0, 0), (0.45, 0.9)])
 def test_an_engine_and_its_rank_on_one_gpu_are_asked_for_as_one(share, gpus):
     overrides = ["rollout.colocated=true", f"rollout.num_gpus={share}", f"learner.num_gpus={share}"]
     overrides += ["rollout.engines=2", "learner.ranks=2", "learner.micro_batch_prompts=16", "rollout.num_cpus=2"]
@@ -227,6 +230,41 @@ def test_the_plan_shows_what_shares_a_gpu(capsys, workplace):
     code, said = run(capsys, workplace, "rollout.colocated=true")
     assert code == 0
     assert next(line.split()[:2] for line in said.out.splitlines() if "rollout" in line) == ["rollout+learner", "1"]
+
+
+def test_a_recipe_for_gpus_is_planned_where_there_are_none_and_then_refused(capsys):
+    assert main(["plan", str(MINIATURE.parent / "qwen3-8b-1gpu.yaml"), "cluster.card=A100 80GB"]) == 2
+    said = capsys.readouterr()
+    assert "  1 GPU of 80.0 GiB        rollout+learner, reward-helpfulness, reward-harmlessness: fits" in said.out
+    assert "Time of a step on A100 80GB (estimated at 35% of 312 TFLOP/s, 60% of 2.04 TB/s)" in said.out
+    assert "data.train: data/helpful/prompts/train.jsonl: cannot be read" in said.err
+
+
+def test_the_lengths_of_the_prompts_decide_the_time_of_a_step(workplace):
+    inputs = check_inputs(parse_recipe(recipe_tree(workplace), where="r"))
+    assert inputs.longest_prompt_tokens == inputs.mean_prompt_tokens == 8
+
+
+def test_gpus_that_this_environment_cannot_use_are_refused_before_anything_loads():
+    old = Gpu(name="NVIDIA H100 80GB HBM3", memory=81_559 << 20, driver="1.0")
+    machine = Node(name="this machine", cpus=16, gpus=1, cards=(old,))
+    recipe = load_recipe(MINIATURE.parent / "qwen3-8b-1gpu.yaml")
+    (said,) = refusals(recipe, machine)
+    assert said.startswith("this machine's GPUs: torch ")
+    assert refusals(load_recipe(MINIATURE), machine) == []
+
+
+def test_the_card_of_the_machine_decides_not_the_one_that_was_planned():
+    small = Gpu(name="NVIDIA L4", memory=23_034 << 20, driver="999.1")
+    machine = Node(name="this machine", cpus=16, gpus=1, cards=(small,))
+    said = refusals(load_recipe(MINIATURE.parent / "qwen3-8b-1gpu.yaml"), machine)
+    assert any("must hold 26.2 GiB of a GPU" in line and "NVIDIA L4 has 22.5 GiB" in line for line in said)
+
+
+@pytest.mark.parametrize("card", ["GTX 1080", ""])
+def test_a_card_of_no_known_name_is_refused(card):
+    with pytest.raises(BadInput, match=f"cluster.card: must be one of B200, .*, got '{card}'"):
+        load_recipe(MINIATURE, [f"cluster.card='{card}'"])
 
 
 def test_a_running_cluster_must_be_named_to_be_asked(capsys):

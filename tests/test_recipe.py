@@ -101,7 +101,11 @@ def test_a_fixed_preference_must_be_one(fixed):
         ),
         (
             ["rollout.num_gpus=0.5", "learner.num_gpus=0.6"],
-            "rollout.num_gpus + learner.num_gpus must be at most 1 with rollout.colocated, got 0.5 + 0.6",
+            "rollout.num_gpus + learner.num_gpus must be above 0.5 and at most 1 with rollout.colocated, got 0.5 + 0.6",
+        ),
+        (
+            ["rollout.num_gpus=0.3", "learner.num_gpus=0.2"],
+            "rollout.num_gpus + learner.num_gpus must be above 0.5 and at most 1 with rollout.colocated, got 0.3 + 0.2",
         ),
         (
             ["learner.node_labels={pool: h100}"],

@@ -16,6 +16,7 @@ from tests.whole_runs import REPOSITORY, command, lines
 
 RECIPES = REPOSITORY / "deploy" / "recipes"
 PAPER = ("safety-alpaca7b", "helpful-qwen3-8b", "helpful-qwen3-8b-3")
+SMALL = ("smollm2-gpu", "qwen3-06b-1gpu")
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -56,10 +57,13 @@ def test_an_architecture_that_cannot_be_known_is_named(tmp_path):
         smoke_recipe(recipe, tmp_path / "smoke")
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_the_supervised_stage_writes_w_as_the_recipe_does(name):
+@pytest.mark.parametrize(
+    ("name", "fitted_by"),
+    [*zip(PAPER, PAPER, strict=True), *((name, name) for name in SMALL), ("qwen3-8b-1gpu", "helpful-qwen3-8b")],
+)
+def test_the_supervised_stage_writes_w_as_the_recipe_does(name, fitted_by):
     recipe = load_recipe(RECIPES / f"{name}.yaml")
-    fit = load_fit_config(PolicyFitConfig, REPOSITORY / "deploy" / "fits" / f"{name}.yaml")
+    fit = load_fit_config(PolicyFitConfig, REPOSITORY / "deploy" / "fits" / f"{fitted_by}.yaml")
     assert fit.preferences.conditioning == recipe.preferences.conditioning
     assert fit.objectives == recipe.objective_names and fit.model == recipe.policy.model
     assert fit.lora == recipe.learner.lora and fit.max_length == recipe.rollout.max_model_len

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from orchestrator.cards import Gpu, card_of, installed_gpus, unusable
 from orchestrator.cluster.placement import Node, copies_that_fit, demands, obstacles, placement_table
 from orchestrator.errors import BadInput, ComponentLost
+from orchestrator.estimate.memory import problems as memory_problems
 from rewards.environment import one_line
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ LATER_CONTACT_S = 60.0
 """Longest wait for a head to answer: at the start, and after something was lost, when it may be coming back."""
 ANSWER_S = 10.0
 """Longest wait for the head's answer once something listens; a head under load takes a second or two."""
+CARDS_S = 60.0
+"""Longest wait for the nodes to tell of their GPUs: each starts a process for it, and its driver may be asleep."""
 
 
 class Joined(Protocol):
@@ -51,45 +55,80 @@ def this_machine(recipe: "Recipe") -> Node:
     # A sandbox may show either without the other.
     devices = max(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))), len(list(Path("/dev").glob("nvidia[0-9]*"))))
     gpus = len([d for d in visible.split(",") if d.strip()]) if visible is not None and devices else devices
-    return Node(name="this machine", cpus=recipe.cluster.num_cpus or float(os.cpu_count() or 1), gpus=float(gpus))
+    return Node(
+        name="this machine",
+        cpus=recipe.cluster.num_cpus or float(os.cpu_count() or 1),
+        gpus=float(gpus),
+        cards=installed_gpus() if gpus else (),
+    )
 
 
-def live_nodes() -> list[Node]:
-    """Of the cluster this process has joined, the head first."""
+def live_nodes(*, ask_cards: bool = False) -> list[Node]:
+    """Of the cluster this process has joined, the head first.
+
+    Args:
+        ask_cards: have each node with GPUs ask its driver for them; a node that does not answer tells of none.
+    """
     import ray
 
     nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: HEAD not in node["Resources"])
+    cards = _ask_cards([node["NodeID"] for node in nodes if node["Resources"].get("GPU")]) if ask_cards else {}
     return [
         Node(
             name=node["NodeManagerAddress"],
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
             labels={key: value for key, value in node["Labels"].items() if not key.startswith(RAYS_OWN_LABELS)},
+            cards=cards.get(node["NodeID"], ()),
         )
         for node in nodes
     ]
 
 
-def check_fits(recipe: "Recipe", nodes: Sequence[Node], where: str) -> None:
-    """Raises BadInput when the actors can have no place there, with what is asked and what is there in one table."""
+def _ask_cards(node_ids: Sequence[str]) -> dict[str, tuple[Gpu, ...]]:
+    """Node id -> its GPUs, of the nodes that answer in time."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0)(installed_gpus)
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(): node_id
+        for node_id in node_ids
+    }
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=CARDS_S) if asked else ([], [])
+    return {asked[reference]: ray.get(reference) for reference in done}
+
+
+def no_room(recipe: "Recipe", nodes: Sequence[Node], where: str) -> str | None:
+    """What to say when the actors can have no place there: what is asked and what is there in one table."""
     asked = demands(recipe)
     found = list(obstacles(asked, nodes))
-    if found:
-        raise BadInput(f"{where} has no room for the recipe: {'; '.join(found)}\n{placement_table(asked, nodes)}")
+    if not found:
+        return None
+    return f"{where} has no room for the recipe: {'; '.join(found)}\n{placement_table(asked, nodes)}"
 
 
-def check(recipe: "Recipe") -> list[Node]:
-    """The nodes that the recipe's actors would get; nothing stays started.
+def refusals(recipe: "Recipe", machine: Node) -> list[str]:
+    """Why a local cluster on this machine cannot run the recipe: its GPUs, their memory, the room for its actors."""
+    asks_gpus = any(demand.num_gpus for demand in demands(recipe))
+    broken = unusable(machine.cards) if asks_gpus and machine.gpus else None
+    card = card_of(machine.cards, recipe.cluster.card)
+    room = no_room(recipe, [machine], "this machine")
+    found = [f"this machine's GPUs: {broken}" if broken else None, *memory_problems(recipe, card), room]
+    return [problem for problem in found if problem is not None]
+
+
+def check(recipe: "Recipe") -> None:
+    """Nothing stays started.
 
     Raises:
         BadInput: there is no such cluster, it refuses this process, or it is too small.
     """
-    if joins_existing(recipe) is None:
-        nodes = [this_machine(recipe)]
-        check_fits(recipe, nodes, "this machine")
-        return nodes
-    with connect(recipe):
-        return live_nodes()
+    if joins_existing(recipe) is not None:
+        with connect(recipe):
+            return
+    if found := refusals(recipe, this_machine(recipe)):
+        raise BadInput("\n".join(found))
 
 
 def joins_existing(recipe: "Recipe") -> str | None:
@@ -143,8 +182,8 @@ def connect(recipe: "Recipe", *, check: bool = True) -> "Iterator[Joined]":
             context = ray.init(**wanted)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise refused(error) from None
-        if check:
-            check_fits(recipe, live_nodes(), f"Ray cluster {address or '(local)'}")
+        if check and (crowded := no_room(recipe, live_nodes(), f"Ray cluster {address or '(local)'}")):
+            raise BadInput(crowded)
         yield context
     finally:
         ray.shutdown()  # also of what `ray.init` left half done

@@ -49,7 +49,8 @@ def start_actors(
     started: list[Callable[[], None]] = []
     try:
         reserved = None
-        if recipe.rollout.colocated and trains:
+        if recipe.rollout.colocated:
+            # Before the judges, whose shares might leave no GPU with room for a pair.
             reserved = _reserve_pairs(recipe, run_name)
             started.append(lambda: remove_placement_group(reserved))
         with ThreadPoolExecutor(max_workers=3) as pool:
@@ -104,7 +105,7 @@ def start_actors(
 
 
 def _reserve_pairs(recipe: "Recipe", run_name: str) -> "PlacementGroup":
-    """The placement group whose bundle i holds engine i and learner rank i.
+    """The placement group whose bundle i holds engine i and learner rank i; the engine alone where nothing is trained.
 
     One for both: where fractions of GPUs are reserved apart, two ranks may get one GPU and two engines the other.
     """

@@ -1,10 +1,12 @@
 """What a run's actors ask of a cluster, what the cluster has, and whether the one fits into the other. No Ray here."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from actors.processes import Asks
+from orchestrator.cards import Gpu
 from orchestrator.files import as_text
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Node:
     cpus: float
     gpus: float
     labels: Mapping[str, str] = field(default_factory=dict)
+    cards: Sequence[Gpu] = ()
+    """What its driver tells of its GPUs; empty where nobody asked."""
 
 
 def demands(recipe: "Recipe") -> list[ActorDemand]:
@@ -50,13 +54,13 @@ def demands(recipe: "Recipe") -> list[ActorDemand]:
 
 
 def pair_demand(recipe: "Recipe") -> ActorDemand:
-    """Of a colocated run: an engine and its learner rank as one, on a whole GPU of their own."""
+    """Of a colocated run: an engine and its learner rank as one, on one GPU; judges may have what they leave of it."""
     rollout, learner = recipe.rollout, recipe.learner
     return ActorDemand(
         role="rollout+learner",
         count=learner.ranks,
         num_cpus=round(rollout.num_cpus + learner.num_cpus, 4),  # as Ray counts
-        num_gpus=1.0 if learner.num_gpus else 0.0,
+        num_gpus=round(rollout.num_gpus + learner.num_gpus, 4),
         node_labels=learner.node_labels,
     )
 
@@ -77,11 +81,31 @@ def obstacles(asked: Sequence[ActorDemand], nodes: Sequence[Node]) -> Iterator[s
         elif sum(_copies(node, demand) for node in able) < demand.count:
             most = sum(_copies(node, demand) for node in able)
             yield f"{demand.role}: there is room for {most} of its {demand.count} actors"
+    enough = True
     for resource in ("CPUs", "GPUs"):
         need = sum(demand.count * _amount(demand, resource) for demand in asked)
         have = sum(_amount(node, resource) for node in nodes)
         if need > have + ROUNDING:
+            enough = False
             yield f"all actors together need {need:g} {resource}, the nodes have {have:g}"
+    if enough:
+        yield from _too_large_beside(asked, sum(int(node.gpus) for node in nodes))
+
+
+def _too_large_beside(asked: Sequence[ActorDemand], gpus: int) -> Iterator[str]:
+    """Shares of GPUs that no GPU has left beside actors which have one each, because they take more than half of it."""
+    large = [demand for demand in asked if demand.num_gpus > 0.5]
+    left = [1 - demand.num_gpus for demand in large if demand.num_gpus < 1 for _ in range(demand.count)]
+    left += [1.0] * max(0, gpus - sum(math.ceil(demand.num_gpus) * demand.count for demand in large))
+    for demand in asked:
+        if 0 < demand.num_gpus <= 0.5:
+            room = sum(int(share / demand.num_gpus + ROUNDING) for share in left)
+            if room < demand.count:
+                beside = ", ".join(f"{other.role} ({other.num_gpus:g} each)" for other in large)
+                yield (
+                    f"{demand.role}: beside {beside} there is room for {room} of its {demand.count} actors with "
+                    f"{demand.num_gpus:g} of a GPU each"
+                )
 
 
 def placement_table(asked: Sequence[ActorDemand], nodes: Sequence[Node]) -> str:
@@ -115,12 +139,11 @@ def _holds(node: Node, demand: ActorDemand) -> bool:
 
 
 def _copies(node: Node, demand: ActorDemand) -> float:
-    """Actors of this kind that the node alone has room for."""
-    ratios = [
-        _amount(node, resource) / _amount(demand, resource) + ROUNDING
-        for resource in ("CPUs", "GPUs")
-        if _amount(demand, resource)
-    ]
+    """Actors of this kind that the node alone has room for; a share of a GPU is a share of one."""
+    ratios = [node.cpus / demand.num_cpus + ROUNDING] if demand.num_cpus else []
+    if demand.num_gpus:
+        on_one = int(1 / demand.num_gpus + ROUNDING) if demand.num_gpus < 1 else 1 / demand.num_gpus
+        ratios.append(node.gpus * on_one + ROUNDING)
     return int(min(ratios)) if ratios else float("inf")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
+from orchestrator.estimate.shapes import SHAPES
 from orchestrator.files import write_lines
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
@@ -21,16 +22,6 @@ from rewards.environment import model_source, one_line
 if TYPE_CHECKING:
     from rewards.config import HuggingFaceScorerConfig
 
-MODEL_TYPES = {
-    "PKU-Alignment/alpaca-7b-reproduced": "llama",
-    "PKU-Alignment/beaver-7b-v1.0-cost": "llama",
-    "PKU-Alignment/beaver-7b-v1.0-reward": "llama",
-    "Qwen/Qwen3-8B": "qwen3",
-    "Ray2333/gpt2-large-harmless-reward_model": "gpt2",
-    "Ray2333/gpt2-large-helpful-reward_model": "gpt2",
-    "mohameddhiab/humor-no-humor": "distilbert",
-}
-"""What transformers calls the architecture behind each hub id of deploy/recipes; others are asked for their config."""
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -103,8 +94,8 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _model_type(model: str) -> str:
-    if model in MODEL_TYPES:
-        return MODEL_TYPES[model]
+    if model in SHAPES:
+        return SHAPES[model].architecture
     from transformers import AutoConfig
 
     try:
