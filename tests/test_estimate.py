@@ -82,6 +82,9 @@ def test_under_adapters_they_alone_have_a_state_and_there_is_no_second_copy() ->
     trained = adapter_parameters(SMALL, 3, "all-linear")
     assert (rank.weights, rank.reference) == (2 * (1000 + trained), 0)
     assert (rank.optimizer, rank.gradients) == (12 * trained, 4 * trained + REDUCE_BUCKET_BYTES)
+    assert rank.sent == 2 * trained
+    whole = memory.rank_memory(recipe(*ON_GPU, "learner.lora={rank: 3}", "learner.broadcast=full"), SMALL)
+    assert whole.sent == 2 * 1000
 
 
 def test_on_cpu_weights_are_their_own_master_copy_unless_zero_makes_one() -> None:

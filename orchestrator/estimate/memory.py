@@ -38,6 +38,8 @@ class RankMemory:
     """Summed up in float32 over an update's micro-batches."""
     activations: float
     logits: float
+    sent: float
+    """In one weight broadcast, from rank 0."""
 
     @property
     def kept(self) -> float:
@@ -121,6 +123,7 @@ def rank_memory(recipe: "Recipe", shape: Shape) -> RankMemory:
     sequences = learner.micro_batch_prompts * passes
     tokens = sequences * recipe.rollout.max_model_len
     layer = layer_activations(shape, width, lora=lora is not None) * tokens
+    only_adapters = lora is not None and learner.broadcast == "auto"
     inputs = width * shape.hidden * tokens
     rows = min(learner.logprob_chunk_tokens, sequences * recipe.rollout.max_new_tokens)
     return RankMemory(
@@ -130,6 +133,7 @@ def rank_memory(recipe: "Recipe", shape: Shape) -> RankMemory:
         gradients=gradients,
         activations=shape.layers * inputs + layer if learner.gradient_checkpointing else shape.layers * layer,
         logits=rows * shape.vocabulary * (12 + 2 * width),  # logits and gradient; in float32 with their exponentials
+        sent=width * (adapters if only_adapters else shape.parameters),
     )
 
 

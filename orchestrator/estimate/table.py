@@ -46,13 +46,10 @@ def _memory_rows(recipe: "Recipe", shape: Shape, card: Card) -> list[str]:
     rows += [line for load in loads for line in _load_rows(load, card)]
     if recipe.rollout.num_gpus:
         cache = engine_bytes(recipe, engine, card) - engine.least + engine.sequence
-        rows.append(row("room in an engine", f"for about {max(0, int(cache / engine.sequence))} of them"))
+        rows.append(row("cache of an engine", f"room for about {max(0, int(cache / engine.sequence))} such sequences"))
     host = {name: size for name, size in host_memory(recipe, shape).items() if size}
     rows.append(row("host memory", ", ".join(f"{name} {_size(size)}" for name, size in host.items())))
-    sent = engine.weights * recipe.rollout.tensor_parallel_size
-    if learner.lora is not None and learner.broadcast == "auto":
-        sent = rank.weights * (learner.ranks if learner.zero_stage == 3 else 1) - sent
-    return [*rows, row("one weight broadcast", f"{_size(sent)} in buckets of {_size(learner.bucket_bytes)}")]
+    return [*rows, row("one weight broadcast", f"{_size(rank.sent)} in buckets of {_size(learner.bucket_bytes)}")]
 
 
 def _load_rows(load: GpuLoad, card: Card) -> list[str]:
