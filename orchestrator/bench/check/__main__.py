@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from rewards.environment import one_line
 TOTAL_S = 480.0
 LEAST_S = 20.0
 """With less time left a part is not begun."""
+PATIENCE = 5.0
+"""Times its limit that a part has on CPU, where a deadline is only for what hangs."""
 END_S = 20.0
 """From the request to stop to the kill; a training run saves and ends its actors in between."""
 
@@ -37,31 +40,47 @@ def main() -> int:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     known = {part.name: part for part in PARTS}
-    chosen = [name.strip() for name in (options.part or options.parts or ",".join(known)).split(",")]
+    of_all = [part.name for part in PARTS if not (options.cpu and part.rehearsed_by)]
+    chosen = options.parts.split(",") if options.parts else of_all
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"--parts: must be of {', '.join(known)}, got {unknown[0]!r}")
     if options.smollm2 is not None and not (options.smollm2 / "config.json").is_file():
         parser.error(f"--smollm2: must be a Hugging Face folder (no config.json), got {str(options.smollm2)!r}")
-    settings = Settings(cpu=options.cpu, smollm2=options.smollm2)
     if options.part:
-        return _work(known[options.part], options.output, settings)
+        return work(known[options.part], options.output, Settings(cpu=options.cpu, smollm2=options.smollm2))
     shutil.rmtree(options.output, ignore_errors=True)
     options.output.mkdir(parents=True)
-    return check([known[name] for name in chosen], options.output, sys.argv[1:], None if options.cpu else options.total)
+    return check(
+        [known[name] for name in chosen],
+        options.output,
+        lambda part: [sys.executable, "-m", "orchestrator.bench.check", *sys.argv[1:], "--part", part.name],
+        total_s=None if options.cpu else options.total,
+    )
 
 
-def check(parts: list[Part], folder: Path, arguments: list[str], total_s: float | None) -> int:
-    """All parts, each told as it ends; check.json and check.md are written after every one."""
+def check(
+    parts: Sequence[Part], folder: Path, command_of: Callable[[Part], list[str]], *, total_s: float | None
+) -> int:
+    """All parts, each told as it ends; check.json and check.md are written after every one.
+
+    Args:
+        command_of: starts a part's work; it leaves FOLDER/<part>.json.
+        total_s: for all together; None: each has several times its own limit.
+    """
     started, outcomes = time.monotonic(), []
     for part in parts:
-        left = part.limit_s if total_s is None else total_s - (time.monotonic() - started)
-        # On CPU the deadline is for what hangs: two slow cores take several times as long.
-        limit_s = part.limit_s * 5 if total_s is None else min(part.limit_s, left)
-        if left < LEAST_S:
-            outcome = {"part": part.name, "ok": False, "seconds": 0.0, "error": "not begun: no time left"}
+        left = PATIENCE * part.limit_s if total_s is None else total_s - (time.monotonic() - started)
+        limit_s = left if total_s is None else min(part.limit_s, left)
+        if total_s is not None and left < min(LEAST_S, part.limit_s):
+            outcome: dict[str, Any] = {
+                "part": part.name,
+                "ok": False,
+                "seconds": 0.0,
+                "error": "not begun: no time left",
+            }
         else:
             print(f"{part.name} (at most {limit_s:.0f} s) ...", flush=True)
-            outcome = _in_a_process(part, folder, arguments, limit_s)
+            outcome = _in_a_process(part, folder, command_of(part), limit_s)
         outcomes.append(outcome)
         replace_text(folder / "check.json", json.dumps(finite(outcomes), indent=1) + "\n")
         replace_text(folder / "check.md", table(outcomes))
@@ -70,7 +89,7 @@ def check(parts: list[Part], folder: Path, arguments: list[str], total_s: float 
     return 0 if all(outcome["ok"] for outcome in outcomes) else 1
 
 
-def table(outcomes: list[dict[str, Any]]) -> str:
+def table(outcomes: Sequence[Mapping[str, Any]]) -> str:
     """One line a part, then one a figure."""
     rows = [("part", "outcome", "seconds")]
     rows += [(each["part"], "ok" if each["ok"] else each["error"], f"{each['seconds']:.0f}") for each in outcomes]
@@ -83,11 +102,9 @@ def table(outcomes: list[dict[str, Any]]) -> str:
     return f"{as_text(rows)}\n\n{as_text(figures)}\n"
 
 
-def _in_a_process(part: Part, folder: Path, arguments: list[str], limit_s: float) -> dict[str, Any]:
+def _in_a_process(part: Part, folder: Path, command: list[str], limit_s: float) -> dict[str, Any]:
     """A part that crashes, hangs or leaves processes behind does not reach the next."""
     result, log = folder / f"{part.name}.json", folder / f"{part.name}.log"
-    command = [sys.executable, "-m", "orchestrator.bench.check", *arguments]
-    command += ["--output", str(folder), "--part", part.name]
     started = time.monotonic()
     with log.open("wb") as output:
         process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -117,7 +134,8 @@ def _end(family: set[psutil.Process]) -> None:
         _, alive = psutil.wait_procs(alive, timeout=END_S)
 
 
-def _work(part: Part, folder: Path, settings: Settings) -> int:
+def work(part: Part, folder: Path, settings: Settings) -> int:
+    """Does a part in this process and writes FOLDER/<part>.json."""
     try:
         outcome: dict[str, Any] = {"ok": True, "figures": part.work(folder, settings)}
     except Exception as error:  # whatever it is, it is this part's outcome
