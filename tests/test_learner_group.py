@@ -1,6 +1,7 @@
 """The learner on Ray: ranks as actors, the weight broadcast on real processes, and the death of a part of it."""
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,16 @@ def test_ranks_are_named_actors_and_tell_what_they_run(two_ranks: LearnerGroup) 
 
     assert [info["rank"] for info in two_ranks.info] == [0, 1]
     assert ray.get_actor("two/learner-1") == two_ranks._ranks.workers[1]
+
+
+def test_ranks_on_cpus_see_no_gpu(two_ranks: LearnerGroup) -> None:
+    import ray
+
+    def visible(worker: Any) -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    asked = [worker.__ray_call__.remote(visible) for worker in two_ranks._ranks.workers]
+    assert ray.get(asked, timeout=60) == ["", ""]
 
 
 def test_log_probabilities_come_back_in_order_from_both_ranks(two_ranks: LearnerGroup, model: str) -> None:

@@ -1,5 +1,6 @@
 """A real vLLM engine on CPU behind a Ray actor: reproducible streams, log-probabilities, refusals."""
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -89,6 +90,15 @@ def test_the_actor_is_found_by_name_and_starts_at_version_zero(engine: Any) -> N
     told = ray.get(found.ready.remote(), timeout=CALL_S)
     assert (told["engine"], told["policy_version"], told["weight_backend"]) == (0, 0, "host")
     assert repr(RolloutActor(CONFIG, model="somewhere", engine=3, seed=0)) == "RolloutActor(engine=3)"
+
+
+def test_an_engine_on_cpus_sees_no_gpu(engine: Any) -> None:
+    import ray
+
+    def visible(actor: RolloutActor) -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    assert ray.get(engine.__ray_call__.remote(visible), timeout=CALL_S) == ""
 
 
 def test_every_request_comes_back_once_in_groups_of_the_configured_size(engine: Any) -> None:
