@@ -60,7 +60,7 @@ class AdapterMerger:
         unknown = [name for name in plan.base if name not in self._files]
         if unknown:
             raise WeightTransferError(
-                f"weights_init: {unknown[0]!r} does not stand in {model!r} under that name ({len(unknown)} such "
+                f"{unknown[0]!r} does not stand in {model!r} under that name ({len(unknown)} such "
                 "tensors): its adapters cannot be merged here (learner.broadcast: full sends merged weights)"
             )
         parts_of = {part: tuple(parts) for parts in fused.values() for part in parts}

@@ -202,10 +202,12 @@ class RolloutActor:
             raise EngineFailedError(f"engine {self.engine}: could not go to sleep: {one_line(error)}") from error
         self._asleep = True
 
-    def weights_init(self, info: dict[str, Any]) -> dict[str, int]:
-        """Meet a sender: ``{"backend": "host", "names": [...]}``, or vLLM's NCCL rendezvous (with ``names`` if known).
+    def weights_check(self, info: dict[str, Any]) -> dict[str, int]:
+        """Accept what a sender announces, before anybody waits for anybody; ends what an earlier sender had begun.
 
-        With ``adapter`` (the fields of ``actors.adapters.AdapterPlan``) what follows are adapters alone.
+        Args:
+            info: ``backend`` (``host`` or ``nccl``), ``names`` of all tensors to come and, where these are adapters
+                alone, ``adapter`` (the fields of ``actors.adapters.AdapterPlan``).
 
         Returns:
             name -> checksum of every weight that adapters are merged over; nothing when all weights travel.
@@ -214,7 +216,18 @@ class RolloutActor:
             WeightTransferError: another backend than this engine's, part of the model is not announced, or the base is
                 not to be found under the announced names.
         """
-        return self._receiver.init(info)
+        return self._receiver.check(info)
+
+    def weights_init(self, info: dict[str, Any]) -> None:
+        """Meet the sender whose announcement was accepted.
+
+        Args:
+            info: vLLM's NCCL rendezvous; nothing for ``host``.
+
+        Raises:
+            WeightTransferError: ``weights_check`` has accepted nothing.
+        """
+        self._receiver.init(info)
 
     def weights_start(self) -> None:
         """Open an update: the engine serves nobody until it is finished. Clears what an aborted one left behind."""

@@ -185,7 +185,7 @@ def test_a_learner_over_another_base_is_refused_by_name(engine: Any, folder: Pat
 def test_an_engine_that_was_given_other_weights_takes_no_adapters(engine: Any, folder: Path) -> None:
     source = AdapterSource(adapted_policy(folder, torch.float32), bucket_bytes=1 << 20)
     info = {**source.announcement, "backend": "host"}
-    assert call(engine, "weights_init", info) == source.base_checksums()
+    assert call(engine, "weights_check", info) == source.base_checksums()
     push(engine, changed_model(folder, seed=1), 2)
     with pytest.raises(WeightTransferError, match="was given other weights than its model's own base"):
-        call(engine, "weights_init", info)
+        call(engine, "weights_check", info)
