@@ -38,6 +38,8 @@ def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+    if config.batch_invariant and config.num_gpus:
+        env["VLLM_BATCH_INVARIANT"] = "1"  # vLLM's kernels read it when they are imported
     if config.enforce_eager and not config.num_gpus:
         # Symptom: the first batch takes 8 s longer, 40 s where no compiler cache is warm. Cause: vLLM compiles the
         # kernel that ranks log-probabilities in eager mode too. Delete when it stops, or has a switch for it.
@@ -51,9 +53,13 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
     from transformers import AutoConfig
     from vllm import LLM
     from vllm.config import WeightTransferConfig
+    from vllm.platforms import current_platform
 
     from actors.weights import VLLM_BACKENDS, WORKER_EXTENSION
 
+    if config.batch_invariant and config.num_gpus and not current_platform.has_device_capability(80):
+        got = current_platform.get_device_capability()
+        raise ValueError(f"rollout.batch_invariant needs a GPU of compute capability 8.0 or above, got {got}")
     if config.num_gpus:
         platform: dict[str, Any] = {
             "dtype": "bfloat16" if config.dtype == "auto" else config.dtype,
