@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actors.config import RolloutConfig
 from actors.engine import engine_environment, sampling_params, scoring_params, weight_backend
 from actors.metrics import EngineMetrics
-from actors.processes import ActorSpec, start_actors
+from actors.processes import ActorSpec, network_environment, start_actors
 from actors.types import (
     EngineFailedError,
     EngineRestartedError,
@@ -100,7 +100,8 @@ class RolloutActor:
         """Answer the requests; yields groups of finished ones while the rest are being decoded.
 
         A group holds ``stream_group`` requests with all their responses (the last one may hold fewer), in the order
-        they finished. Same request, same tokens: every response has its own seed.
+        they finished. Same request, same tokens (on GPU with `rollout.batch_invariant`): every response has
+        its own seed.
 
         Args:
             requests: each with its own ``request_id``.
@@ -260,6 +261,8 @@ class RolloutActor:
         return checksums
 
     def _load(self) -> None:
+        if self.config.num_gpus:
+            os.environ.update(network_environment())  # as rank 0, whom its workers meet
         from vllm import SamplingParams
 
         from actors.engine import load_engine

@@ -274,6 +274,23 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(engine: Any, policy: Pa
     assert "\n" not in message
 
 
+def test_an_engine_on_a_gpu_meets_the_learner_by_rays_interface_and_says_what_its_gpu_cannot(
+    engine: Any, policy: Path
+) -> None:
+    import psutil
+    import ray
+
+    def load(actor: RolloutActor) -> tuple[str, str]:
+        on_gpu = RolloutActor(RolloutConfig(num_gpus=1, batch_invariant=True), model=actor.model, engine=1, seed=0)
+        with pytest.raises(RolloutError) as refused:
+            on_gpu.ready()
+        return str(refused.value), os.environ["NCCL_SOCKET_IFNAME"]
+
+    said, interface = ray.get(engine.__ray_call__.remote(load), timeout=CALL_S)
+    assert ray.util.get_node_ip_address() in {item.address for item in psutil.net_if_addrs()[interface]}
+    assert said.endswith("rollout.batch_invariant needs a GPU of compute capability 8.0 or above, got None")
+
+
 def test_a_model_vllm_cannot_run_stops_the_start_and_leaves_no_actor(ray_cluster: None, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
