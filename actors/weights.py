@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
@@ -62,6 +63,8 @@ class LayerwiseTransferEngine(WeightTransferEngine):
                 plan=plan,
                 fused=getattr(self.model, "packed_modules_mapping", {}),
                 device=self.device,
+                pin=torch.Tensor.pin_memory if self.device.type == "cuda" else None,
+                free_bytes=psutil.virtual_memory().available,
             )
         return self._adapters.base_checksums
 
