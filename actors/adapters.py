@@ -3,7 +3,9 @@
 Imported only inside engine processes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,9 @@ from actors.types import WeightTransferError
 from rewards.environment import model_folder
 
 Named = tuple[str, torch.Tensor]
+PINNED_SHARE = 0.25
+"""Of the host memory that is free when engine and learner meet; each engine of a node counts for itself."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,8 @@ class AdapterPlan:
 class AdapterMerger:
     """Turns adapters into the full weights of the layers that they change, in whatever order the halves arrive.
 
-    The base stays in the model folder's files, mapped and not copied: engines of one node share what is cached.
+    The base stays in the model folder's files, mapped and not copied: engines of one node share what is cached. To a
+    GPU it would go through pageable memory, so with `pin` what every update needs is pinned from its first read on.
 
     Args:
         model: Hugging Face folder or hub id that the engine has loaded.
@@ -47,13 +53,22 @@ class AdapterMerger:
         fused: vLLM's fused module -> the modules of the checkpoint that it holds. Such a layer is loaded as a whole,
             so the parts without an adapter come from the base.
         device: where to merge.
+        pin: copies a tensor into pinned host memory; None: nothing is kept.
+        free_bytes: of host memory; what is kept takes at most `PINNED_SHARE` of it, or nothing is.
 
     Raises:
         WeightTransferError: a weight of the plan does not stand in the model's files under that name.
     """
 
     def __init__(
-        self, model: str, *, plan: AdapterPlan, fused: Mapping[str, Iterable[str]], device: torch.device
+        self,
+        model: str,
+        *,
+        plan: AdapterPlan,
+        fused: Mapping[str, Iterable[str]],
+        device: torch.device,
+        pin: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        free_bytes: int = 0,
     ) -> None:
         self.plan = plan
         self._device = device
@@ -61,7 +76,7 @@ class AdapterMerger:
         unknown = [name for name in plan.base if name not in self._files]
         if unknown:
             raise WeightTransferError(
-                f"weights_init: {unknown[0]!r} does not stand in {model!r} under that name ({len(unknown)} such "
+                f"{unknown[0]!r} does not stand in {model!r} under that name ({len(unknown)} such "
                 "tensors): its adapters cannot be merged here (learner.broadcast: full sends merged weights)"
             )
         parts_of = {part: tuple(parts) for parts in fused.values() for part in parts}
@@ -72,6 +87,9 @@ class AdapterMerger:
         for module in plan.scaling:
             parent, _, leaf = module.rpartition(".")
             self._layer_of[module] = tuple(f"{parent}.{part}" for part in parts_of.get(leaf, (leaf,)))
+        self._pin = pin
+        self._pinned: dict[str, torch.Tensor] = {}
+        self._kept = frozenset[str]() if pin is None else self._worth_keeping(free_bytes)
         self.forget()
 
     def forget(self) -> None:
@@ -111,7 +129,29 @@ class AdapterMerger:
         )
 
     def _base(self, name: str) -> torch.Tensor:
-        return self._files[name].get_tensor(name).to(self._device, getattr(torch, self.plan.base[name]))
+        if name in self._pinned:
+            return self._pinned[name].to(self._device, non_blocking=True)  # nobody writes to it again
+        stored = self._files[name].get_tensor(name).to(getattr(torch, self.plan.base[name]))
+        if self._pin is not None and name in self._kept:
+            self._pinned[name] = self._pin(stored)
+        return stored.to(self._device)
+
+    def _worth_keeping(self, free_bytes: int) -> frozenset[str]:
+        """The weights of all adapted layers; none where they are too large."""
+        adapted = {module for layer in self._layer_of.values() for module in layer}
+        names = frozenset(name for module in adapted for name in self._weights_in.get(module, ()))
+        size = sum(
+            math.prod(self._files[name].get_slice(name).get_shape()) * getattr(torch, self.plan.base[name]).itemsize
+            for name in names
+        )
+        if size <= PINNED_SHARE * free_bytes:
+            return names
+        logger.warning(
+            "the base under the adapters is read from its files at every update: %.1f GB of it would take more than "
+            "%.0f %% of the %.1f GB of free host memory",
+            *(size / 1e9, 100 * PINNED_SHARE, free_bytes / 1e9),
+        )
+        return frozenset()
 
 
 def tensor_files(folder: Path) -> dict[str, safe_open]:

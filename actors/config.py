@@ -49,6 +49,12 @@ class RolloutConfig(Section):
     """Share of each GPU's memory the engine may take (GPU only). It must leave room for all that others keep there:
     with ``colocated`` a learner rank's policy, reference and optimizer state, and judges that have the rest of the GPU.
     `mi-epo plan` says how much that is."""
+    batch_invariant: bool = False
+    """Same request, same tokens on GPU too, whatever else is in the batch; on CPU it is so without this, and nothing
+    changes. vLLM calls it beta. It needs compute capability 8.0 and takes any dtype; attention is FlashAttention,
+    Triton or FlexAttention, as vLLM chooses. Price: no product and no attention is split over its inner dimension (slow
+    where few and long sequences decode), FlashAttention 2 where 4 would run, products in Triton's kernels on Ampere,
+    one NCCL channel inside an engine of several GPUs."""
     enforce_eager: bool = True
     """Skip graph capture and compilation: a much faster start, and on small models about the same speed."""
     stream_group: int = Field(default=16, ge=1)

@@ -30,13 +30,16 @@ def weight_backend(config: RolloutConfig) -> Backend:
 def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
     """Environment of an engine's process; must be set before vLLM is imported there."""
     # More threads than free cores collapse the decode loop (spin barriers), so never more than were reserved.
-    env = process_environment(model, threads=None if config.num_gpus else whole_threads(config.num_cpus)) | {
+    threads = None if config.num_gpus else whole_threads(config.num_cpus)
+    env = process_environment(model, threads=threads, num_gpus=config.num_gpus) | {
         # In process: starts three times faster and takes a third of the memory of the three-process engine.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+    if config.batch_invariant and config.num_gpus:
+        env["VLLM_BATCH_INVARIANT"] = "1"  # vLLM's kernels read it when they are imported
     if config.enforce_eager and not config.num_gpus:
         # Symptom: the first batch takes 8 s longer, 40 s where no compiler cache is warm. Cause: vLLM compiles the
         # kernel that ranks log-probabilities in eager mode too. Delete when it stops, or has a switch for it.
@@ -50,9 +53,13 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
     from transformers import AutoConfig
     from vllm import LLM
     from vllm.config import WeightTransferConfig
+    from vllm.platforms import current_platform
 
     from actors.weights import VLLM_BACKENDS, WORKER_EXTENSION
 
+    if config.batch_invariant and config.num_gpus and not current_platform.has_device_capability(80):
+        got = current_platform.get_device_capability()
+        raise ValueError(f"rollout.batch_invariant needs a GPU of compute capability 8.0 or above, got {got}")
     if config.num_gpus:
         platform: dict[str, Any] = {
             "dtype": "bfloat16" if config.dtype == "auto" else config.dtype,

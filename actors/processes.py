@@ -157,6 +157,22 @@ def reserve(
     return reserved
 
 
+def network_environment() -> dict[str, str]:
+    """What gloo and NCCL read of an actor's environment to meet others over the interface with its Ray address.
+
+    Each chooses by itself otherwise: host names often resolve to the loopback, which gloo would use, and NCCL takes the
+    first interface that looks right, a container bridge say. Nothing where no interface has the address.
+    """
+    import psutil
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(item.address == address for item in addresses):
+            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return {}
+
+
 def deaths() -> tuple[type[Exception], ...]:
     """What a call raises when the process that was to answer it is gone."""
     import ray

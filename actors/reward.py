@@ -89,7 +89,7 @@ def start_rewards(
                 name=f"{run_name}/reward-{objective.name}-{replica}",
                 num_cpus=objective.num_cpus,
                 num_gpus=objective.num_gpus,
-                env=process_environment(threads=whole_threads(objective.num_cpus)),
+                env=process_environment(threads=whole_threads(objective.num_cpus), num_gpus=objective.num_gpus),
                 node_labels=objective.node_labels,
                 kwargs={"objective": objective},
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from actors.config import RolloutConfig
 from actors.engine import engine_environment, sampling_params, scoring_params, weight_backend
 from actors.metrics import EngineMetrics
-from actors.processes import ActorSpec, start_actors
+from actors.processes import ActorSpec, network_environment, start_actors
 from actors.types import (
     EngineFailedError,
     EngineRestartedError,
@@ -105,7 +105,8 @@ class RolloutActor:
         """Answer the requests; yields groups of finished ones while the rest are being decoded.
 
         A group holds ``stream_group`` requests with all their responses (the last one may hold fewer), in the order
-        they finished. Same request, same tokens: every response has its own seed.
+        they finished. Same request, same tokens (on GPU with `rollout.batch_invariant`): every response has
+        its own seed.
 
         Args:
             requests: each with its own ``request_id``.
@@ -207,10 +208,12 @@ class RolloutActor:
             raise EngineFailedError(f"engine {self.engine}: could not go to sleep: {one_line(error)}") from error
         self._asleep = True
 
-    def weights_init(self, info: dict[str, Any]) -> dict[str, int]:
-        """Meet a sender: ``{"backend": "host", "names": [...]}``, or vLLM's NCCL rendezvous (with ``names`` if known).
+    def weights_check(self, info: dict[str, Any]) -> dict[str, int]:
+        """Accept what a sender announces, before anybody waits for anybody; ends what an earlier sender had begun.
 
-        With ``adapter`` (the fields of ``actors.adapters.AdapterPlan``) what follows are adapters alone.
+        Args:
+            info: ``backend`` (``host`` or ``nccl``), ``names`` of all tensors to come and, where these are adapters
+                alone, ``adapter`` (the fields of ``actors.adapters.AdapterPlan``).
 
         Returns:
             name -> checksum of every weight that adapters are merged over; nothing when all weights travel.
@@ -219,7 +222,18 @@ class RolloutActor:
             WeightTransferError: another backend than this engine's, part of the model is not announced, or the base is
                 not to be found under the announced names.
         """
-        return self._receiver.init(info)
+        return self._receiver.check(info)
+
+    def weights_init(self, info: dict[str, Any]) -> None:
+        """Meet the sender whose announcement was accepted.
+
+        Args:
+            info: vLLM's NCCL rendezvous; nothing for ``host``.
+
+        Raises:
+            WeightTransferError: ``weights_check`` has accepted nothing.
+        """
+        self._receiver.init(info)
 
     def weights_start(self) -> None:
         """Open an update: the engine serves nobody until it is finished. Clears what an aborted one left behind."""
@@ -252,6 +266,8 @@ class RolloutActor:
         return checksums
 
     def _load(self) -> None:
+        if self.config.num_gpus:
+            os.environ.update(network_environment())  # as rank 0, whom its workers meet
         from vllm import SamplingParams
 
         from actors.engine import load_engine

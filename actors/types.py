@@ -12,7 +12,8 @@ from rewards.environment import derive_seed
 class GenerationRequest:
     """One prompt under one preference vector, to be answered ``num_responses`` times.
 
-    Response j is sampled with ``response_seed(seed, j)``: the same request gives the same tokens in any batch.
+    Response j is sampled with ``response_seed(seed, j)``: the same request gives the same tokens in any batch
+    (on GPU with `rollout.batch_invariant`).
 
     Example:
         GenerationRequest(request_id="step3/0", prompt="how do I patch a tyre?", prompt_ids=(1, 17, 4),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
@@ -63,6 +64,8 @@ class LayerwiseTransferEngine(WeightTransferEngine):
                 plan=plan,
                 fused=getattr(self.model, "packed_modules_mapping", {}),
                 device=self.device,
+                pin=torch.Tensor.pin_memory if self.device.type == "cuda" else None,
+                free_bytes=psutil.virtual_memory().available,
             )
         return self._adapters.base_checksums
 
@@ -217,8 +220,8 @@ class WeightTransferExtension:
 class WeightReceiver:
     """One engine's side of every update: in order, complete, and proved, or refused with the reason.
 
-    Calls: ``init`` once per sender, then ``start``, ``update`` for each bucket, ``finish``, again and again. After a
-    failure anywhere the model is unusable (or mixed) until the next complete round.
+    Calls: ``check`` and ``init`` once per sender, then ``start``, ``update`` for each bucket, ``finish``, again and
+    again. After a failure anywhere the model is unusable (or mixed) until the next complete round.
 
     Args:
         llm: vLLM's ``LLM``.
@@ -230,33 +233,36 @@ class WeightReceiver:
         self.backend = backend
         self._llm = llm
         self._model = model
-        self._announced: frozenset[str] | None = None
+        self._announced: frozenset[str] = frozenset()
         self._received: set[str] = set()
         self._connected = False
         self._open = False
         self._own_base = True
 
-    def init(self, info: Mapping[str, Any]) -> dict[str, int]:
-        """Meet a sender; as ``RolloutActor.weights_init``."""
-        rendezvous = dict(info)
-        backend, names = rendezvous.pop("backend", "nccl"), rendezvous.pop("names", None)
-        adapter = rendezvous.pop("adapter", None)
-        if backend != self.backend:
-            raise WeightTransferError(f"weights_init: this engine receives by {self.backend!r}, got {backend!r}")
-        if adapter is not None and not self._own_base:
-            raise WeightTransferError("weights_init: this engine was given other weights than its model's own base")
-        if names is not None and adapter is None:
-            self._check_announced(frozenset(names))
+    def check(self, info: Mapping[str, Any]) -> dict[str, int]:
+        """Accept or refuse what a sender announces; as ``RolloutActor.weights_check``."""
         if self._connected:
             self._abandon()
             self._llm.shutdown_weight_transfer_engine()
-        self._llm.init_weight_transfer_engine({"init_info": rendezvous})
-        self._connected = False
+        self._connected, self._announced = False, frozenset()
+        backend, announced, adapter = info["backend"], frozenset(info["names"]), info.get("adapter")
+        if backend != self.backend:
+            raise WeightTransferError(f"this engine receives by {self.backend!r}, got {backend!r}")
+        if adapter is not None and not self._own_base:
+            raise WeightTransferError("this engine was given other weights than its model's own base")
+        if adapter is None:
+            self._check_announced(announced)
         base = self._llm.collective_rpc("expect_weights", args=(adapter,))[0]
-        self._announced = None if names is None else frozenset(names)
+        self._announced = announced
         self._takes_adapters = adapter is not None
-        self._connected = True
         return base
+
+    def init(self, info: Mapping[str, Any]) -> None:
+        """Meet the sender; as ``RolloutActor.weights_init``."""
+        if not self._announced:
+            raise WeightTransferError("weights_init: weights_check comes first")
+        self._llm.init_weight_transfer_engine({"init_info": dict(info)})
+        self._connected = True
 
     def start(self) -> None:
         if not self._connected:
@@ -281,7 +287,7 @@ class WeightReceiver:
     def finish(self, policy_version: int) -> dict[str, int]:
         if not self._open:
             raise WeightTransferError("weights_finish: no update is open")
-        if self._announced is not None and self._received != self._announced:
+        if self._received != self._announced:
             differing = sorted(self._received ^ self._announced)
             why = "did not arrive" if differing[0] in self._announced else "was not announced"
             raise WeightTransferError(f"weights_finish: {differing[0]!r} {why} ({len(differing)} such tensors)")
@@ -312,7 +318,7 @@ class WeightReceiver:
         tied = {"lm_head.weight"} if self._llm.llm_engine.model_config.hf_config.tie_word_embeddings else set()
         missing = sorted(name for name in stored - announced - tied if not name.endswith("rotary_emb.inv_freq"))
         if missing:
-            raise WeightTransferError(f"weights_init: {missing[0]!r} is not announced ({len(missing)} such tensors)")
+            raise WeightTransferError(f"{missing[0]!r} is not announced ({len(missing)} such tensors)")
 
 
 for _backend, _engine in (("host", HostTransferEngine), ("nccl", CheckedNCCLTransferEngine)):

@@ -35,32 +35,28 @@ class NcclSender:
         self._client: _NcclClient | None = None
 
     def connect(self, handles: Sequence[Any]) -> None:
-        """Open a fresh NCCL group of rank 0 and every engine worker; a group cannot survive a change of members."""
-        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        """Open a fresh NCCL group of rank 0 and every engine worker; a group cannot survive a change of members.
 
+        Raises:
+            WeightSyncError: an engine refuses what is announced to it. Nothing is opened then, because an engine that
+                did not come would leave this rank waiting for it in NCCL's rendezvous.
+        """
         if self._trainer is not None:
             self._trainer.shutdown()
+            self._trainer = None
         engines = Engines(handles, timeout_s=self.timeout_s)
         base = self.source.base_checksums()
-        self._client = _NcclClient(engines, self.source.announcement, base, workers_per_engine=self.workers_per_engine)
+        if self.rank == 0:
+            engines.check({**self.source.announcement, "backend": "nccl"}, base)
+        self._client = _NcclClient(engines, workers_per_engine=self.workers_per_engine)
         self._stream = _NcclStream(self.source)
-        address, port = _free_endpoint() if self.rank == 0 else ("", 0)
-        self._trainer = WeightTransferTrainerFactory.trainer_init(
-            NCCLTrainerInitInfo(
-                rank=self.rank,
-                master_address=address,
-                master_port=port,
-                world_size=1 + len(handles) * self.workers_per_engine,
-                packed_buffer_size_bytes=self.source.bucket_bytes,
-            ),
-            client=self._client,
-            source=self._stream,
-        )
+        self._trainer = self._open(self._client, self._stream)
 
     def send(self, policy_version: int) -> WeightManifest | None:
         """See `WeightSender`. Raises WeightSyncError, or whatever NCCL raises, on rank 0."""
-        if self._client is None:
+        if self._client is None or self._trainer is None:
+            for _ in self.source.buckets():  # so that no other rank waits for this one
+                pass
             raise WeightSyncError("connect must come before the first send")
         self._client.policy_version = policy_version
         self._client.engines.restart_clock()
@@ -73,16 +69,27 @@ class NcclSender:
             raise
         return self._client.manifest if self.rank == 0 else None
 
+    def _open(self, client: "_NcclClient", stream: "_NcclStream") -> Any:
+        """vLLM's trainer side, whose group every engine worker has joined."""
+        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        address, port = _free_endpoint() if self.rank == 0 else ("", 0)
+        info = NCCLTrainerInitInfo(
+            rank=self.rank,
+            master_address=address,
+            master_port=port,
+            world_size=1 + len(client.engines.handles) * self.workers_per_engine,
+            packed_buffer_size_bytes=self.source.bucket_bytes,
+        )
+        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=stream)
+
 
 class _NcclClient:
     """vLLM's weight-sync client protocol over independent engines."""
 
-    def __init__(
-        self, engines: Engines, announcement: dict[str, Any], base: dict[str, int], *, workers_per_engine: int
-    ) -> None:
+    def __init__(self, engines: Engines, *, workers_per_engine: int) -> None:
         self.engines = engines
-        self.announcement = announcement
-        self.base = base
         self.workers_per_engine = workers_per_engine
         self.policy_version = 0
         self.entries: list[WeightEntry] = []
@@ -90,9 +97,8 @@ class _NcclClient:
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         # vLLM's own Ray client hands every engine rank_offset 1, which makes duplicate NCCL ranks of several engines.
-        common = {**init_info, **self.announcement, "backend": "nccl"}
         offsets = [1 + index * self.workers_per_engine for index in range(len(self.engines.handles))]
-        self.engines.meet([{**common, "rank_offset": offset} for offset in offsets], self.base)
+        self.engines.meet([{**init_info, "rank_offset": offset} for offset in offsets])
 
     def start_weight_update(self) -> None:
         self.engines.wait(self.engines.start("weights_start"), "weights_start")

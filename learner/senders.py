@@ -3,9 +3,9 @@
     HostSender               Ray's object store; CPU engines; crosses nodes, survives restarted engines
     learner.nccl.NcclSender  vLLM's own packed NCCL broadcast; GPU engines
 
-An engine is any Ray actor handle with `weights_init(info) -> {name: checksum}` (of the base that it merges adapters
-into), `weights_start()`, `weights_update(info, data)` and `weights_finish(policy_version) -> {name: checksum}` (of what
-it received). Which of its errors mean that it is lost, `actors.processes` tells.
+An engine is any Ray actor handle with `weights_check(info) -> {name: checksum}` (of the base that it merges adapters
+into), `weights_init(info)`, `weights_start()`, `weights_update(info, data)` and `weights_finish(policy_version) ->
+{name: checksum}` (of what it received). Which of its errors mean that it is lost, `actors.processes` tells.
 Every rank calls `connect` and `send`: rank 0 does the talking, the others take part in gathering what ZeRO-3 has
 partitioned. When rank 0 fails it still gathers to the end, so that no rank waits for it, and raises then.
 """
@@ -78,15 +78,14 @@ class Engines:
                 raise WeightSyncError(failed) from error
         return results
 
-    def meet(self, infos: Sequence[Mapping[str, Any]], base: Mapping[str, int]) -> None:
+    def check(self, announcement: Mapping[str, Any], base: Mapping[str, int]) -> None:
         """Announce to every engine what it will get, and compare the base it holds with the learner's.
 
         Raises:
             WeightSyncError: as `wait`, and when a weight that does not travel is another one there; names engine,
                 tensor and both values.
         """
-        asked = [handle.weights_init.remote(info) for handle, info in zip(self.handles, infos, strict=True)]
-        held = self.wait(asked, "weights_init")
+        held = self.wait(self.start("weights_check", announcement), "weights_check")
         for index, checksums in enumerate(held):
             for name, expected in base.items():
                 if checksums[name] != expected:
@@ -94,6 +93,11 @@ class Engines:
                         f"rollout engine {index}: {name!r} of its policy.model is not the learner's: checksum "
                         f"{checksums[name]:#018x} there, {expected:#018x} here (learner.broadcast: full sends it all)"
                     )
+
+    def meet(self, infos: Sequence[Mapping[str, Any]]) -> None:
+        """Have every engine join, each with its own info, once `check` has passed. Raises as `wait`."""
+        asked = [handle.weights_init.remote(info) for handle, info in zip(self.handles, infos, strict=True)]
+        self.wait(asked, "weights_init")
 
     def finish(self, policy_version: int, entries: Sequence[WeightEntry]) -> WeightManifest:
         """Put the update into service and compare what every engine received with what was sent.
@@ -137,7 +141,8 @@ class HostSender:
         if not self.is_sender:
             return
         self._engines = Engines(handles, timeout_s=self.timeout_s)
-        self._engines.meet([{**self.source.announcement, "backend": "host"}] * len(handles), base)
+        self._engines.check({**self.source.announcement, "backend": "host"}, base)
+        self._engines.meet([{}] * len(handles))
 
     def send(self, policy_version: int) -> WeightManifest | None:
         """See `WeightSender`. Raises WeightSyncError on rank 0."""

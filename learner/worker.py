@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.processes import network_environment
 from learner.config import LearnerConfig
 from learner.examples import Batch
 from learner.types import StepReport, WeightManifest, WeightSyncError
@@ -49,9 +50,7 @@ class LearnerWorker:
             rank, pid and library versions.
         """
         os.environ["LOCAL_RANK"] = "0"  # Ray shows each actor its own GPU only
-        interface = _network_interface()
-        if interface is not None:
-            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+        os.environ.update(network_environment())
         import deepspeed
         import torch
         import transformers
@@ -120,15 +119,3 @@ class LearnerWorker:
             import torch
 
             torch.cuda.empty_cache()
-
-
-def _network_interface() -> str | None:
-    """The interface with this node's Ray address: host names often resolve to the loopback, which gloo would use."""
-    import psutil
-    import ray
-
-    address = ray.util.get_node_ip_address()
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(item.address == address for item in addresses):
-            return name
-    return None

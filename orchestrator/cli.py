@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130/143 stopped by a signal with a ch
 import argparse
 import errno
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -268,18 +269,27 @@ def _miniature(arguments: argparse.Namespace) -> None:
 
 
 def _fit_policy(arguments: argparse.Namespace) -> None:
+    from orchestrator.tasks.fitting.devices import leave_one_gpu
+
+    leave_one_gpu(os.environ)
     from orchestrator.tasks.fitting.supervised import run_policy_fit
 
     print(run_policy_fit(arguments.config))
 
 
 def _fit_reward(arguments: argparse.Namespace) -> None:
+    from orchestrator.tasks.fitting.devices import leave_one_gpu
+
+    leave_one_gpu(os.environ)
     from orchestrator.tasks.fitting.bradley_terry import run_reward_fit
 
     print(run_reward_fit(arguments.config))
 
 
 def _dialogues(arguments: argparse.Namespace) -> None:
+    from orchestrator.tasks.fitting.devices import leave_one_gpu
+
+    leave_one_gpu(os.environ)
     from orchestrator.tasks.dialogues.build import build_dialogues
 
     build_dialogues(arguments.directory, data=arguments.data, seed=arguments.seed, progress=_say)

@@ -39,14 +39,18 @@ def model_folder(model: str) -> Path:
     return Path(snapshot_download(model, local_files_only=True))
 
 
-def process_environment(model: str | None = None, *, threads: int | None) -> dict[str, str]:
+def process_environment(model: str | None = None, *, threads: int | None, num_gpus: float) -> dict[str, str]:
     """Set before anything is imported there.
 
     Args:
         model: Hugging Face folder (then the process stays off the hub) or hub id; None: not known.
         threads: of its CPU kernels; None: as many as they take.
+        num_gpus: reserved for it. With none it must not see those of its node, which Ray would leave visible: torch
+            would take memory there that nobody has planned.
     """
     env = dict(QUIET)
+    if not num_gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ""
     folder = None if model is None else local_folder(model)
     if folder is not None and folder.is_dir():
         env["HF_HUB_OFFLINE"] = "1"

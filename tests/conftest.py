@@ -31,7 +31,7 @@ LONG_FILES = (
     *("test_cluster.py", "test_crew.py", "test_rollout_actor.py", "test_refusals.py"),
 )
 """The longest one first."""
-LOGICAL_CPUS = 8  # a count that Ray schedules by; the machine may have fewer
+LOGICAL_CPUS, LOGICAL_GPUS = 8, 1  # counts that Ray schedules by; the machine may have fewer, or none
 OBJECT_STORE_BYTES = 200 << 20
 
 
@@ -44,6 +44,7 @@ def ray_cluster() -> Iterator[None]:
         address="local",
         include_dashboard=False,
         num_cpus=LOGICAL_CPUS,
+        num_gpus=LOGICAL_GPUS,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
     )

@@ -19,12 +19,18 @@ class FakeEngine:
         self.checksums: dict[str, int] = {}
         self.calls: list[str] = []
         self.version: int | None = 0
+        self.rendezvous: dict[str, Any] | None = None
 
     def ready(self) -> dict[str, Any]:
         return {"weight_backend": "host"}
 
-    def weights_init(self, info: dict[str, Any]) -> None:
+    def weights_check(self, info: dict[str, Any]) -> dict[str, int]:
+        if self.misbehaviour == "refuse":
+            raise ValueError("the announced base is not here")
         self.announced = info["names"]
+        return {}
+
+    def weights_init(self, info: dict[str, Any]) -> None:
         self.rendezvous = info
 
     def weights_start(self) -> None:
@@ -57,7 +63,7 @@ class FakeEngine:
     def state(self) -> tuple[int | None, list[str], dict[str, np.ndarray]]:
         return self.version, self.calls, self.tensors
 
-    def rendezvous_info(self) -> dict[str, Any]:
+    def rendezvous_info(self) -> dict[str, Any] | None:
         return self.rendezvous
 
     def misbehave(self, how: str | None) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from actors.config import RolloutConfig
-from actors.engine import cpu_kv_cache_bytes, weight_backend
+from actors.engine import cpu_kv_cache_bytes, engine_environment, weight_backend
 from actors.types import GenerationRequest, Response, Rollout, StaleWeightsError, WeightTransferError, response_seed
 
 
@@ -37,6 +37,12 @@ def test_response_seeds_are_stable_distinct_and_fit_a_signed_64_bit_integer() ->
 )
 def test_weights_travel_by_nccl_only_between_gpus_that_nobody_shares(num_gpus, colocated, backend) -> None:
     assert weight_backend(RolloutConfig(num_gpus=num_gpus, colocated=colocated)) == backend
+
+
+@pytest.mark.parametrize(("num_gpus", "asked", "told"), [(1, True, "1"), (1, False, None), (0, True, None)])
+def test_vllm_is_told_to_be_batch_invariant_only_on_gpus(num_gpus, asked, told) -> None:
+    environment = engine_environment(RolloutConfig(num_gpus=num_gpus, batch_invariant=asked), "org/model")
+    assert environment.get("VLLM_BATCH_INVARIANT") == told
 
 
 def test_a_request_without_prompt_or_responses_is_refused_by_name() -> None:

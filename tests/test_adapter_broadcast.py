@@ -108,6 +108,55 @@ def test_biases_of_a_fused_layer_come_from_the_base(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, base[name]) for name, tensor in merged.items())
 
 
+class Pinning:
+    """Stands for `Tensor.pin_memory`, which needs a GPU: a copy, and what was copied."""
+
+    def __init__(self) -> None:
+        self.pinned: list[Tensor] = []
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        self.pinned.append(tensor.clone())
+        return self.pinned[-1]
+
+
+def pinning_merger(folder: Path, source: AdapterSource, pin: Pinning, *, free_bytes: int) -> AdapterMerger:
+    plan = AdapterPlan(**source.announcement["adapter"])
+    return AdapterMerger(str(folder), plan=plan, fused=FUSED, device=CPU, pin=pin, free_bytes=free_bytes)
+
+
+# in each of two layers q, k and v of [64, 64] and down of [64, 192], in bfloat16
+ADAPTED_BYTES = 2 * 2 * (3 * 64 * 64 + 64 * 192)
+
+
+def test_the_base_of_adapted_layers_is_pinned_at_its_first_read_and_not_read_again(folder: Path) -> None:
+    source = AdapterSource(adapted_policy(folder, torch.bfloat16), bucket_bytes=1 << 20)
+    pin = Pinning()
+    merger = pinning_merger(folder, source, pin, free_bytes=4 * ADAPTED_BYTES)
+    assert merger.base_checksums == source.base_checksums()  # reads it all, and keeps what updates need
+    assert sum(tensor.nbytes for tensor in pin.pinned) == ADAPTED_BYTES
+    first = dict(merger.merged(sent(source)))
+    expected = dict(merger_for(folder, source).merged(sent(source)))
+    assert first.keys() == expected.keys() and all(torch.equal(first[name], expected[name]) for name in expected)
+    for tensor in pin.pinned:
+        tensor.zero_()
+    assert not dict(merger.merged(sent(source)))["model.layers.0.self_attn.k_proj.weight"].any()
+    assert len(pin.pinned) == 2 * 4
+
+
+def test_a_base_too_large_for_the_host_stays_in_its_files_and_that_is_said_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = AdapterSource(adapted_policy(folder, torch.bfloat16), bucket_bytes=1 << 20)
+    pin = Pinning()
+    merger = pinning_merger(folder, source, pin, free_bytes=4 * ADAPTED_BYTES - 1)
+    for _ in range(2):
+        assert len(list(merger.merged(sent(source)))) == 2 * 4
+    assert pin.pinned == []
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "the base under the adapters is read from its files at every update"
+    ]
+
+
 def test_a_transposed_matrix_gets_a_transposed_change() -> None:
     lora_A, lora_B = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0], [10.0]])
     merged = merge_adapter(torch.ones(2, 3), lora_A, lora_B, scaling=2.0, transposed=False)
@@ -186,7 +235,7 @@ def test_a_learner_over_another_base_is_refused_by_name(engine: Any, folder: Pat
 def test_an_engine_that_was_given_other_weights_takes_no_adapters(engine: Any, folder: Path) -> None:
     source = AdapterSource(adapted_policy(folder, torch.float32), bucket_bytes=1 << 20)
     info = {**source.announcement, "backend": "host"}
-    assert call(engine, "weights_init", info) == source.base_checksums()
+    assert call(engine, "weights_check", info) == source.base_checksums()
     push(engine, changed_model(folder, seed=1), 2)
     with pytest.raises(WeightTransferError, match="was given other weights than its model's own base"):
-        call(engine, "weights_init", info)
+        call(engine, "weights_check", info)

@@ -65,7 +65,9 @@ def test_what_a_part_raises_is_its_outcome_on_one_line(tmp_path):
 
     assert work(Part(name="broken", limit_s=1, work=broken), tmp_path, Settings(cpu=True)) == 1
     outcome = json.loads((tmp_path / "broken.json").read_text())
-    assert outcome["ok"] is False and outcome["error"].startswith("RunFailed: first line") and "\n" not in outcome["error"]
+    assert (
+        outcome["ok"] is False and outcome["error"].startswith("RunFailed: first line") and "\n" not in outcome["error"]
+    )
 
 
 def test_figures_that_differ_by_more_than_their_tolerance_are_named():

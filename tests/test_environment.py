@@ -25,11 +25,16 @@ def test_a_folder_at_home_is_found_by_loaders_and_keeps_its_process_off_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert "HF_HUB_OFFLINE" not in process_environment("~/model", threads=None)
+    assert "HF_HUB_OFFLINE" not in process_environment("~/model", threads=None, num_gpus=1)
     (tmp_path / "model").mkdir()
     assert model_source("~/model") == str(tmp_path / "model")
-    told = process_environment("~/model", threads=2)
+    told = process_environment("~/model", threads=2, num_gpus=1)
     assert (told["HF_HUB_OFFLINE"], told["OMP_NUM_THREADS"]) == ("1", "2")
+
+
+def test_a_process_sees_no_gpu_unless_one_was_reserved_and_then_those_that_ray_gives_it() -> None:
+    assert process_environment(threads=1, num_gpus=0)["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in process_environment(threads=1, num_gpus=0.5)
 
 
 def test_loaders_are_given_other_names_as_they_are() -> None:

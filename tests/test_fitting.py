@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from learner.config import LoraSection
+from orchestrator.cli import main
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting import bradley_terry, models, trainer
 from orchestrator.tasks.fitting.bradley_terry import fit_reward, run_reward_fit
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
+from orchestrator.tasks.fitting.devices import leave_one_gpu, require_one
 from orchestrator.tasks.fitting.supervised import fit_policy, run_policy_fit
 
 SMALL = Architecture(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=48, max_positions=64)
@@ -462,6 +465,50 @@ def test_the_policy_command_reads_adapters_and_epochs(base, tmp_path, capsys):
     (tmp_path / "fit.yaml").write_text("\n".join(line for line in lines if not line.startswith("lora")))
     with pytest.raises(BadInput, match=r"fit\.yaml: .*dtype must be float32 without lora, got bfloat16"):
         run_policy_fit(tmp_path / "fit.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [({}, "0"), ({"CUDA_VISIBLE_DEVICES": "3,5"}, "3"), ({"CUDA_VISIBLE_DEVICES": ""}, "")],
+)
+def test_a_fit_leaves_one_gpu_visible(given, left):
+    leave_one_gpu(given)
+    assert given == {"CUDA_VISIBLE_DEVICES": left}
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK"])
+def test_a_launcher_keeps_the_gpus_that_it_has_dealt_out(name):
+    environment = {name: "1", "CUDA_VISIBLE_DEVICES": "0,1"}
+    leave_one_gpu(environment)
+    assert environment == {name: "1", "CUDA_VISIBLE_DEVICES": "0,1"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fit-policy", "fit.yaml"], ["fit-reward", "fit.yaml"], ["dialogues", "folder", "--data", "dialogues.jsonl"]],
+)
+def test_the_commands_leave_one_gpu_visible(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert main(arguments) == 2  # no such file
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_what_would_multiply_the_batch_is_refused():
+    require_one({"WORLD_SIZE": "1"}, gpus=1)
+    with pytest.raises(BadInput, match="a fit is one process, got WORLD_SIZE=4"):
+        require_one({"WORLD_SIZE": "4"}, gpus=1)
+    with pytest.raises(BadInput, match="a fit uses one GPU, got 8 visible ones"):
+        require_one({}, gpus=8)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "gpus", "mixed"), [(None, 0, False), (None, 1, True), (False, 1, False), (True, 0, True)]
+)
+def test_precision_is_mixed_on_a_gpu_unless_the_config_says_otherwise(bf16, gpus, mixed, tmp_path):
+    optimization = FEW_STEPS.model_copy(update={"bf16": bf16})
+    config = _policy_config(tmp_path / "policy", optimization=optimization)
+    assert trainer._arguments(config, 3, gpus=gpus).bf16 is mixed
 
 
 @pytest.mark.parametrize("length", [{}, {"steps": 2, "epochs": 1}])

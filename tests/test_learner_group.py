@@ -1,6 +1,7 @@
 """The learner on Ray: ranks as actors, the weight broadcast on real processes, and the death of a part of it."""
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,11 @@ from torch import Tensor
 from learner.config import LearnerConfig
 from learner.examples import Batch
 from learner.group import LearnerGroup
+from learner.nccl import NcclSender, _NcclClient
 from learner.ranks import is_mended_by_restart
 from learner.senders import Engines, compare_checksums
 from learner.types import EngineLostError, LearnerError, WeightEntry, WeightSyncError
+from learner.weights import BucketSource, WeightSpec
 from tests.heads import wait_until_gone
 
 pytestmark = pytest.mark.ray
@@ -35,6 +38,19 @@ SETTINGS: dict[str, Any] = {
     "step_timeout_s": 60,
     "sync_timeout_s": 20,
 }
+
+
+class OneTensor(BucketSource):
+    bucket_bytes = 1 << 10
+    passes = 0
+
+    @property
+    def specs(self) -> list[WeightSpec]:
+        return [WeightSpec(name="a", dtype=torch.float32, shape=(2,))]
+
+    def buckets(self) -> Iterator[list[tuple[WeightSpec, Tensor]]]:
+        self.passes += 1
+        yield [(self.specs[0], torch.zeros(2))]
 
 
 def start_engines(count: int) -> list[Any]:
@@ -91,6 +107,16 @@ def test_ranks_are_named_actors_and_tell_what_they_run(two_ranks: LearnerGroup) 
 
     assert [info["rank"] for info in two_ranks.info] == [0, 1]
     assert ray.get_actor("two/learner-1") == two_ranks._ranks.workers[1]
+
+
+def test_ranks_on_cpus_see_no_gpu(two_ranks: LearnerGroup) -> None:
+    import ray
+
+    def visible(worker: Any) -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    asked = [worker.__ray_call__.remote(visible) for worker in two_ranks._ranks.workers]
+    assert ray.get(asked, timeout=60) == ["", ""]
 
 
 def test_log_probabilities_come_back_in_order_from_both_ranks(two_ranks: LearnerGroup, model: str) -> None:
@@ -246,15 +272,29 @@ def test_what_cannot_start_says_why_and_leaves_nothing_behind(ray_cluster: None,
 def test_engines_of_two_gpus_each_get_ranks_of_their_own_in_the_nccl_group(engines: list[Any]) -> None:
     import ray
 
-    from learner.nccl import _NcclClient
-
-    client = _NcclClient(Engines(engines, timeout_s=120), {"names": ["a"]}, {}, workers_per_engine=2)
+    client = _NcclClient(Engines(engines, timeout_s=120), workers_per_engine=2)
     client.init_weight_transfer_engine(
         {"master_address": "192.0.2.1", "master_port": 5, "rank_offset": 1, "world_size": 5}
     )
     infos = ray.get([engine.rendezvous_info.remote() for engine in engines], timeout=120)
     assert [info["rank_offset"] for info in infos] == [1, 3]
-    assert all(info["backend"] == "nccl" and info["names"] == ["a"] and info["world_size"] == 5 for info in infos)
+    assert all(info["world_size"] == 5 and info["master_port"] == 5 for info in infos)
+
+
+def test_an_engine_that_refuses_ends_a_meeting_by_nccl_at_once_with_its_own_words(ray_cluster: None) -> None:
+    import ray
+
+    willing, refusing = start_engines(2)
+    ray.get(refusing.misbehave.remote("refuse"))
+    source = OneTensor()
+    sender = NcclSender(source, rank=0, timeout_s=60, workers_per_engine=1)
+    said = "rollout engine 1: weights_check failed: the announced base is not here"
+    with pytest.raises(WeightSyncError, match=said):
+        sender.connect([willing, refusing])
+    assert ray.get([each.rendezvous_info.remote() for each in (willing, refusing)], timeout=60) == [None, None]
+    with pytest.raises(WeightSyncError, match="connect must come before the first send"):
+        sender.send(1)
+    assert source.passes == 1  # rank 0 gathers as the others do
 
 
 def test_a_rank_whose_gpu_failed_or_whose_peer_is_silent_is_mended_by_a_restart_and_a_defect_is_not() -> None:

@@ -1,5 +1,6 @@
 """Judges behind Ray actors: names, missing scores, the audit judge, failures that reach the caller."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -95,6 +96,25 @@ def test_light_judges_load_no_torch(rewards: dict[str, list[Any]]) -> None:
         return sorted({"torch", "transformers", "vllm"} & set(sys.modules))
 
     assert ray.get(rewards["zeal"][0].__ray_call__.remote(heavy_modules), timeout=CALL_S) == []
+
+
+def visible_gpus(actor: RewardActor) -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_a_judge_without_a_gpu_sees_none(rewards: dict[str, list[Any]]) -> None:
+    import ray
+
+    assert ray.get(rewards["care"][0].__ray_call__.remote(visible_gpus), timeout=CALL_S) == ""
+
+
+def test_a_judge_with_a_share_of_a_gpu_sees_the_one_that_ray_gave_it(ray_cluster: None) -> None:
+    import ray
+
+    sharing = ObjectiveConfig(name="sharing", scorer=judge("letters"), num_gpus=0.5)
+    rewards = start_rewards([sharing], run_name="test-sharing", start_timeout_s=CALL_S)
+    assert ray.get(rewards["sharing"][0].__ray_call__.remote(visible_gpus), timeout=CALL_S) == "0"
+    stop(rewards)
 
 
 def test_a_judge_that_cannot_be_loaded_stops_the_start_with_its_name(ray_cluster: None) -> None:

@@ -1,5 +1,6 @@
 """A real vLLM engine on CPU behind a Ray actor: reproducible streams, log-probabilities, refusals."""
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -89,6 +90,15 @@ def test_the_actor_is_found_by_name_and_starts_at_version_zero(engine: Any) -> N
     told = ray.get(found.ready.remote(), timeout=CALL_S)
     assert (told["engine"], told["policy_version"], told["weight_backend"]) == (0, 0, "host")
     assert repr(RolloutActor(CONFIG, model="somewhere", engine=3, seed=0)) == "RolloutActor(engine=3)"
+
+
+def test_an_engine_on_cpus_sees_no_gpu(engine: Any) -> None:
+    import ray
+
+    def visible(actor: RolloutActor) -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    assert ray.get(engine.__ray_call__.remote(visible), timeout=CALL_S) == ""
 
 
 def test_every_request_comes_back_once_in_groups_of_the_configured_size(engine: Any) -> None:
@@ -262,6 +272,23 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(engine: Any, policy: Pa
     message = str(caught.value.cause)  # type: ignore[attr-defined]
     assert "max_model_len (4096) is greater than the derived max_model_len" in message
     assert "\n" not in message
+
+
+def test_an_engine_on_a_gpu_meets_the_learner_by_rays_interface_and_says_what_its_gpu_cannot(
+    engine: Any, policy: Path
+) -> None:
+    import psutil
+    import ray
+
+    def load(actor: RolloutActor) -> tuple[str, str]:
+        on_gpu = RolloutActor(RolloutConfig(num_gpus=1, batch_invariant=True), model=actor.model, engine=1, seed=0)
+        with pytest.raises(RolloutError) as refused:
+            on_gpu.ready()
+        return str(refused.value), os.environ["NCCL_SOCKET_IFNAME"]
+
+    said, interface = ray.get(engine.__ray_call__.remote(load), timeout=CALL_S)
+    assert ray.util.get_node_ip_address() in {item.address for item in psutil.net_if_addrs()[interface]}
+    assert said.endswith("rollout.batch_invariant needs a GPU of compute capability 8.0 or above, got None")
 
 
 def test_a_model_vllm_cannot_run_stops_the_start_and_leaves_no_actor(ray_cluster: None, tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def call(engine: Any, method: str, *args: Any) -> Any:
 
 
 def announce(engine: Any, model: Any) -> None:
-    call(engine, "weights_init", {"backend": "host", "names": [name for name, _ in model.named_parameters()]})
+    call(engine, "weights_check", {"backend": "host", "names": [name for name, _ in model.named_parameters()]})
+    call(engine, "weights_init", {})
 
 
 def send(engine: Any, buckets: Sequence[Bucket]) -> None:
@@ -141,6 +142,9 @@ class Tampering:
 
     def ready(self) -> dict[str, Any]:
         return call(self.engine, "ready")
+
+    def weights_check(self, info: dict[str, Any]) -> dict[str, int]:
+        return call(self.engine, "weights_check", info)
 
     def weights_init(self, info: dict[str, Any]) -> None:
         call(self.engine, "weights_init", info)
@@ -211,9 +215,22 @@ def test_part_of_the_model_left_out_of_the_announcement_is_refused(engine: Any, 
     names = [name for name, _ in changed_model(policy, seed=1).named_parameters()]
     incomplete = [name for name in names if name != "model.layers.1.self_attn.k_proj.weight"]
     with pytest.raises(WeightTransferError, match=r"'model.layers.1.self_attn.k_proj.weight' is not announced \(1 "):
-        call(engine, "weights_init", {"backend": "host", "names": incomplete})
+        call(engine, "weights_check", {"backend": "host", "names": incomplete})
     with pytest.raises(WeightTransferError, match="this engine receives by 'host', got 'nccl'"):
-        call(engine, "weights_init", {"master_address": "127.0.0.1", "master_port": 1, "rank_offset": 1})
+        call(engine, "weights_check", {"backend": "nccl", "names": names})
+
+
+def test_a_sender_is_met_only_after_its_announcement_was_accepted(engine: Any, policy: Path) -> None:
+    names = [name for name, _ in changed_model(policy, seed=1).named_parameters()]
+    with pytest.raises(WeightTransferError, match="got 'nccl'"):
+        call(engine, "weights_check", {"backend": "nccl", "names": names})
+    with pytest.raises(WeightTransferError, match="weights_init: weights_check comes first"):
+        call(engine, "weights_init", {})
+    assert call(engine, "weights_check", {"backend": "host", "names": names}) == {}
+    with pytest.raises(WeightTransferError, match="weights_start: weights_init comes first"):
+        call(engine, "weights_start")
+    call(engine, "weights_init", {})
+    call(engine, "weights_start")
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 9])

@@ -181,7 +181,7 @@ def make_request(
     num_responses: int,
     seed_parts: tuple[object, ...],
 ) -> GenerationRequest:
-    """One request whose id and seed both come from `seed_parts`: the same parts always give the same tokens."""
+    """One request whose id and seed both come from `seed_parts`: the same parts always give the same request."""
     weights = tuple(float(weight) for weight in preference)
     return GenerationRequest(
         request_id="-".join(map(str, seed_parts)),

@@ -71,8 +71,8 @@ class Optimization(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     group_by_length: bool = False
     """Batch rows of similar length: less padding, at the price of less random batches."""
-    bf16: bool = False
-    """Mixed precision (GPU)."""
+    bf16: bool | None = None
+    """Mixed precision: products in bfloat16, trained weights in float32. Null: on a GPU."""
     gradient_checkpointing: bool = False
     log_every: int = Field(default=50, ge=1)
     """Optimizer steps between progress lines."""
@@ -119,7 +119,11 @@ class FitConfig(Section):
     optimization: Optimization
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu"] = "auto"
-    """auto: the GPUs when there are any."""
+    """auto: a GPU when there is one."""
+
+    def mixed_precision(self, *, gpus: int) -> bool:
+        """Whether products are in bfloat16, in a process that uses so many GPUs."""
+        return gpus > 0 if self.optimization.bf16 is None else self.optimization.bf16
 
     @model_validator(mode="after")
     def _one_beginning(self) -> Self:
@@ -148,7 +152,7 @@ class PolicyFitConfig(FitConfig):
         # The trainer keeps no float32 master copy, and most updates are too small for the 8 bits of a bfloat16.
         if self.dtype == "bfloat16" and self.lora is None:
             raise ValueError(
-                "dtype must be float32 without lora, got bfloat16 (for mixed precision: optimization.bf16)"
+                "dtype must be float32 without lora, got bfloat16 (on a GPU products are in bfloat16 without it)"
             )
         return self
 

@@ -5,6 +5,7 @@ It is quiet, deterministic by seed, and writes only where it is told.
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import C, FitConfig, load_fit_config
+from orchestrator.tasks.fitting.devices import require_one
 
 Row = Mapping[str, Any]
 Item = TypeVar("Item")
@@ -100,11 +102,17 @@ def train(
     label: str,
     progress: Progress | None,
 ) -> float:
-    """Trains `model` in place; returns the mean training loss over the last tenth of the steps."""
+    """Trains `model` in place; returns the mean training loss over the last tenth of the steps.
+
+    Raises:
+        BadInput: several GPUs or processes, which would make every step larger than the config says.
+    """
+    gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
+    require_one(os.environ, gpus=gpus)
     lines = _ProgressLines(label, config.optimization.log_every, progress)
     trainer = QuietTrainer(
         model=model,
-        args=_arguments(config, config.optimization.num_steps(len(examples))),
+        args=_arguments(config, config.optimization.num_steps(len(examples)), gpus=gpus),
         train_dataset=examples,
         data_collator=collate,
         callbacks=[lines],
@@ -115,7 +123,7 @@ def train(
     return sum(last) / len(last)
 
 
-def _arguments(config: FitConfig, steps: int) -> TrainingArguments:
+def _arguments(config: FitConfig, steps: int, *, gpus: int) -> TrainingArguments:
     optimization = config.optimization
     micro_batch_size = optimization.micro_batch_size or optimization.batch_size
     cosine = optimization.schedule == "cosine"
@@ -133,7 +141,7 @@ def _arguments(config: FitConfig, steps: int) -> TrainingArguments:
         weight_decay=optimization.weight_decay,
         max_grad_norm=optimization.max_grad_norm,
         train_sampling_strategy="group_by_length" if optimization.group_by_length else "random",
-        bf16=optimization.bf16,
+        bf16=config.mixed_precision(gpus=gpus),
         gradient_checkpointing=optimization.gradient_checkpointing,
         use_cpu=config.device == "cpu",
         seed=config.seed,
