@@ -16,7 +16,7 @@ from tests.whole_runs import REPOSITORY, command, lines
 
 RECIPES = REPOSITORY / "deploy" / "recipes"
 PAPER = ("safety-alpaca7b", "helpful-qwen3-8b", "helpful-qwen3-8b-3")
-SMALL = ("smollm2-gpu", "qwen3-06b-1gpu")
+SMALL = ("smollm2-gpu", "qwen3-0.6b-1gpu")
 
 
 @pytest.mark.parametrize("name", PAPER)
