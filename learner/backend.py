@@ -72,8 +72,9 @@ def start_deepspeed(device: torch.device, *, timeout_s: float) -> Any:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read at import; otherwise it looks for GPUs and warns
     import deepspeed
 
-    # Built with g++ for half a minute or more at the first start, and used by inference only.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Otherwise, when the group starts on CPU, every operator is probed with the compiler, and one that only inference
+    # uses is built for half a minute or more.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.utils.logger.setLevel("ERROR")
     deepspeed.init_distributed(
         dist_backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=timeout_s), verbose=False
