@@ -2,17 +2,28 @@
 
 import json
 import math
-import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from learner_ranks import free_port, make_batch, method, pair_example, rank_environment, run_ranks
+from learner_engines import (
+    BETAS,
+    LORA,
+    SETTINGS,
+    MakeEngine,
+    group_of_one,
+    largest_difference,
+    new_engine,
+    train,
+    weights_of,
+)
+from learner_ranks import make_batch, method, pair_example, run_ranks
 from safetensors import safe_open
 from tiny_models import make_tiny_policy
 from torch import Tensor
@@ -21,23 +32,11 @@ from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
 from learner.examples import Batch, Example
 from learner.losses import mi_epo_loss
-from learner.methods import MethodSection
 from learner.methods.grpo import Advantages
 from learner.methods.mo_odpo import PairTargets
 from learner.types import LearnerError, PoisonedUpdateError, StepReport
 
 STEPS = 3
-BETAS: dict[str, Any] = {"beta_c": 0.3, "beta_w": 0.1}
-SETTINGS: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "weight_decay": 0.1,
-    "warmup_steps": 2,
-    "max_grad_norm": 0.5,  # below every norm here, so clipping is at work
-    "micro_batch_prompts": 2,
-    "schedule": "linear",
-}
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
-MakeEngine = Callable[..., LearnerEngine]
 
 
 @pytest.fixture(scope="module")
@@ -46,45 +45,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def group() -> Iterator[None]:
-    """A process group of this process alone."""
-    before = dict(os.environ)
-    os.environ.update(rank_environment(0, 1, free_port()))
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def make_engine(group: None, model: str) -> MakeEngine:
-    def make(
-        *, examples_per_step: int = 5, by: MethodSection | None = None, seed: int = 0, **section: Any
-    ) -> LearnerEngine:
-        return LearnerEngine(
-            LearnerConfig.model_validate({**SETTINGS, **section}),
-            model=model,
-            method=by or method(**BETAS),
-            total_steps=10,
-            examples_per_step=examples_per_step,
-            seed=seed,
-        )
-
-    return make
-
-
-def weights_of(engine: LearnerEngine) -> dict[str, Tensor]:
-    return {spec.name: tensor.clone() for bucket in engine.weights().buckets() for spec, tensor in bucket}
-
-
-def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
-
-
-def train(engine: LearnerEngine, steps: range, num_pairs: int = 5, negatives: int = 1) -> list[StepReport]:
-    return [engine.update(make_batch(step, num_pairs, negatives=negatives), total=num_pairs) for step in steps]
+def make_engine(model: str) -> Iterator[MakeEngine]:
+    with group_of_one():
+        yield partial(new_engine, model)
 
 
 def plain_torch(model: str, batches: list[Batch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
