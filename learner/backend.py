@@ -91,13 +91,14 @@ def deepspeed_config(
         micro_batches: forward-backward passes of one rank per optimizer step.
         max_grad_norm: 0 leaves clipping to the caller.
     """
-    # DeepSpeed's plain bfloat16 wrapper hides its float32 copy; under stage 1 the same numbers can be checkpointed.
-    stage = max(config.zero_stage, 1) if dtype == torch.bfloat16 else config.zero_stage
+    # Below stage 2 DeepSpeed's bfloat16 optimizers hide their float32 copy, or sum gradients in bfloat16.
+    stage = max(config.zero_stage, 2) if dtype == torch.bfloat16 else config.zero_stage
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_prompts,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": dtype == torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {
             "stage": stage,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,

@@ -42,7 +42,8 @@ class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over the ranks (1 optimizer state, 2 and gradients, 3 and parameters)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: float32 on CPU, bfloat16 (with a float32 master copy) on GPU."""
+    """`auto`: float32 on CPU, bfloat16 on GPU. Under bfloat16 the optimizer steps a float32 master copy, micro-batches
+    add up in float32, and ZeRO stages 0 and 1 run as 2."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
