@@ -1,4 +1,4 @@
-"""What DeepSpeed makes of what it is told: how gradients add up."""
+"""What DeepSpeed makes of what it is told: how gradients add up, what ZeRO-3 prefetches."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from learner_engines import LORA, MakeEngine, group_of_one, largest_difference, new_engine, weights_of
+from learner_engines import LORA, MakeEngine, group_of_one, largest_difference, new_engine, train, weights_of
 from learner_ranks import make_batch, run_ranks
 from tiny_models import make_tiny_policy
 
+from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
 from learner.examples import Batch
+from learner.policy import load_policy
+from learner.sequences import pack_sequences
 
 BFLOAT16: dict[str, Any] = {"dtype": "bfloat16", "micro_batch_prompts": 1}
 NO_DROPOUT = {**LORA, "dropout": 0.0}
@@ -71,3 +74,40 @@ def test_micro_batches_of_two_ranks_take_the_step_of_one(make_engine: MakeEngine
             assert norms == pytest.approx(expected, rel=1e-6)
             found = {name: torch.from_numpy(array) for name, array in weights.items()}
             assert largest_difference(found, weights_of(one)) == 0
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_zero_3_prefetches_from_the_second_micro_batch_on(
+    make_engine: MakeEngine, lora: dict[str, Any] | None, gradient_checkpointing: bool
+) -> None:
+    engine = make_engine(zero_stage=3, lora=lora, gradient_checkpointing=gradient_checkpointing, micro_batch_prompts=1)
+    order, loss, known = engine._engine.optimizer.parameter_offload.get_param_coordinator(), engine.method.loss, []
+
+    def watched_loss(*arguments: Any) -> Any:
+        known.append(order.is_complete_trace())  # of modules, by which it prefetches
+        return loss(*arguments)
+
+    engine.method.loss = watched_loss
+    train(engine, range(2))
+    assert known == [False, *[True] * 9]
+
+
+def test_policy_and_reference_of_one_call_equal_those_of_two_bit_for_bit(model: str) -> None:
+    """With adapter dropout on: the reference draws nothing, so the policy's masks are the same."""
+    policy = load_policy(model, LearnerConfig.model_validate({"lora": {**LORA, "dropout": 0.5}}), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    block = pack_sequences([(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)])
+    arguments = (block.input_ids, block.positions, block.targets)
+    with policy.model.disable_adapter(), torch.no_grad():  # type: ignore[operator]
+        expected_reference = policy(*arguments)
+    torch.manual_seed(0)
+    expected = policy(*arguments)
+    torch.manual_seed(0)
+    actual, reference = policy(*arguments, with_reference=True)
+    assert torch.equal(actual, expected) and torch.equal(reference, expected_reference)
+    assert not torch.equal(actual, reference)
+    assert actual.requires_grad and not reference.requires_grad
