@@ -102,6 +102,10 @@ def deepspeed_config(
         "zero_optimization": {
             "stage": stage,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            "offload_optimizer": {
+                "device": "cpu" if config.offload_optimizer else "none",
+                "pin_memory": config.num_gpus > 0,
+            },
         },
         "zero_allow_untested_optimizer": True,  # torch's AdamW
         "zero_force_ds_cpu_optimizer": False,

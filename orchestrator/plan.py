@@ -23,8 +23,9 @@ from rewards.scorers import ScorerError, load_function
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
-ADAM_BYTES_PER_PARAMETER = 4 + 4 + 8
-"""fp32 master weight, gradient, two moments."""
+GRADIENT_BYTES = 4
+OPTIMIZER_BYTES = 4 + 8
+"""Of each trained parameter: fp32 master weight, two moments."""
 PROMPTS_CHECKED = 20_000
 """Prompts whose token length is measured; beyond that the longest texts are taken."""
 
@@ -208,17 +209,22 @@ def _memory_rows(recipe: "Recipe") -> list[str]:
         return [_row("policy", "unknown until it is downloaded")]
     learner = recipe.learner
     width = 4 if learner.num_gpus == 0 else 2
-    weight_shards = learner.ranks if learner.zero_stage == 3 else 1
-    state_shards = learner.ranks if learner.zero_stage else 1
+    stage = learner.zero_stage if width == 4 else max(2, learner.zero_stage)  # as bfloat16 runs
+    weight_shards = learner.ranks if stage == 3 else 1
     full = learner.lora is None
     copies = 2 if full else 1  # the frozen reference is a second copy, or the same weights without their adapter
-    rank = copies * parameters * width / weight_shards + full * ADAM_BYTES_PER_PARAMETER * parameters / state_shards
+    trained = full * parameters / (learner.ranks if stage else 1)
+    on_host = 0.0
+    if learner.offload_optimizer:
+        on_host = trained * (OPTIMIZER_BYTES + (GRADIENT_BYTES if stage == 3 else 0))
+    rank = copies * parameters * width / weight_shards + trained * (OPTIMIZER_BYTES + GRADIENT_BYTES) - on_host
     if full and isinstance(make_method(recipe.method), Combines):
         rank += 4 * recipe.num_objectives * parameters  # a float32 gradient of each objective
     mebibytes = parameters * width / 2**20
+    beside = f", and {on_host / 2**20:,.1f} MiB of host memory" if on_host else ""
     return [
         _row("policy", f"{parameters:,} parameters"),
-        _row("learner, each rank", f"{rank / 2**20:,.1f} MiB (ZeRO-{learner.zero_stage}, reference included)"),
+        _row("learner, each rank", f"{rank / 2**20:,.1f} MiB (ZeRO-{stage}, reference included){beside}"),
         _row("rollout, each engine", f"{mebibytes:,.1f} MiB of weights plus its KV cache"),
         _row("one weight broadcast", f"{mebibytes:,.1f} MiB in buckets of {learner.bucket_bytes / 2**20:g} MiB"),
     ]

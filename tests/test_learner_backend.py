@@ -1,4 +1,4 @@
-"""What DeepSpeed makes of what it is told: how gradients add up, what ZeRO-3 prefetches."""
+"""What DeepSpeed makes of what it is told: how gradients add up, where the optimizer lies, what ZeRO-3 prefetches."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from learner_engines import LORA, MakeEngine, group_of_one, largest_difference, new_engine, train, weights_of
-from learner_ranks import make_batch, run_ranks
+from learner_ranks import make_batch, method, run_ranks
 from tiny_models import make_tiny_policy
 
 from learner.config import LearnerConfig
@@ -44,6 +44,8 @@ def norms_of_repeats(engine: LearnerEngine, *, repeats: int, ranks: int = 1) -> 
         {},
         {"zero_stage": 2, "lora": NO_DROPOUT},
         {"zero_stage": 3},
+        {"zero_stage": 2, "offload_optimizer": True},
+        {"zero_stage": 3, "offload_optimizer": True},
     ],
     ids=str,
 )
@@ -74,6 +76,37 @@ def test_micro_batches_of_two_ranks_take_the_step_of_one(make_engine: MakeEngine
             assert norms == pytest.approx(expected, rel=1e-6)
             found = {name: torch.from_numpy(array) for name, array in weights.items()}
             assert largest_difference(found, weights_of(one)) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("by", ["mi-epo", "raco"])
+def test_an_offloaded_optimizer_takes_the_same_steps_bit_for_bit(
+    make_engine: MakeEngine, by: str, stage: int, dtype: str
+) -> None:
+    """Clipped; also where gradients are combined for each objective."""
+    here, offloaded = (
+        make_engine(by=method(by), zero_stage=stage, dtype=dtype, offload_optimizer=offload)
+        for offload in (False, True)
+    )
+    negatives = int(by == "mi-epo")
+    assert train(offloaded, range(3), negatives=negatives) == train(here, range(3), negatives=negatives)
+    assert largest_difference(weights_of(offloaded), weights_of(here)) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_under_stage_3_only_the_norm_of_an_offloaded_step_is_rounded_otherwise(
+    make_engine: MakeEngine, dtype: str
+) -> None:
+    """DeepSpeed takes it in float32 there, and in float64 here; without clipping it touches nothing."""
+    here, offloaded = (
+        make_engine(zero_stage=3, dtype=dtype, offload_optimizer=offload, max_grad_norm=1e3)
+        for offload in (False, True)
+    )
+    for ours, theirs in zip(train(offloaded, range(3)), train(here, range(3)), strict=True):
+        assert ours.metrics | {"grad_norm": 0} == theirs.metrics | {"grad_norm": 0}
+        assert ours.metrics["grad_norm"] == pytest.approx(theirs.metrics["grad_norm"], rel=1e-6)
+    assert largest_difference(weights_of(offloaded), weights_of(here)) == 0
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])

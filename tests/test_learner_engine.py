@@ -231,6 +231,9 @@ LAYOUTS: list[dict[str, Any]] = [
     {"zero_stage": 3, "lora": LORA},
     {"dtype": "bfloat16"},
     {"dtype": "bfloat16", "zero_stage": 3},
+    {"zero_stage": 2, "offload_optimizer": True},
+    {"dtype": "bfloat16", "zero_stage": 2, "lora": LORA, "offload_optimizer": True},
+    {"dtype": "bfloat16", "zero_stage": 3, "offload_optimizer": True},
 ]
 
 
@@ -255,8 +258,8 @@ def test_a_checkpoint_goes_on_under_another_zero_stage(make_engine: MakeEngine, 
     train(first, range(2))
     first.save_checkpoint(tmp_path)
     expected = train(first, range(2, 4))
-    for stage in (0, 2):
-        second = make_engine(zero_stage=stage)
+    for section in ({"zero_stage": 0}, {"zero_stage": 2}, {"zero_stage": 1, "offload_optimizer": True}):
+        second = make_engine(**section)
         second.load_checkpoint(tmp_path)
         for actual, wanted in zip(train(second, range(2, 4)), expected, strict=True):
             assert actual.metrics == pytest.approx(wanted.metrics, abs=1e-5, rel=1e-4)
@@ -428,6 +431,7 @@ def test_two_ranks_at_every_zero_stage_equal_one_rank(make_engine: MakeEngine, m
 
     no_dropout = {**LORA, "dropout": 0.0}  # ranks draw different dropout masks than one rank does
     sections: list[dict[str, Any]] = [{"zero_stage": stage} for stage in range(4)]
+    sections += [{"zero_stage": stage, "offload_optimizer": True} for stage in range(1, 4)]
     sections += [{"zero_stage": 3, "lora": no_dropout, "gradient_checkpointing": True}]
     replies = run_ranks(2, train_in_rank, 2, model, sections, str(tmp_path))
     expected: dict[bool, tuple[list[StepReport], dict[str, Tensor], Any]] = {}

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -70,9 +72,26 @@ def test_a_recipe_whose_assets_are_not_built_yet_is_planned_without_them(capsys,
     assert "not built yet" in capsys.readouterr().out
 
 
+def test_an_offloaded_optimizer_is_planned_into_host_memory(capsys, workplace):
+    """Float32 policy and reference: 8 bytes for each parameter, and 16 of gradient and optimizer."""
+
+    def bytes_per_parameter(*overrides):
+        _, said = run(capsys, workplace, *overrides)
+        [row] = [line for line in said.out.splitlines() if "learner, each rank" in line]
+        mebibytes = [float(number) for number in re.findall(r"([\d.]+) MiB", row)]
+        return [number * 2**20 / parameters for number in mebibytes]
+
+    parameters = count_parameters(str(workplace / "policy")) or math.nan
+    offloaded = "learner.offload_optimizer=true"
+    assert bytes_per_parameter("learner.zero_stage=2") == pytest.approx([24], abs=0.5)
+    assert bytes_per_parameter("learner.zero_stage=2", offloaded) == pytest.approx([12, 12], abs=0.5)
+    assert bytes_per_parameter("learner.zero_stage=3", offloaded) == pytest.approx([8, 16], abs=0.5)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("learner.offload_optimizer=true", "learner: zero_stage must be at least 1 with offload_optimizer, got 0"),
         ("method.beta_x=1", "method.beta_x: unknown key"),
         ("learner.learning_rate=fast", "learner.learning_rate"),
         ("data.train=/nowhere/x.jsonl", "data.train: /nowhere/x.jsonl: cannot be read"),
