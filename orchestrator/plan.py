@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 GRADIENT_BYTES = 4
 OPTIMIZER_BYTES = 4 + 8
 """Of each trained parameter: fp32 master weight, two moments."""
+HOST_BYTES = OPTIMIZER_BYTES + 4 + 4
+"""The same offloaded: with the gradient that is stepped by, and what is copied from or to the GPU."""
 PROMPTS_CHECKED = 20_000
 """Prompts whose token length is measured; beyond that the longest texts are taken."""
 
@@ -214,14 +216,15 @@ def _memory_rows(recipe: "Recipe") -> list[str]:
     full = learner.lora is None
     copies = 2 if full else 1  # the frozen reference is a second copy, or the same weights without their adapter
     trained = full * parameters / (learner.ranks if stage else 1)
-    on_host = 0.0
+    kept = OPTIMIZER_BYTES + GRADIENT_BYTES
     if learner.offload_optimizer:
-        on_host = trained * (OPTIMIZER_BYTES + (GRADIENT_BYTES if stage == 3 else 0))
-    rank = copies * parameters * width / weight_shards + trained * (OPTIMIZER_BYTES + GRADIENT_BYTES) - on_host
+        kept = 0 if stage == 3 else GRADIENT_BYTES
+    rank = copies * parameters * width / weight_shards + trained * kept
     if full and isinstance(make_method(recipe.method), Combines):
         rank += 4 * recipe.num_objectives * parameters  # a float32 gradient of each objective
     mebibytes = parameters * width / 2**20
-    beside = f", and {on_host / 2**20:,.1f} MiB of host memory" if on_host else ""
+    offloaded = trained * HOST_BYTES if learner.offload_optimizer else 0
+    beside = f", and {offloaded / 2**20:,.1f} MiB of host memory" if offloaded else ""
     return [
         _row("policy", f"{parameters:,} parameters"),
         _row("learner, each rank", f"{rank / 2**20:,.1f} MiB (ZeRO-{stage}, reference included){beside}"),

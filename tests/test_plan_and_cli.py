@@ -84,8 +84,8 @@ def test_an_offloaded_optimizer_is_planned_into_host_memory(capsys, workplace):
     parameters = count_parameters(str(workplace / "policy")) or math.nan
     offloaded = "learner.offload_optimizer=true"
     assert bytes_per_parameter("learner.zero_stage=2") == pytest.approx([24], abs=0.5)
-    assert bytes_per_parameter("learner.zero_stage=2", offloaded) == pytest.approx([12, 12], abs=0.5)
-    assert bytes_per_parameter("learner.zero_stage=3", offloaded) == pytest.approx([8, 16], abs=0.5)
+    assert bytes_per_parameter("learner.zero_stage=2", offloaded) == pytest.approx([12, 20], abs=0.5)
+    assert bytes_per_parameter("learner.zero_stage=3", offloaded) == pytest.approx([8, 20], abs=0.5)
 
 
 @pytest.mark.parametrize(
