@@ -72,8 +72,9 @@ def start_deepspeed(device: torch.device, *, timeout_s: float) -> Any:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read at import; otherwise it looks for GPUs and warns
     import deepspeed
 
-    # Built with g++ for half a minute or more at the first start, and used by inference only.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Otherwise, when the group starts on CPU, every operator is probed with the compiler, and one that only inference
+    # uses is built for half a minute or more.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.utils.logger.setLevel("ERROR")
     deepspeed.init_distributed(
         dist_backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=timeout_s), verbose=False
@@ -90,16 +91,21 @@ def deepspeed_config(
         micro_batches: forward-backward passes of one rank per optimizer step.
         max_grad_norm: 0 leaves clipping to the caller.
     """
-    # DeepSpeed's plain bfloat16 wrapper hides its float32 copy; under stage 1 the same numbers can be checkpointed.
-    stage = max(config.zero_stage, 1) if dtype == torch.bfloat16 else config.zero_stage
+    # Below stage 2 DeepSpeed's bfloat16 optimizers hide their float32 copy, or sum gradients in bfloat16.
+    stage = max(config.zero_stage, 2) if dtype == torch.bfloat16 else config.zero_stage
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_prompts,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": dtype == torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {
             "stage": stage,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            "offload_optimizer": {
+                "device": "cpu" if config.offload_optimizer else "none",
+                "pin_memory": config.num_gpus > 0,
+            },
         },
         "zero_allow_untested_optimizer": True,  # torch's AdamW
         "zero_force_ds_cpu_optimizer": False,

@@ -41,8 +41,12 @@ class LearnerConfig(Section):
     """Only on nodes that carry all of these Ray labels. Ranks are packed on as few nodes as possible."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over the ranks (1 optimizer state, 2 and gradients, 3 and parameters)."""
+    offload_optimizer: bool = False
+    """Float32 master weights and Adam moments in host memory, where `num_cpus` cores take the step: frees 12 bytes of
+    GPU memory for each trained parameter, 16 under stage 3 (its gradient too). Needs a `zero_stage` of 1 or more."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: float32 on CPU, bfloat16 (with a float32 master copy) on GPU."""
+    """`auto`: float32 on CPU, bfloat16 on GPU. Under bfloat16 the optimizer steps a float32 master copy, micro-batches
+    add up in float32, and ZeRO stages 0 and 1 run as 2."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -76,6 +80,12 @@ class LearnerConfig(Section):
     """Longest update, checkpoint or log-probability pass, and longest wait of a rank for the others."""
     sync_timeout_s: float = Field(default=600, gt=0)
     """Longest weight broadcast."""
+
+    @model_validator(mode="after")
+    def _offload_has_a_stage(self) -> LearnerConfig:
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError("zero_stage must be at least 1 with offload_optimizer, got 0")
+        return self
 
 
 def learning_rate(config: LearnerConfig, *, step: int, total_steps: int) -> float:

@@ -206,10 +206,15 @@ class LearnerEngine:
     def _evaluate(self, examples: Sequence[Example], module: Any) -> Evaluated:
         block = pack_examples(examples, device=self.device)
         reference = None
-        if self.method.uses_reference:
+        if not self.method.uses_reference:
+            logprob = self._logprobs(module, block)
+        elif self._reference is None:
+            logprob, reference = module(block.input_ids, block.positions, block.targets, with_reference=True)
+        else:
             with torch.no_grad():
-                reference = self._reference_logprobs(block)
-        return Evaluated(examples=examples, block=block, logprob=self._logprobs(module, block), reference=reference)
+                reference = self._logprobs(self._reference, block)
+            logprob = self._logprobs(module, block)
+        return Evaluated(examples=examples, block=block, logprob=logprob, reference=reference)
 
     def _coefficients(self, batch: Batch, total: int) -> Tensor:
         """[K] by the method, from its objectives' gradients over all ranks' examples."""

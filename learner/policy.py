@@ -98,8 +98,23 @@ class PolicyModule(nn.Module):
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def forward(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """float32 [M]: log pi(targets | the tokens before them). Arguments as in `learner.sequences.SequenceBlock`."""
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, targets: Tensor, *, with_reference: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """float32 [M]: log pi(targets | the tokens before them). Arguments as in `learner.sequences.SequenceBlock`.
+
+        Args:
+            with_reference: give a second [M] beside it, from the model without its adapters, which has no gradient.
+                Both come from one call because ZeRO-3 prefetches by the order of modules in the last one, and forgets
+                it where a call goes another way.
+        """
+        if not with_reference:
+            return self._logprobs(input_ids, positions, targets)
+        with torch.no_grad(), self.model.disable_adapter():  # type: ignore[operator]
+            reference = self._logprobs(input_ids, positions, targets)
+        return self._logprobs(input_ids, positions, targets), reference
+
+    def _logprobs(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         causal_lm = self.causal_lm
         hidden_NTH = causal_lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return chunked_logprobs(

@@ -29,6 +29,12 @@ def test_a_bad_section_is_refused_at_the_right_place(section: dict[str, object],
     assert ".".join(map(str, caught.value.errors()[0]["loc"])).startswith(place)
 
 
+def test_an_optimizer_is_offloaded_under_a_zero_stage_only() -> None:
+    assert LearnerConfig(zero_stage=1, offload_optimizer=True).offload_optimizer
+    with pytest.raises(ValidationError, match="zero_stage must be at least 1 with offload_optimizer, got 0"):
+        LearnerConfig(offload_optimizer=True)
+
+
 def test_config_and_records_import_without_torch() -> None:
     modules = "learner.config, learner.types, learner.examples, learner.methods"
     code = f"import sys, {modules}; print('torch' in sys.modules)"

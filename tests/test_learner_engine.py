@@ -2,17 +2,28 @@
 
 import json
 import math
-import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from learner_ranks import free_port, make_batch, method, pair_example, rank_environment, run_ranks
+from learner_engines import (
+    BETAS,
+    LORA,
+    SETTINGS,
+    MakeEngine,
+    group_of_one,
+    largest_difference,
+    new_engine,
+    train,
+    weights_of,
+)
+from learner_ranks import make_batch, method, pair_example, run_ranks
 from safetensors import safe_open
 from tiny_models import make_tiny_policy
 from torch import Tensor
@@ -21,23 +32,11 @@ from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
 from learner.examples import Batch, Example
 from learner.losses import mi_epo_loss
-from learner.methods import MethodSection
 from learner.methods.grpo import Advantages
 from learner.methods.mo_odpo import PairTargets
 from learner.types import LearnerError, PoisonedUpdateError, StepReport
 
 STEPS = 3
-BETAS: dict[str, Any] = {"beta_c": 0.3, "beta_w": 0.1}
-SETTINGS: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "weight_decay": 0.1,
-    "warmup_steps": 2,
-    "max_grad_norm": 0.5,  # below every norm here, so clipping is at work
-    "micro_batch_prompts": 2,
-    "schedule": "linear",
-}
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
-MakeEngine = Callable[..., LearnerEngine]
 
 
 @pytest.fixture(scope="module")
@@ -46,45 +45,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def group() -> Iterator[None]:
-    """A process group of this process alone."""
-    before = dict(os.environ)
-    os.environ.update(rank_environment(0, 1, free_port()))
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def make_engine(group: None, model: str) -> MakeEngine:
-    def make(
-        *, examples_per_step: int = 5, by: MethodSection | None = None, seed: int = 0, **section: Any
-    ) -> LearnerEngine:
-        return LearnerEngine(
-            LearnerConfig.model_validate({**SETTINGS, **section}),
-            model=model,
-            method=by or method(**BETAS),
-            total_steps=10,
-            examples_per_step=examples_per_step,
-            seed=seed,
-        )
-
-    return make
-
-
-def weights_of(engine: LearnerEngine) -> dict[str, Tensor]:
-    return {spec.name: tensor.clone() for bucket in engine.weights().buckets() for spec, tensor in bucket}
-
-
-def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
-
-
-def train(engine: LearnerEngine, steps: range, num_pairs: int = 5, negatives: int = 1) -> list[StepReport]:
-    return [engine.update(make_batch(step, num_pairs, negatives=negatives), total=num_pairs) for step in steps]
+def make_engine(model: str) -> Iterator[MakeEngine]:
+    with group_of_one():
+        yield partial(new_engine, model)
 
 
 def plain_torch(model: str, batches: list[Batch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
@@ -268,6 +231,9 @@ LAYOUTS: list[dict[str, Any]] = [
     {"zero_stage": 3, "lora": LORA},
     {"dtype": "bfloat16"},
     {"dtype": "bfloat16", "zero_stage": 3},
+    {"zero_stage": 2, "offload_optimizer": True},
+    {"dtype": "bfloat16", "zero_stage": 2, "lora": LORA, "offload_optimizer": True},
+    {"dtype": "bfloat16", "zero_stage": 3, "offload_optimizer": True},
 ]
 
 
@@ -292,8 +258,8 @@ def test_a_checkpoint_goes_on_under_another_zero_stage(make_engine: MakeEngine, 
     train(first, range(2))
     first.save_checkpoint(tmp_path)
     expected = train(first, range(2, 4))
-    for stage in (0, 2):
-        second = make_engine(zero_stage=stage)
+    for section in ({"zero_stage": 0}, {"zero_stage": 2}, {"zero_stage": 1, "offload_optimizer": True}):
+        second = make_engine(**section)
         second.load_checkpoint(tmp_path)
         for actual, wanted in zip(train(second, range(2, 4)), expected, strict=True):
             assert actual.metrics == pytest.approx(wanted.metrics, abs=1e-5, rel=1e-4)
@@ -465,6 +431,7 @@ def test_two_ranks_at_every_zero_stage_equal_one_rank(make_engine: MakeEngine, m
 
     no_dropout = {**LORA, "dropout": 0.0}  # ranks draw different dropout masks than one rank does
     sections: list[dict[str, Any]] = [{"zero_stage": stage} for stage in range(4)]
+    sections += [{"zero_stage": stage, "offload_optimizer": True} for stage in range(1, 4)]
     sections += [{"zero_stage": 3, "lora": no_dropout, "gradient_checkpointing": True}]
     replies = run_ranks(2, train_in_rank, 2, model, sections, str(tmp_path))
     expected: dict[bool, tuple[list[StepReport], dict[str, Tensor], Any]] = {}
@@ -522,9 +489,11 @@ def test_gradients_are_combined_over_the_examples_of_all_ranks(make_engine: Make
 
 
 def train_on_gpu(rank: int, model: str, folder: str) -> list[tuple[float, float]]:
-    """One CUDA rank: (first, last) identification accuracy or loss of a short run for three layouts."""
+    """One CUDA rank: (first, last) loss of a short run for each layout."""
     results = []
-    for section in ({"zero_stage": 0}, {"zero_stage": 3}, {"zero_stage": 2, "lora": LORA}):
+    layouts: list[dict[str, Any]] = [{"zero_stage": 0}, {"zero_stage": 3}, {"zero_stage": 2, "lora": LORA}]
+    layouts += [{"zero_stage": stage, "offload_optimizer": True} for stage in (2, 3)]
+    for section in layouts:
         engine = LearnerEngine(
             LearnerConfig.model_validate({**SETTINGS, **section, "num_gpus": 1}),
             model=model,

@@ -76,6 +76,7 @@ def test_a_recipe_whose_assets_are_not_built_yet_is_planned_without_them(capsys,
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("learner.offload_optimizer=true", "learner: zero_stage must be at least 1 with offload_optimizer, got 0"),
         ("method.beta_x=1", "method.beta_x: unknown key"),
         ("learner.learning_rate=fast", "learner.learning_rate"),
         ("data.train=/nowhere/x.jsonl", "data.train: /nowhere/x.jsonl: cannot be read"),

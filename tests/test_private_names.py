@@ -54,7 +54,7 @@ KNOWN: dict[tuple[str, str], Private] = {  # (file, name) -> what it is
     ("actors/weights.py", "load_numel"): vllm(_ABORTED),
     ("actors/weights.py", "loaded_weights"): vllm(_ABORTED),
     ("learner/backend.py", "__compatible_ops__"): deepspeed(
-        "the one way to keep it from compiling an operator of inference for half a minute at the first start"
+        "the one way to keep it from probing every operator with the compiler, and from building one of inference"
     ),
     ("learner/checkpoint.py", "_lazy_init_hp_params_optimizer_state"): deepspeed(_MOMENTS),
     ("learner/checkpoint.py", "fp32_partitioned_groups_flat"): deepspeed(_MOMENTS),

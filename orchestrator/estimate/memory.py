@@ -21,6 +21,9 @@ PROCESS_BYTES = int(0.6 * GIB)
 """CUDA context, kernels and workspaces of one process on a GPU (guessed; nothing asked for it)."""
 ENGINE_WORK_BYTES = int(1.5 * GIB)
 """An engine's activations, sampler and CUDA graphs (guessed). The same stays on the GPU while the engine sleeps."""
+OFFLOADED_BYTES = 4 + 8 + 4 + 4
+"""Of each trained parameter in host memory: float32 master copy, two moments, the gradient that is stepped by, and what
+is copied from or to the GPU."""
 REDUCE_BUCKET_BYTES = 2 * 500_000_000
 """DeepSpeed's `reduce_bucket_size` of 5e8 elements, in bfloat16."""
 
@@ -33,7 +36,9 @@ class RankMemory:
     reference: float
     """A second copy of the weights; 0 with adapters, where it is the policy without them."""
     optimizer: float
-    """float32 master copy and the two moments of what is trained."""
+    """float32 master copy and the two moments of what is trained; 0 where they are offloaded."""
+    offloaded: float
+    """In host memory instead."""
     gradients: float
     """Summed up in float32 over an update's micro-batches."""
     activations: float
@@ -105,17 +110,16 @@ class GpuLoad:
 def rank_memory(recipe: "Recipe", shape: Shape) -> RankMemory:
     learner, method = recipe.learner, make_method(recipe.method)
     width = WIDTH["bfloat16" if learner.num_gpus else "float32"] if learner.dtype == "auto" else WIDTH[learner.dtype]
-    stage = max(learner.zero_stage, 1) if width == 2 else learner.zero_stage  # as `learner.backend` chooses
+    stage = max(learner.zero_stage, 2) if width == 2 else learner.zero_stage  # as `learner.backend` chooses
     weight_shards, gradient_shards, state_shards = (learner.ranks if stage >= least else 1 for least in (3, 2, 1))
     lora = learner.lora
     adapters = adapter_parameters(shape, lora.rank, lora.target_modules) if lora else 0
     trained = adapters or shape.parameters
     master = 4 if stage else 0  # plain float32 training updates the weights themselves
-    gradients = 4 * trained / gradient_shards
+    offloads = learner.offload_optimizer
+    gradients = 0 if offloads and stage == 3 else 4 * trained / gradient_shards
     if stage and learner.num_gpus:
         gradients += REDUCE_BUCKET_BYTES
-    if stage == 1 and width == 2:
-        gradients += width * trained  # of one micro-batch, before it is added up
     if isinstance(method, Combines):
         gradients += 4 * recipe.num_objectives * trained  # a float32 gradient of each objective
     responses = recipe.loop.responses_per_prompt
@@ -129,7 +133,8 @@ def rank_memory(recipe: "Recipe", shape: Shape) -> RankMemory:
     return RankMemory(
         weights=(shape.parameters + adapters) * width / weight_shards,
         reference=0 if lora else shape.parameters * width / weight_shards,
-        optimizer=(master + 8) * trained / state_shards,
+        optimizer=0 if offloads else (master + 8) * trained / state_shards,
+        offloaded=OFFLOADED_BYTES * trained / state_shards if offloads else 0,
         gradients=gradients,
         activations=shape.layers * inputs + layer if learner.gradient_checkpointing else shape.layers * layer,
         logits=rows * shape.vocabulary * (12 + 2 * width),  # logits and gradient; in float32 with their exponentials
@@ -248,6 +253,7 @@ def host_memory(recipe: "Recipe", shape: Shape) -> dict[str, float]:
         "sleeping engines": rollout.engines * engine.weights if rollout.colocated and rollout.num_gpus else 0.0,
         "engines": 0.0 if rollout.num_gpus else rollout.engines * (engine.weights + cache),
         "ranks": 0.0 if learner.num_gpus else learner.ranks * (rank.kept + rank.gradients),
+        "offloaded optimizer": learner.ranks * rank.offloaded,
         "judges": sum(judges),
         "object store": float(recipe.cluster.object_store_bytes),
     }

@@ -1,0 +1,66 @@
+"""A learner engine in a test's own process: its settings, a group of one rank, and what tests do with it."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from learner_ranks import free_port, make_batch, method, rank_environment
+from torch import Tensor
+
+from learner.config import LearnerConfig
+from learner.engine import LearnerEngine
+from learner.methods import MethodSection
+from learner.types import StepReport
+
+BETAS: dict[str, Any] = {"beta_c": 0.3, "beta_w": 0.1}
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "weight_decay": 0.1,
+    "warmup_steps": 2,
+    "max_grad_norm": 0.5,  # below every norm here, so clipping is at work
+    "micro_batch_prompts": 2,
+    "schedule": "linear",
+}
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
+MakeEngine = Callable[..., LearnerEngine]
+
+
+@contextmanager
+def group_of_one() -> Iterator[None]:
+    """A process group of this process alone, which the first engine joins."""
+    before = dict(os.environ)
+    os.environ.update(rank_environment(0, 1, free_port()))
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def new_engine(
+    model: str, *, examples_per_step: int = 5, by: MethodSection | None = None, seed: int = 0, **section: Any
+) -> LearnerEngine:
+    """`section`: what differs from SETTINGS in the recipe's `learner` section."""
+    return LearnerEngine(
+        LearnerConfig.model_validate({**SETTINGS, **section}),
+        model=model,
+        method=by or method(**BETAS),
+        total_steps=10,
+        examples_per_step=examples_per_step,
+        seed=seed,
+    )
+
+
+def train(engine: LearnerEngine, steps: range, num_pairs: int = 5, negatives: int = 1) -> list[StepReport]:
+    return [engine.update(make_batch(step, num_pairs, negatives=negatives), total=num_pairs) for step in steps]
+
+
+def weights_of(engine: LearnerEngine) -> dict[str, Tensor]:
+    return {spec.name: tensor.clone() for bucket in engine.weights().buckets() for spec, tensor in bucket}
+
+
+def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
