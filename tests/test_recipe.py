@@ -16,7 +16,7 @@ MINIATURE = str(Path(__file__).parent.parent / "deploy" / "recipes" / "miniature
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_in_the_repository_loads(path):
     recipe = load_recipe(path)
-    assert recipe.name == path.stem
+    assert recipe.name == path.stem.replace(".", "")
     assert "{assets}" not in dump_recipe(recipe)
 
 
