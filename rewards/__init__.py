@@ -4,6 +4,7 @@
 - ``preferences``: weights on the simplex: samplers, grids, quantisation, and how weights are written into a prompt
 - ``scorers``: one objective's score for each response, from a classifier, a Python function or a server
 - ``judges``: from a recipe's section to a scorer, and what can be known of one before it loads
+- ``functions``, ``readability``, ``sentiment``: ready-made scorers that are plain functions
 - ``normalize``: scores brought to one scale, measured once and frozen
 - ``environment``: what processes of every room need: models by name, their environment, seeds, what errors mean
 - ``metrics``: what every figure of a run is called and means

@@ -1,14 +1,24 @@
-"""Ready-made scorers for `type: python` objectives: plain functions of prompts and responses."""
+"""Ready-made scorers for `type: python` objectives: plain functions of prompts and responses, [N] scores.
+
+None understands what it reads: each says how it is fooled. Those that need a package are in `rewards.readability` and
+`rewards.sentiment`.
+"""
 
 import math
 from collections.abc import Sequence
 
 
 def brevity(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """-log(1 + words) of each response [N]: 0 for an empty one, falling by about the same with each doubling."""
+    """-log(1 + words): 0 for an empty response, falling by about the same with each doubling.
+
+    Fooled by saying nothing.
+    """
     return [-math.log1p(len(response.split())) for response in responses]
 
 
 def detail(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """log(1 + words) of each response [N]: 0 for an empty one, rising by about the same with each doubling."""
+    """log(1 + words): 0 for an empty response, rising by about the same with each doubling.
+
+    Fooled by repetition, padding, and never coming to an end.
+    """
     return [math.log1p(len(response.split())) for response in responses]

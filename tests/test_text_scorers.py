@@ -1,0 +1,51 @@
+"""Scorers that count words, syllables and friendly words: what they say of texts whose scores are known."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rewards.config import PythonScorerConfig
+from rewards.functions import brevity, detail
+from rewards.judges import build_scorer, check_scorer
+from rewards.readability import HIGHEST, LOWEST, reading_ease
+from rewards.sentiment import positivity
+
+EASY = "The cat sat on the mat. It was fun."
+HARD = "Notwithstanding organisational difficulties, international negotiations continued."
+
+
+def test_brevity_and_detail_are_opposites():
+    assert brevity([""] * 2, ["", "one two three"]) == [0.0, pytest.approx(-1.386, abs=1e-3)]
+    assert detail([""], ["one two three"]) == [-brevity([""], ["one two three"])[0]]
+
+
+def test_reading_ease_is_the_formula_of_flesch():
+    """Nine words in two sentences, nine syllables."""
+    assert reading_ease([""], [EASY]) == [pytest.approx(206.835 - 1.015 * 4.5 - 84.6 * 1, abs=0.1)]
+    easy, hard = reading_ease([""] * 2, [EASY, HARD])
+    assert easy > 100 and hard == LOWEST
+
+
+def test_a_response_without_a_letter_is_no_easy_reading():
+    assert reading_ease([""] * 3, ["", "!!!", "42."]) == [LOWEST] * 3
+    assert all(LOWEST <= score <= HIGHEST for score in reading_ease([""] * 2, ["a", "I."]))
+
+
+def test_positivity_is_signed_and_zero_without_an_opinion():
+    good, bad, none = positivity([""] * 3, ["What a wonderful day!", "An awful failure.", "The table has four legs."])
+    assert good == pytest.approx(0.61, abs=0.03) and bad < -0.5 and none == 0
+
+
+@pytest.mark.parametrize("function", ["rewards.readability:reading_ease", "rewards.sentiment:positivity"])
+def test_they_can_stand_in_a_recipe(function):
+    config = PythonScorerConfig(function=function)
+    assert check_scorer(config, "objectives.0.scorer") == []
+    assert build_scorer(config).score(["p"], [EASY]).shape == (1,)
+
+
+@pytest.mark.parametrize(("module", "package"), [("readability", "textstat"), ("sentiment", "vaderSentiment")])
+def test_a_package_that_is_missing_is_named_with_what_to_do(module, package):
+    hidden = f"import sys; sys.modules['{package}'] = None; import rewards.{module}"
+    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, timeout=60)
+    assert f"the package {package} is part of the set-up (make setup)" in done.stderr
