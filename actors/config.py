@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rewards.config import NodeLabels, Section
+from rewards.config import Dtype, NodeLabels, Section
 
 Placement = Literal["pack", "spread"]
 
@@ -30,8 +30,8 @@ class RolloutConfig(Section):
     """Engines on as few nodes as possible, or on as many; an engine is always on one."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs over which one engine splits the model (above 1 only with ``num_gpus`` 1)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: float32 on CPU, bfloat16 on GPU."""
+    dtype: Dtype = "auto"
+    """``auto``: float32 on CPU, bfloat16 on GPU. ``native``: bfloat16 where this machine's processor multiplies it."""
     max_model_len: int = Field(default=256, ge=2)
     """Longest prompt plus response, in tokens."""
     max_new_tokens: int = Field(default=32, ge=1)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rewards.config import NodeLabels, Section
+from rewards.config import Dtype, NodeLabels, Section
 
 
 class LoraSection(Section):
@@ -44,9 +44,10 @@ class LearnerConfig(Section):
     offload_optimizer: bool = False
     """Float32 master weights and Adam moments in host memory, where `num_cpus` cores take the step: frees 12 bytes of
     GPU memory for each trained parameter, 16 under stage 3 (its gradient too). Needs a `zero_stage` of 1 or more."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: float32 on CPU, bfloat16 on GPU. Under bfloat16 the optimizer steps a float32 master copy, micro-batches
-    add up in float32, and ZeRO stages 0 and 1 run as 2."""
+    dtype: Dtype = "auto"
+    """`auto`: float32 on CPU, bfloat16 on GPU. `native`: bfloat16 where this machine's processor multiplies it. Under
+    bfloat16 the optimizer steps a float32 master copy, micro-batches add up in float32, and ZeRO stages 0 and 1 run as
+    2."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)

@@ -9,11 +9,19 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from rewards.environment import native_dtype
 
 CHAT_TEMPLATE = "{prompt} {weights}"
 LABEL = r"^[A-Za-z0-9]([A-Za-z0-9./_-]*[A-Za-z0-9])?$"
 NodeLabels = dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(pattern=LABEL)]]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    BeforeValidator(lambda value: native_dtype() if value == "native" else value),
+]
+"""Of a model's weights and products. `native` is read as what is fastest on this machine's processor: bfloat16 where it
+multiplies bfloat16 itself, else float32; the recipe of the run says which."""
 
 
 class Section(BaseModel):

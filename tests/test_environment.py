@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rewards.environment import local_folder, model_source, process_environment
+from actors.config import RolloutConfig
+from learner.config import LearnerConfig
+from rewards.environment import local_folder, model_source, native_dtype, process_environment
 
 
 @pytest.mark.parametrize("model", ["./model", "../model", "/models/start", "~/model", "some/deep/folder"])
@@ -39,3 +41,18 @@ def test_a_process_sees_no_gpu_unless_one_was_reserved_and_then_those_that_ray_g
 
 def test_loaders_are_given_other_names_as_they_are() -> None:
     assert (model_source("org/model"), model_source("./model")) == ("org/model", "./model")
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [("fpu avx512_bf16", "bfloat16"), ("fpu amx_bf16 amx_tile", "bfloat16"), ("fpu avx2 avx512f", "float32")],
+)
+def test_the_native_dtype_is_what_the_processor_multiplies(flags: str, dtype: str, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    assert native_dtype(tmp_path / "cpuinfo") == dtype
+    assert native_dtype(tmp_path / "nothing") == "float32"
+
+
+def test_a_recipe_that_says_native_says_afterwards_what_that_is_here() -> None:
+    sections = (RolloutConfig.model_validate({"dtype": "native"}), LearnerConfig.model_validate({"dtype": "native"}))
+    assert {section.dtype for section in sections} == {native_dtype()}

@@ -9,9 +9,9 @@ import pytest
 from orchestrator.errors import BadInput
 from orchestrator.recipes import load_recipe
 from orchestrator.tasks.smollm2.answers import whole_sentences
-from orchestrator.tasks.smollm2.build import conditioned_rows, multiplies_bfloat16, score_answers
 from orchestrator.tasks.smollm2.questions import split_questions
-from orchestrator.tasks.smollm2.weights import GGUF, Found, find_weights, package_folder, save_weights
+from orchestrator.tasks.smollm2.source import GGUF, Found, find_weights, package_folder, save_weights
+from orchestrator.tasks.smollm2.start import conditioned_rows, score_answers
 from tests.tiny_models import make_tiny_policy
 
 RECIPE = Path(__file__).parents[1] / "deploy" / "recipes" / "smollm2.yaml"
@@ -100,14 +100,6 @@ def test_no_question_is_both_trained_on_and_held_out_and_all_are_different():
     assert len(heldout) == 40 and len(training) > 140
     assert len(set(training) | set(heldout)) == len(training) + len(heldout)
     assert split_questions(heldout=40, seed=0) == (training, heldout) != split_questions(heldout=40, seed=1)
-
-
-def test_bfloat16_is_used_where_the_processor_multiplies_it(tmp_path):
-    flags = tmp_path / "cpuinfo"
-    flags.write_text("flags : fpu avx512_bf16 amx_tile\n")
-    assert multiplies_bfloat16(flags)
-    flags.write_text("flags : fpu avx2\n")
-    assert not multiplies_bfloat16(flags) and not multiplies_bfloat16(tmp_path / "none")
 
 
 def test_the_weights_of_the_package_become_a_plain_folder(tmp_path):

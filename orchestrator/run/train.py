@@ -197,7 +197,7 @@ def build_assets(recipe: "Recipe", say: Callable[[str], None]) -> None:
         assert recipe.assets.source is not None
         build_dialogues(directory, data=recipe.assets.source, seed=recipe.seed, progress=say)
     elif recipe.assets.build == "smollm2":
-        from orchestrator.tasks.smollm2.build import build_smollm2
+        from orchestrator.tasks.smollm2.start import build_smollm2
 
         build_smollm2(directory, recipe, progress=say)
     elif not directory.is_dir():

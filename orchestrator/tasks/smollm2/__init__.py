@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct (Apache-2.0) as a starting policy that reads w, without a hub where there is none.
 
-build       policy and prompts for a recipe
+start       policy and prompts for a recipe
 questions   everyday questions
 answers     what the model answers, by vLLM
-weights     where its weights are found, and as a Hugging Face folder
+source      where its weights are found, and as a Hugging Face folder
 """

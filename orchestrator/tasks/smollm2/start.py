@@ -20,8 +20,9 @@ from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig
 from orchestrator.tasks.smollm2.answers import sample_answers, whole_sentences
 from orchestrator.tasks.smollm2.questions import split_questions
-from orchestrator.tasks.smollm2.weights import find_weights, hub_folder, package_folder, save_weights
+from orchestrator.tasks.smollm2.source import find_weights, hub_folder, package_folder, save_weights
 from rewards.config import Section
+from rewards.environment import native_dtype
 from rewards.judges import build_scorer
 from rewards.preferences import quantize
 
@@ -106,7 +107,7 @@ def _build(folder: Path, recipe: "Recipe", sizes: Sizes, progress: Callable[[str
             model=str(folder / "base"),
             objectives=recipe.objective_names,
             preferences=recipe.preferences,
-            optimization=sizes.optimization.model_copy(update={"bf16": multiplies_bfloat16()}),
+            optimization=sizes.optimization.model_copy(update={"bf16": native_dtype() == "bfloat16"}),
             max_length=recipe.rollout.max_model_len,
             seed=recipe.seed,
         ),
@@ -175,16 +176,6 @@ def conditioned_rows(
     return rows
 
 
-def multiplies_bfloat16(flags: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor multiplies bfloat16 itself (AMX or AVX512-BF16): elsewhere float32 is faster."""
-    try:
-        text = flags.read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "amx_bf16" in text or "avx512_bf16" in text
-
-
 def _sampling(recipe: "Recipe") -> RolloutConfig:
     """As the recipe's engines sample, by one engine on CPU."""
-    dtype = "bfloat16" if multiplies_bfloat16() else "float32"
-    return recipe.rollout.model_copy(update={"num_gpus": 0, "colocated": False, "dtype": dtype, "num_cpus": 2})
+    return recipe.rollout.model_copy(update={"num_gpus": 0, "colocated": False, "dtype": native_dtype(), "num_cpus": 2})
