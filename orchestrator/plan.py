@@ -3,7 +3,6 @@
 No model is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,11 @@ from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from orchestrator.estimate.memory import problems
 from orchestrator.estimate.table import estimate_rows, row
-from rewards.environment import local_folder, model_source, one_line
+from rewards import pretrained
+from rewards.environment import local_folder
 from rewards.judges import check_scorer
+from rewards.model_config import check_weights, max_positions, read_config
+from rewards.model_files import ModelError, known_folder
 from rewards.preferences import PromptRenderer, evaluation_grid
 from rewards.scorers import ScorerError, load_function
 
@@ -45,9 +47,7 @@ class Inputs:
 def check_inputs(recipe: "Recipe") -> Inputs:
     """Read and check everything a run needs. Raises BadInput listing one problem per line."""
     problems: list[str] = []
-    folder = local_folder(recipe.policy.model)
-    if folder is not None and not (folder / "config.json").is_file():
-        problems.append(f"policy.model: must be a Hugging Face folder (no config.json), got {recipe.policy.model!r}")
+    problems += check_policy(recipe.policy.model, "policy.model", max_model_len=recipe.rollout.max_model_len)
     for index, objective in enumerate(recipe.objectives):
         problems += check_scorer(objective.scorer, f"objectives.{index}.scorer")
         if objective.audit is not None:
@@ -75,6 +75,28 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     )
 
 
+def check_policy(model: str, where: str, *, max_model_len: int) -> list[str]:
+    """Problems of a policy that can be known from its files, one line each; `where` names it for the reader."""
+    folder = known_folder(model)
+    if folder is None:
+        return []
+    if not (folder / "config.json").is_file():
+        return [f"{where}: must be a Hugging Face folder (no config.json), got {model!r}"]
+    try:
+        config = read_config(folder)
+        if local_folder(model) is not None:  # of a hub id, what is not here yet is downloaded later
+            check_weights(folder, config, head=True)
+    except ModelError as error:
+        return [f"{where}: {error}"]
+    positions = max_positions(config)
+    if positions is not None and max_model_len > positions:
+        return [
+            f"rollout.max_model_len: must be at most {positions}, the positions of {where} {model!r}, "
+            f"got {max_model_len}"
+        ]
+    return []
+
+
 def _check_functions(recipe: "Recipe") -> list[str]:
     """Problems of the functions that only the evaluation calls, one line each."""
     named = {f"audit_statistics.{name}": path for name, path in recipe.evaluate.audit_statistics.items()}
@@ -91,27 +113,10 @@ def _check_functions(recipe: "Recipe") -> list[str]:
 
 def load_tokenizer(model: str) -> Any:
     """Raises BadInput when the folder or hub id holds none."""
-    folder = local_folder(model)
     try:
-        if folder is not None and _is_plain_fast_tokenizer(folder):
-            from transformers import PreTrainedTokenizerFast
-
-            return PreTrainedTokenizerFast.from_pretrained(str(folder))
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(model_source(model))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"policy.model: no tokenizer could be loaded from {model!r}: {one_line(error)}") from None
-
-
-def _is_plain_fast_tokenizer(folder: Path) -> bool:
-    """Whether the generic fast class is the folder's own: AutoTokenizer gives the same but imports torch."""
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    generic = ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return (folder / "tokenizer.json").is_file() and config.get("tokenizer_class") in generic
+        return pretrained.load_tokenizer(model)
+    except ModelError as error:
+        raise BadInput(f"policy.model: {error}") from None
 
 
 def make_renderer(recipe: "Recipe", tokenizer: Any) -> PromptRenderer:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from rewards.config import HuggingFaceScorerConfig
-from rewards.environment import describe, model_source
+from rewards.model_files import ModelError
+from rewards.pretrained import load_model, load_tokenizer
 from rewards.scorers import ScorerError, check_aligned
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,8 @@ class ClassifierScorer:
         self._config = config
         self._where = f"classifier {config.model!r}"
         self._device = _device(config, self._where)
-        source = model_source(config.model)
-        self._tokenizer = _load_tokenizer(source, self._where)
-        model = _load_model(source, getattr(torch, config.dtype), config.head, self._where)
+        self._tokenizer = _load_tokenizer(config.model, self._where)
+        model = _load_model(config.model, getattr(torch, config.dtype), config.head)
         self._model = model.to(self._device).eval()
         self._model.requires_grad_(False)
         if config.label >= self._model.config.num_labels:
@@ -118,12 +118,10 @@ def _device(config: HuggingFaceScorerConfig, where: str) -> str:
 
 
 def _load_tokenizer(model: str, where: str) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right", trust_remote_code=False)
-    except Exception as error:  # the library raises many kinds; all mean that the tokenizer cannot be had
-        raise ScorerError(f"tokenizer of {where} cannot be loaded: {describe(error)}") from error
+        tokenizer = load_tokenizer(model, padding_side="right")
+    except ModelError as error:
+        raise ScorerError(f"classifier: {error}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ScorerError(f"tokenizer of {where} has neither a padding nor an end-of-sequence token to pad with")
@@ -131,22 +129,12 @@ def _load_tokenizer(model: str, where: str) -> Any:
     return tokenizer
 
 
-def _load_model(model: str, dtype: Any, head: str | None, where: str) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
+def _load_model(model: str, dtype: Any, head: str | None) -> Any:
     renamed = {} if head is None else {"key_mapping": {rf"^{head}\.": "score."}, "num_labels": 1}
     try:
-        classifier, info = AutoModelForSequenceClassification.from_pretrained(
-            model, dtype=dtype, trust_remote_code=False, output_loading_info=True, **renamed
-        )
-    except Exception as error:  # as above
-        raise ScorerError(f"{where} cannot be loaded: {describe(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        # The library fills these with random numbers and only warns.
-        raise ScorerError(f"{where} holds no trained weights for {', '.join(missing[:3])}: not a sequence classifier")
-    if unused := sorted(key for key in info["unexpected_keys"] if key.startswith("score.")):
-        raise ScorerError(f"{where} has weights that its classifier class has no place for: {', '.join(unused)}")
-    return classifier
+        return load_model("AutoModelForSequenceClassification", model, head="judge", dtype=dtype, **renamed)
+    except ModelError as error:
+        raise ScorerError(f"classifier: {error}") from error
 
 
 def _max_length(asked: int, tokenizer: Any, model_config: Any) -> int:

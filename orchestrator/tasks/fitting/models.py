@@ -11,7 +11,8 @@ from learner.weights import ADAPTER, merged_weight
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import seeded
-from rewards.environment import model_source, one_line
+from rewards.model_files import ModelError
+from rewards.pretrained import Head, ModelClass, load_model, load_tokenizer
 
 
 def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
@@ -25,12 +26,10 @@ def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
     source = config.tokenizer or config.model
     if source is None:
         raise BadInput("tokenizer: is required with architecture (a folder, a hub id, or settings to train one)")
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_source(source))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"tokenizer: cannot be loaded from {source!r}: {one_line(error)}") from None
+        tokenizer = load_tokenizer(source)
+    except ModelError as error:
+        raise BadInput(f"tokenizer: {error}") from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise BadInput(f"tokenizer: {source!r} has neither a padding nor an end-of-sequence token")
@@ -67,22 +66,23 @@ def train_byte_level_bpe(settings: ByteLevelBPE, texts: Iterable[str]) -> Any:
 
 def make_policy(config: PolicyFitConfig, tokenizer: Any) -> Any:
     """A causal language model of the config's dtype, from the folder or new."""
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     dtype = getattr(torch, config.dtype)
     if config.architecture is None:
-        return _load(AutoModelForCausalLM, config, dtype=dtype)
+        return _load("AutoModelForCausalLM", config, head="whole", dtype=dtype)
     with seeded(config.seed):
         return LlamaForCausalLM(llama_config(config.architecture, tokenizer)).to(dtype)
 
 
 def make_classifier(config: FitConfig, tokenizer: Any) -> Any:
     """A sequence classifier with one label, read at the last token; its head is new unless the folder has one."""
-    from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+    from transformers import LlamaForSequenceClassification
 
     with seeded(config.seed):
         if config.architecture is None:
-            model = _load(AutoModelForSequenceClassification, config, dtype=torch.float32, num_labels=1)
+            own = {"dtype": torch.float32, "num_labels": 1}
+            model = _load("AutoModelForSequenceClassification", config, head="new", **own)
         else:
             model = LlamaForSequenceClassification(llama_config(config.architecture, tokenizer, num_labels=1))
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -178,9 +178,9 @@ def _refuse_tied_targets(model: Any, lora: LoraSection) -> None:
             raise ValueError(f"{name!r} shares its matrix with another layer")
 
 
-def _load(loader: Any, config: FitConfig, **more: Any) -> Any:
+def _load(kind: ModelClass, config: FitConfig, *, head: Head, **more: Any) -> Any:
     assert config.model is not None
     try:
-        return loader.from_pretrained(model_source(config.model), **more)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"model: cannot be loaded from {config.model!r}: {one_line(error)}") from None
+        return load_model(kind, config.model, head=head, **more)
+    except ModelError as error:
+        raise BadInput(f"model: {error}") from None

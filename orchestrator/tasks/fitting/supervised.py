@@ -16,6 +16,7 @@ from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
+from rewards.pretrained import load_model, load_tokenizer
 
 RESPONSES_AT_ONCE = 512
 
@@ -189,10 +190,8 @@ def sample_responses(
     Args:
         policy: Hugging Face folder.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(policy)
+    model = load_model("AutoModelForCausalLM", str(policy), head="whole", dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(str(policy))
     texts = [renderer.text(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
     prompt_ids = tokenizer(texts)["input_ids"]
     responses: list[str] = []
