@@ -5,10 +5,11 @@ import os
 from rewards.classifier import ClassifierScorer
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
 from rewards.environment import describe, local_folder
-from rewards.model_config import check_weights, read_config
+from rewards.model_config import check_weights, read_config, vocabulary_size
 from rewards.model_files import ModelError
 from rewards.remote import HTTPScorer
 from rewards.scorers import PythonScorer, Scorer, ScorerError, load_function
+from rewards.vocabulary import check_vocabulary
 
 
 def build_scorer(config: ScorerConfig) -> Scorer:
@@ -62,6 +63,7 @@ def _folder_problems(config: HuggingFaceScorerConfig) -> list[str]:
     if not problems:
         try:
             check_weights(folder, model_config, head=False)
+            check_vocabulary(folder, vocabulary_size(model_config), [config.template])
         except ModelError as error:
             problems.append(str(error))
     return problems

@@ -128,10 +128,16 @@ def require_weights(folder: Path) -> dict[str, TensorHeader]:
         if not torch_files:
             raise ModelError(f"{folder}: holds no weights (no {WHOLE}, and no index of such files)")
         for file in (torch_files[0], *sorted(folder.glob("pytorch_model*.bin"))):
-            with file.open("rb") as content:
-                if content.read(len(POINTER)) == POINTER:
-                    raise ModelError(f"{file}: {POINTER_RULE}")
+            refuse_pointer(file)
     return headers
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raises ModelError: Git LFS left a pointer in the place of the file, which may as well not be there."""
+    if file.is_file():
+        with file.open("rb") as content:
+            if content.read(len(POINTER)) == POINTER:
+                raise ModelError(f"{file}: {POINTER_RULE}")
 
 
 def refuse_difference(

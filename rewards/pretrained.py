@@ -7,7 +7,7 @@ with random numbers; here both are a ModelError of one line.
 from typing import Any, Literal
 
 from rewards.environment import describe, local_folder, model_source
-from rewards.model_config import BUFFERS
+from rewards.model_config import BUFFERS, max_positions
 from rewards.model_files import ModelError, known_folder, read_json, refuse_code, refuse_difference
 
 ModelClass = Literal["AutoModelForCausalLM", "AutoModelForSequenceClassification"]
@@ -81,6 +81,16 @@ def load_model(kind: ModelClass, model: str, *, head: Head, **options: Any) -> A
         ],
     )
     return loaded
+
+
+def positions_of(model: Any) -> int | None:
+    """Most tokens that a loaded model tells apart; None: it sets no bound."""
+    limits = [max_positions(model.config.to_dict())]
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:  # RoBERTa's count from behind the padding
+            limits.append(module.num_embeddings - padding - 1)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _refuse_code(model: str) -> None:

@@ -1,5 +1,6 @@
 """Where a fit begins: a tokenizer and a model, from a folder or new, with adapters where it is too large to train."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ from learner.config import LoraSection
 from learner.policy import add_adapters as wrap_in_adapters
 from learner.weights import ADAPTER, merged_weight
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
+from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, C, FitConfig, PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import seeded
 from rewards.model_files import ModelError
-from rewards.pretrained import Head, ModelClass, load_model, load_tokenizer
+from rewards.pretrained import Head, ModelClass, load_model, load_tokenizer, positions_of
+from rewards.vocabulary import first_without_row, without_row
 
 
 def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
@@ -87,6 +89,21 @@ def make_classifier(config: FitConfig, tokenizer: Any) -> Any:
             model = LlamaForSequenceClassification(llama_config(config.architecture, tokenizer, num_labels=1))
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def within_positions(config: C, model: Any) -> C:
+    """The config with rows no longer than the model has positions."""
+    positions = positions_of(model)
+    return config if positions is None else config.model_copy(update={"max_length": min(config.max_length, positions)})
+
+
+def require_rows(model: Any, tokenizer: Any, inputs: Iterable[Sequence[int]]) -> None:
+    """Raises BadInput: a token of the inputs, or the padding between them, has no row in the model's embedding."""
+    rows = model.get_input_embeddings().num_embeddings
+    for token_ids in itertools.chain([[tokenizer.pad_token_id]], inputs):
+        beyond = first_without_row(token_ids, rows)
+        if beyond is not None:
+            raise BadInput(f"model: {without_row(tokenizer.convert_ids_to_tokens(beyond), beyond, rows)}")
 
 
 def llama_config(architecture: Architecture, tokenizer: Any, **more: Any) -> Any:

@@ -60,8 +60,10 @@ def fit_policy(
             tokenizer = models.make_tokenizer(config, texts)
         if model is None:
             model = models.make_policy(config, tokenizer)
+        config = models.within_positions(config, model)
         examples, shortened = _encode(config, tokenizer, training)
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout)
+        models.require_rows(model, tokenizer, (each["input_ids"] for each in (*examples, *heldout_examples)))
         collate = _collator(tokenizer.pad_token_id)
         if config.lora is not None:
             model = models.add_adapters(model, config.lora, config)
