@@ -4,7 +4,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rewards.model_files import TensorHeader, read_json, refuse_code, refuse_difference, require_weights
+from rewards.model_files import (
+    INDEX,
+    WHOLE,
+    ModelError,
+    TensorHeader,
+    read_json,
+    refuse_code,
+    refuse_difference,
+    require_weights,
+)
 
 Config = Mapping[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -61,6 +70,11 @@ def check_weights(folder: Path, config: Config, *, head: bool) -> None:
         ModelError: no weights, files that are none, or weights that are missing, of another shape, or have no place.
     """
     headers = require_weights(folder)
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != WHOLE)
+    if head and others and not (folder / INDEX).is_file():
+        raise ModelError(  # engines read every file where no index tells which
+            f"{folder}: must hold {WHOLE} alone or an index of its files ({INDEX}), got {others[0]} as well"
+        )
     try:
         expected = _expected(config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
