@@ -225,6 +225,11 @@ def test_a_request_the_engine_refuses_is_named_and_leaves_it_clean(engine: Any) 
         groups(engine, [*good, good[0]])
     with pytest.raises(RolloutError, match="token_logprobs"):
         ray.get(engine.token_logprobs.remote([(5, 6), (5,) * 48], [(7,), (7, 8)]), timeout=CALL_S)
+    without_row = r"must have an embedding for every token \(it has 100 rows\), got .* with id 100"
+    with pytest.raises(RolloutError, match=f"request 'request-0': {without_row}"):
+        groups(engine, [replace(good[0], prompt_ids=(5, 100)), *good[1:]])
+    with pytest.raises(RolloutError, match=f"token_logprobs: {without_row}"):
+        ray.get(engine.token_logprobs.remote([(5, 6)], [(7, 100, 8)]), timeout=CALL_S)
     assert unfinished(engine) == 0
     assert len(answers(engine, good)) == 3
 
