@@ -16,6 +16,7 @@ from safetensors import safe_open
 from actors.tensors import checksum, merge_adapter
 from actors.types import WeightTransferError
 from rewards.environment import model_folder
+from rewards.model_files import ModelError, weight_files
 
 Named = tuple[str, torch.Tensor]
 PINNED_SHARE = 0.25
@@ -155,9 +156,17 @@ class AdapterMerger:
 
 
 def tensor_files(folder: Path) -> dict[str, safe_open]:
-    """Tensor name -> the open safetensors file of the folder that holds it; empty when there are none."""
+    """Tensor name -> the open safetensors file of the folder that holds it; empty when there are none.
+
+    Raises:
+        WeightTransferError: an index that does not fit the folder.
+    """
     found: dict[str, safe_open] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    try:
+        paths = weight_files(folder)
+    except ModelError as error:
+        raise WeightTransferError(str(error)) from None
+    for path in paths:
         file = safe_open(path, framework="pt")
         found |= dict.fromkeys(file.keys(), file)
     return found

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from actors.config import RolloutConfig
 from rewards.environment import process_environment, whole_threads
+from rewards.model_config import max_positions
+from rewards.model_files import ModelError
+from rewards.pretrained import load_config, load_model
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -48,9 +51,12 @@ def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
 
 
 def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
-    """A synchronous ``vllm.LLM`` that draws from the policy as it is: no top-k, no penalties of the model's own."""
+    """A synchronous ``vllm.LLM`` that draws from the policy as it is: no top-k, no penalties of the model's own.
+
+    Raises:
+        ModelError: what vLLM would not say, or not in the recipe's words; also whatever vLLM raises.
+    """
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would override kv_cache_memory_bytes
-    from transformers import AutoConfig
     from vllm import LLM
     from vllm.config import WeightTransferConfig
     from vllm.platforms import current_platform
@@ -60,6 +66,7 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
     if config.batch_invariant and config.num_gpus and not current_platform.has_device_capability(80):
         got = current_platform.get_device_capability()
         raise ValueError(f"rollout.batch_invariant needs a GPU of compute capability 8.0 or above, got {got}")
+    hf_config = check_model(config, model)
     if config.num_gpus:
         platform: dict[str, Any] = {
             "dtype": "bfloat16" if config.dtype == "auto" else config.dtype,
@@ -69,7 +76,6 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
         }
     else:
         dtype = "float32" if config.dtype == "auto" else config.dtype
-        hf_config = AutoConfig.from_pretrained(model)
         _import_architectures(hf_config.architectures or ())
         platform = {
             "dtype": dtype,
@@ -82,6 +88,7 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
         }
     return LLM(
         model=model,
+        trust_remote_code=False,
         seed=seed,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -97,6 +104,23 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
         use_tqdm_on_load=False,
         **platform,
     )
+
+
+def check_model(config: RolloutConfig, model: str) -> Any:
+    """transformers' configuration of the model, after its names, shapes and positions have been compared.
+
+    Raises:
+        ModelError: the folder lacks weights (vLLM fuses matrices, and fills what is missing of one with whatever is in
+            memory), or has fewer positions than `max_model_len`.
+    """
+    hf_config = load_config(model)
+    positions = max_positions(hf_config.to_dict())
+    if positions is not None and config.max_model_len > positions:
+        raise ModelError(
+            f"rollout.max_model_len must be at most {positions}, the positions of {model!r}, got {config.max_model_len}"
+        )
+    load_model("AutoModelForCausalLM", model, head="whole", device_map="meta")
+    return hf_config
 
 
 def sampling_params(config: RolloutConfig, *, seed: int, temperature: float | None) -> SamplingParams:

@@ -23,6 +23,7 @@ from actors.types import (
     response_seed,
 )
 from rewards.environment import one_line
+from rewards.vocabulary import first_without_row, without_row
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -176,6 +177,8 @@ class RolloutActor:
         scored = [index for index, (_, response) in enumerate(pairs) if response]
         inputs = [{"prompt_token_ids": [*pairs[i][0], *pairs[i][1][:-1]]} for i in scored]
         sampling = [scoring_params(pairs[i][1][-1]) for i in scored]
+        for prompt, response in pairs:
+            self._require_rows([*prompt, *response], "token_logprobs")
         try:
             outputs = self._llm.generate(inputs, sampling, use_tqdm=False) if scored else []
         except ValueError as error:
@@ -308,10 +311,18 @@ class RolloutActor:
         return self._version
 
     def _add(self, key: str, request: GenerationRequest, sampling: Any) -> None:
+        self._require_rows(request.prompt_ids, f"request {request.request_id!r}")
         try:
             self._llm.llm_engine.add_request(key, {"prompt_token_ids": list(request.prompt_ids)}, sampling)
         except Exception as error:
             raise RolloutError(f"request {request.request_id!r}: {one_line(error)}") from error
+
+    def _require_rows(self, token_ids: Sequence[int], where: str) -> None:
+        """Raises RolloutError: an id that the model has no row for, on which vLLM would break as a whole."""
+        rows = self._llm.model_config.get_vocab_size()
+        beyond = first_without_row(token_ids, rows)
+        if beyond is not None:
+            raise RolloutError(f"{where}: {without_row(self._tokenizer.decode([beyond]), beyond, rows)}")
 
     def _step(self) -> list[Any]:
         try:

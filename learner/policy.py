@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from learner.config import LearnerConfig, LoraSection
 from learner.types import LearnerError
 from rewards.environment import model_folder
+from rewards.model_files import ModelError
+from rewards.pretrained import load_config, load_model, load_tokenizer
 
 MAX_SHARD_SIZE = "5GB"
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -214,17 +216,17 @@ def save_policy_folder(path: Path, *, model: str, weights: dict[str, Tensor], dt
         dtype: of the weights, written into the configuration.
     """
     from huggingface_hub import save_torch_state_dict
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    config = AutoConfig.from_pretrained(model)
+    config = load_config(model)
     config.dtype = str(dtype).removeprefix("torch.")
     config.save_pretrained(partial)
     if (model_folder(model) / "generation_config.json").is_file():
         GenerationConfig.from_pretrained(model).save_pretrained(partial)
-    AutoTokenizer.from_pretrained(model).save_pretrained(partial)
+    load_tokenizer(model).save_pretrained(partial)
     save_torch_state_dict(weights, partial, max_shard_size=MAX_SHARD_SIZE)
     replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
     if path.exists():
@@ -234,16 +236,15 @@ def save_policy_folder(path: Path, *, model: str, weights: dict[str, Tensor], dt
 
 
 def _load(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> PolicyModule:
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        settings = AutoConfig.from_pretrained(model)
+        settings = load_config(model)
         _disable_dropout(settings)
-        causal_lm = AutoModelForCausalLM.from_pretrained(model, config=settings, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LearnerError(f"policy.model: {model!r} does not load as a causal language model: {error}") from error
+        causal_lm = load_model("AutoModelForCausalLM", model, head="whole", config=settings, dtype=dtype)
+    except ModelError as error:
+        raise LearnerError(f"policy.model: {error}") from error
     _check_names(causal_lm, model)
     return PolicyModule(causal_lm, chunk_tokens=config.logprob_chunk_tokens)
 

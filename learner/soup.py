@@ -15,6 +15,7 @@ from torch import Tensor
 from actors.tensors import dithered
 from learner.types import LearnerError
 from learner.weights import BucketSource, WeightSpec, in_buckets
+from rewards.model_files import ModelError, tensor_headers
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -84,15 +85,15 @@ def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def _contents(folder: Path) -> dict[WeightSpec, Path]:
     """Every tensor of a policy's safetensors files and the file that holds it, in the order of the files."""
-    from safetensors import safe_open
-
-    found: dict[WeightSpec, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a mapping)
-                part = file.get_slice(name)
-                spec = WeightSpec(name=name, dtype=_DTYPES[part.get_dtype()], shape=tuple(part.get_shape()))
-                found[spec] = path
-    if not found:
+    try:
+        headers = tensor_headers(folder)
+    except ModelError as error:
+        raise LearnerError(str(error)) from None
+    if not headers:
         raise LearnerError(f"{folder}: holds no policy (no .safetensors file)")
-    return found
+    if others := sorted({header.dtype for header in headers.values()} - _DTYPES.keys()):
+        raise LearnerError(f"{folder}: must hold tensors of {', '.join(_DTYPES)}, got {others[0]}")
+    return {
+        WeightSpec(name=name, dtype=_DTYPES[header.dtype], shape=header.shape): header.file
+        for name, header in headers.items()
+    }

@@ -3,9 +3,8 @@
 No model is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
 """
 
-import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,14 @@ from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from orchestrator.estimate.memory import problems
 from orchestrator.estimate.table import estimate_rows, row
-from rewards.environment import local_folder, model_source, one_line
+from rewards import pretrained
+from rewards.environment import local_folder
 from rewards.judges import check_scorer
+from rewards.model_config import check_weights, max_positions, read_config, vocabulary_size
+from rewards.model_files import ModelError, known_folder
 from rewards.preferences import PromptRenderer, evaluation_grid
 from rewards.scorers import ScorerError, load_function
+from rewards.vocabulary import check_vocabulary, first_without_row, without_row
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -45,9 +48,7 @@ class Inputs:
 def check_inputs(recipe: "Recipe") -> Inputs:
     """Read and check everything a run needs. Raises BadInput listing one problem per line."""
     problems: list[str] = []
-    folder = local_folder(recipe.policy.model)
-    if folder is not None and not (folder / "config.json").is_file():
-        problems.append(f"policy.model: must be a Hugging Face folder (no config.json), got {recipe.policy.model!r}")
+    problems += check_policy(recipe.policy.model, "policy.model", max_model_len=recipe.rollout.max_model_len)
     for index, objective in enumerate(recipe.objectives):
         problems += check_scorer(objective.scorer, f"objectives.{index}.scorer")
         if objective.audit is not None:
@@ -62,6 +63,10 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     if problems:
         raise BadInput("\n".join(problems))
     renderer = make_renderer(recipe, load_tokenizer(recipe.policy.model))
+    rows = _rows(recipe.policy.model)
+    for vector in _written_vectors(recipe):
+        token_ids = renderer.token_ids(prompts["heldout"][0], vector)
+        _require_rows(renderer, token_ids, rows, where=f"preferences.conditioning, weights {vector}")
     longest, mean = 0, 0.0
     for key in ("heldout", "train"):
         tokens = _prompt_lengths(recipe, renderer, prompts[key], where=f"data.{key} {getattr(recipe.data, key)}")
@@ -73,6 +78,29 @@ def check_inputs(recipe: "Recipe") -> Inputs:
         longest_prompt_tokens=longest,
         mean_prompt_tokens=mean,
     )
+
+
+def check_policy(model: str, where: str, *, max_model_len: int) -> list[str]:
+    """Problems of a policy that can be known from its files, one line each; `where` names it for the reader."""
+    folder = known_folder(model)
+    if folder is None:
+        return []
+    if not (folder / "config.json").is_file():
+        return [f"{where}: must be a Hugging Face folder (no config.json), got {model!r}"]
+    try:
+        config = read_config(folder)
+        if local_folder(model) is not None:  # of a hub id, what is not here yet is downloaded later
+            check_weights(folder, config, head=True)
+            check_vocabulary(folder, vocabulary_size(config))
+    except ModelError as error:
+        return [f"{where}: {error}"]
+    positions = max_positions(config)
+    if positions is not None and max_model_len > positions:
+        return [
+            f"rollout.max_model_len: must be at most {positions}, the positions of {where} {model!r}, "
+            f"got {max_model_len}"
+        ]
+    return []
 
 
 def _check_functions(recipe: "Recipe") -> list[str]:
@@ -91,27 +119,10 @@ def _check_functions(recipe: "Recipe") -> list[str]:
 
 def load_tokenizer(model: str) -> Any:
     """Raises BadInput when the folder or hub id holds none."""
-    folder = local_folder(model)
     try:
-        if folder is not None and _is_plain_fast_tokenizer(folder):
-            from transformers import PreTrainedTokenizerFast
-
-            return PreTrainedTokenizerFast.from_pretrained(str(folder))
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(model_source(model))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"policy.model: no tokenizer could be loaded from {model!r}: {one_line(error)}") from None
-
-
-def _is_plain_fast_tokenizer(folder: Path) -> bool:
-    """Whether the generic fast class is the folder's own: AutoTokenizer gives the same but imports torch."""
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    generic = ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return (folder / "tokenizer.json").is_file() and config.get("tokenizer_class") in generic
+        return pretrained.load_tokenizer(model)
+    except ModelError as error:
+        raise BadInput(f"policy.model: {error}") from None
 
 
 def make_renderer(recipe: "Recipe", tokenizer: Any) -> PromptRenderer:
@@ -129,8 +140,11 @@ def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequenc
     if len(prompts) > PROMPTS_CHECKED:
         measured = sorted(measured, key=lambda index: len(prompts[index]))[-PROMPTS_CHECKED:]  # type: ignore[assignment]
     lengths = []
+    rows = _rows(recipe.policy.model)
     for index in measured:
-        tokens = len(renderer.token_ids(prompts[index], preference))
+        token_ids = renderer.token_ids(prompts[index], preference)
+        _require_rows(renderer, token_ids, rows, where=f"{where}, prompt {index + 1}")
+        tokens = len(token_ids)
         if tokens > room:
             raise BadInput(
                 f"{where}, prompt {index + 1}: must fit rollout.max_model_len - rollout.max_new_tokens = {room} "
@@ -138,6 +152,31 @@ def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequenc
             )
         lengths.append(tokens)
     return lengths
+
+
+def _rows(model: str) -> int | None:
+    """Of the policy's embedding; None where it cannot be known here."""
+    folder = known_folder(model)
+    return None if folder is None else vocabulary_size(read_config(folder))
+
+
+def _written_vectors(recipe: "Recipe") -> Iterator[list[float]]:
+    """Vectors that together hold every weight that can be printed, in the place of every objective."""
+    unit, count = 10**recipe.preferences.decimals, recipe.num_objectives
+    for k in range(count):
+        for level in range(unit + 1):
+            vector = [0.0] * count
+            vector[k] = level / unit
+            vector[(k + 1) % count] += 1 - level / unit
+            yield vector
+
+
+def _require_rows(renderer: PromptRenderer, token_ids: Sequence[int], rows: int | None, *, where: str) -> None:
+    """Raises BadInput: the policy's embedding has no row for a token of a prompt."""
+    beyond = None if rows is None else first_without_row(token_ids, rows)
+    if rows is not None and beyond is not None:
+        token = renderer.tokenizer.convert_ids_to_tokens(beyond)
+        raise BadInput(f"{where}: policy.model {without_row(token, beyond, rows)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from rewards.config import HuggingFaceScorerConfig
-from rewards.environment import describe, model_source
+from rewards.model_files import ModelError
+from rewards.pretrained import load_model, load_tokenizer, positions_of
 from rewards.scorers import ScorerError, check_aligned
+from rewards.vocabulary import first_without_row, without_row
 
 logger = logging.getLogger(__name__)
 
@@ -26,27 +28,27 @@ class ClassifierScorer:
         self._config = config
         self._where = f"classifier {config.model!r}"
         self._device = _device(config, self._where)
-        source = model_source(config.model)
-        self._tokenizer = _load_tokenizer(source, self._where)
-        model = _load_model(source, getattr(torch, config.dtype), config.head, self._where)
+        self._tokenizer = _load_tokenizer(config.model, self._where)
+        model = _load_model(config.model, getattr(torch, config.dtype), config.head)
         self._model = model.to(self._device).eval()
         self._model.requires_grad_(False)
         if config.label >= self._model.config.num_labels:
             labels = self._model.config.num_labels
             raise ScorerError(f"{self._where} has {labels} labels, so label must be < {labels}, got {config.label}")
-        if self._tokenizer.pad_token_id >= self._model.get_input_embeddings().num_embeddings:
+        self._rows = self._model.get_input_embeddings().num_embeddings
+        if self._tokenizer.pad_token_id >= self._rows:
             raise ScorerError(f"{self._where} has no embedding for padding token {self._tokenizer.pad_token!r}")
         # The model finds the last token of a padded row by this id, so it must be the one the tokenizer pads with.
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
-        self.max_length = _max_length(config.max_length, self._tokenizer, self._model.config)
+        self.max_length = _max_length(config.max_length, self._tokenizer, positions_of(self._model))
         self.truncated = 0
         """Responses so far whose input had to be shortened."""
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """float64 [N]; NaN where the logit is not finite or the input is empty."""
+        """float64 [N]; NaN where the logit is not finite, the input is empty, or a token has no row in the model."""
         check_aligned(prompts, responses)
         token_ids = [self._token_ids(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        readable = [index for index, ids in enumerate(token_ids) if ids]
+        readable = [index for index, ids in enumerate(token_ids) if ids and self._has_rows(ids)]
         by_length = sorted(readable, key=lambda index: len(token_ids[index]))
         scores_N = np.full(len(responses), np.nan)
         for start in range(0, len(by_length), self._config.batch_size):
@@ -54,6 +56,12 @@ class ClassifierScorer:
             scores_N[indices] = self._logits([token_ids[index] for index in indices])
         scores_N[~np.isfinite(scores_N)] = np.nan
         return -scores_N if self._config.negate else scores_N
+
+    def _has_rows(self, token_ids: list[int]) -> bool:
+        beyond = first_without_row(token_ids, self._rows)
+        if beyond is not None:
+            logger.warning("%s %s", self._where, without_row(self._tokenizer.decode([beyond]), beyond, self._rows))
+        return beyond is None
 
     def _logits(self, token_ids: list[list[int]]) -> np.ndarray:
         import torch
@@ -118,12 +126,10 @@ def _device(config: HuggingFaceScorerConfig, where: str) -> str:
 
 
 def _load_tokenizer(model: str, where: str) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right", trust_remote_code=False)
-    except Exception as error:  # the library raises many kinds; all mean that the tokenizer cannot be had
-        raise ScorerError(f"tokenizer of {where} cannot be loaded: {describe(error)}") from error
+        tokenizer = load_tokenizer(model, padding_side="right")
+    except ModelError as error:
+        raise ScorerError(f"classifier: {error}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ScorerError(f"tokenizer of {where} has neither a padding nor an end-of-sequence token to pad with")
@@ -131,25 +137,15 @@ def _load_tokenizer(model: str, where: str) -> Any:
     return tokenizer
 
 
-def _load_model(model: str, dtype: Any, head: str | None, where: str) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
+def _load_model(model: str, dtype: Any, head: str | None) -> Any:
     renamed = {} if head is None else {"key_mapping": {rf"^{head}\.": "score."}, "num_labels": 1}
     try:
-        classifier, info = AutoModelForSequenceClassification.from_pretrained(
-            model, dtype=dtype, trust_remote_code=False, output_loading_info=True, **renamed
-        )
-    except Exception as error:  # as above
-        raise ScorerError(f"{where} cannot be loaded: {describe(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        # The library fills these with random numbers and only warns.
-        raise ScorerError(f"{where} holds no trained weights for {', '.join(missing[:3])}: not a sequence classifier")
-    if unused := sorted(key for key in info["unexpected_keys"] if key.startswith("score.")):
-        raise ScorerError(f"{where} has weights that its classifier class has no place for: {', '.join(unused)}")
-    return classifier
+        return load_model("AutoModelForSequenceClassification", model, head="judge", dtype=dtype, **renamed)
+    except ModelError as error:
+        raise ScorerError(f"classifier: {error}") from error
 
 
-def _max_length(asked: int, tokenizer: Any, model_config: Any) -> int:
+def _max_length(asked: int, tokenizer: Any, positions: int | None) -> int:
     """The recipe's limit, or the model's own when that is lower."""
-    limits = [asked, tokenizer.model_max_length, getattr(model_config, "max_position_embeddings", None)]
+    limits = [asked, tokenizer.model_max_length, positions]
     return int(min(limit for limit in limits if limit is not None and limit > 0))

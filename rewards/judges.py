@@ -1,13 +1,15 @@
 """From a recipe's `scorer` or `audit` section to a scorer; what can be known of one before anything loads."""
 
-import json
 import os
 
 from rewards.classifier import ClassifierScorer
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
 from rewards.environment import describe, local_folder
+from rewards.model_config import check_weights, read_config, vocabulary_size
+from rewards.model_files import ModelError
 from rewards.remote import HTTPScorer
 from rewards.scorers import PythonScorer, Scorer, ScorerError, load_function
+from rewards.vocabulary import check_vocabulary
 
 
 def build_scorer(config: ScorerConfig) -> Scorer:
@@ -43,11 +45,13 @@ def _folder_problems(config: HuggingFaceScorerConfig) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"folder {config.model!r} holds no config.json"]
     try:
-        model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_config = read_config(folder)
         architectures = [str(name) for name in model_config.get("architectures") or []]
         # The library's own default of two labels is what an absent entry means.
         labels = len(model_config.get("id2label") or [None] * int(model_config.get("num_labels", 2)))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except ModelError as error:
+        return [str(error)]
+    except (ValueError, TypeError) as error:
         return [f"config.json of {config.model!r} cannot be read: {describe(error)}"]
     problems = []
     if architectures and not any("SequenceClassification" in name for name in architectures):
@@ -56,4 +60,10 @@ def _folder_problems(config: HuggingFaceScorerConfig) -> list[str]:
         problems.append(f"folder {config.model!r} has {labels} labels, so label must be < {labels}, got {config.label}")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         problems.append(f"folder {config.model!r} holds no tokenizer")
+    if not problems:
+        try:
+            check_weights(folder, model_config, head=False)
+            check_vocabulary(folder, vocabulary_size(model_config), [config.template])
+        except ModelError as error:
+            problems.append(str(error))
     return problems

@@ -18,11 +18,13 @@ from actors.types import (
     StaleWeightsError,
 )
 
+POISON = 666
+
 
 class FakeRollout:
     """Answers every request by its seed, two requests a group; `delay_s` between groups leaves time to die.
 
-    It is loading as long as the file `gate` is there.
+    It is loading as long as the file `gate` is there. A token id of `POISON` breaks it, however often it is loaded.
     """
 
     def __init__(self, delay_s: float = 0.0, gate: Path | None = None) -> None:
@@ -66,6 +68,8 @@ class FakeRollout:
         for first in range(0, len(requests), 2):
             if self.broken and first:
                 raise EngineFailedError("an illegal memory access was encountered")
+            if any(POISON in request.prompt_ids for request in requests[first : first + 2]):
+                raise EngineFailedError("index out of range in self")
             time.sleep(self.delay_s)
             yield [answer(request, policy_version) for request in requests[first : first + 2]]
 

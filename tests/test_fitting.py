@@ -335,7 +335,7 @@ def test_broken_rows_are_named_by_file_and_line(tmp_path):
 
 def test_a_folder_without_a_model_is_named(tmp_path):
     config = _policy_config(tmp_path / "out", model=str(tmp_path), architecture=None, tokenizer=None)
-    with pytest.raises(BadInput, match="tokenizer: cannot be loaded from"):
+    with pytest.raises(BadInput, match="tokenizer: no tokenizer could be loaded from"):
         fit_policy(config, QUESTIONS)
 
 

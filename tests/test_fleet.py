@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_actors import FakeJudge, FakeRollout
+from fake_actors import POISON, FakeJudge, FakeRollout
 
 from actors.types import GenerationRequest
 from learner.types import EngineLostError
@@ -162,6 +163,17 @@ def test_an_engine_that_is_broken_is_ended_and_its_share_sampled_again(crew):
     assert failure["component"] == "rollout-1" and "illegal memory access" in failure["what"]
     assert made.fleet.engines[1].is_back(30)
     assert ray.get(made.handles[1].ready.remote(), timeout=30)["pid"] != made.pids[made.handles[1]]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("engines", [1, 2])
+def test_requests_that_break_every_engine_end_the_run_instead_of_being_tried_for_ever(crew, engines):
+    made = crew(engines=engines)
+    made.fleet.push_weights(3)
+    poisoned = [*REQUESTS[:8], replace(REQUESTS[8], prompt_ids=(1, POISON))]
+    with pytest.raises(RunFailed, match=r"'r0' and after, broke 3 engines .* index out of range in self"):
+        made.sampler.submit(replace(BATCH, requests=tuple(poisoned)), 3).result()
+    assert len(made.lost()) == 2
 
 
 @pytest.mark.ray

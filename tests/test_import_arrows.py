@@ -181,6 +181,10 @@ def unsafe_call(call: ast.Call) -> str | None:
     return None
 
 
+LOADER = "rewards/pretrained.py"
+"""The one file that loads tokenizers, configurations and models; a generation configuration is plain numbers."""
+
+
 def unsafe_violations(root: Path) -> list[str]:
     found = []
     for path in sources(root):
@@ -188,6 +192,9 @@ def unsafe_violations(root: Path) -> list[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and (rule := unsafe_call(node)):
                 found.append(f"{place}:{node.lineno}: {rule}")
+            elif isinstance(node, ast.Attribute) and node.attr == "from_pretrained" and place.as_posix() != LOADER:
+                if dotted(node.value) != "GenerationConfig":
+                    found.append(f"{place}:{node.lineno}: from_pretrained, which is for {LOADER} alone")
             elif isinstance(node, ast.ImportFrom) and node.module in UNPICKLERS:
                 found.append(f"{place}:{node.lineno}: names out of {node.module}")
             elif isinstance(node, ast.Dict):
@@ -335,8 +342,10 @@ def test_heavy_imports_inside_functions_and_for_the_type_checker_pass(tmp_path: 
 @pytest.mark.parametrize(
     "text",
     [
-        "AutoModel.from_pretrained(path, trust_remote_code=True)\n",
-        "AutoModel.from_pretrained(path, trust_remote_code=config.trust)\n",
+        "AutoModel.from_pretrained(path)\n",
+        "load = AutoTokenizer.from_pretrained\n",
+        "load_model(path, trust_remote_code=True)\n",
+        "load_model(path, trust_remote_code=config.trust)\n",
         "options = {'trust_remote_code': True}\n",
         "import pickle\npickle.load(file)\n",
         "from pickle import loads\n",

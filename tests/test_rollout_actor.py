@@ -225,6 +225,11 @@ def test_a_request_the_engine_refuses_is_named_and_leaves_it_clean(engine: Any) 
         groups(engine, [*good, good[0]])
     with pytest.raises(RolloutError, match="token_logprobs"):
         ray.get(engine.token_logprobs.remote([(5, 6), (5,) * 48], [(7,), (7, 8)]), timeout=CALL_S)
+    without_row = r"must have an embedding for every token \(it has 100 rows\), got .* with id 100"
+    with pytest.raises(RolloutError, match=f"request 'request-0': {without_row}"):
+        groups(engine, [replace(good[0], prompt_ids=(5, 100)), *good[1:]])
+    with pytest.raises(RolloutError, match=f"token_logprobs: {without_row}"):
+        ray.get(engine.token_logprobs.remote([(5, 6)], [(7, 100, 8)]), timeout=CALL_S)
     assert unfinished(engine) == 0
     assert len(answers(engine, good)) == 3
 
@@ -270,7 +275,7 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(engine: Any, policy: Pa
     with pytest.raises(RolloutError) as caught:
         ray.get(engine.__ray_call__.remote(load_too_long), timeout=CALL_S)
     message = str(caught.value.cause)  # type: ignore[attr-defined]
-    assert "max_model_len (4096) is greater than the derived max_model_len" in message
+    assert message.endswith(f"rollout.max_model_len must be at most 128, the positions of {str(policy)!r}, got 4096")
     assert "\n" not in message
 
 

@@ -348,7 +348,7 @@ def test_a_last_layer_of_another_name_is_found_when_it_is_named(classifier, scor
 def test_a_last_layer_with_more_than_weights_is_refused(score_head):
     import torch
 
-    with pytest.raises(ScorerError, match=r"has weights that its classifier class has no place for: score\.bias"):
+    with pytest.raises(ScorerError, match=r"has weights that its class has no place for: score\.bias"):
         classify(score_head(**{"score_head.bias": torch.zeros(1)}), ["a"], ["b"], head="score_head")
 
 
@@ -410,7 +410,7 @@ def test_folders_are_checked_and_hub_ids_are_not(classifier, tmp_path):
     assert problems("./gone") == ["o.scorer.model: folder './gone' does not exist"]
     assert "holds no config.json" in problems(tmp_path)[0]
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in problems(tmp_path)[0]
+    assert "config.json: is not valid JSON" in problems(tmp_path)[0]
     (tmp_path / "config.json").write_text("{}")
     assert "holds no tokenizer" in problems(tmp_path)[0]
 

@@ -1,12 +1,11 @@
 """The shape of a model: from its folder, or from the table of hub ids that the recipes name."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewards.environment import local_folder
+from rewards.model_files import known_folder, read_json, tensor_headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,26 +76,19 @@ that follow from them (a judge's single output instead of an LM head)."""
 
 def model_shape(model: str) -> Shape | None:
     """Of a folder, a hub id that has been downloaded, or one of `SHAPES`; None when it cannot be known here."""
-    folder = local_folder(model) or _downloaded(model)
+    folder = known_folder(model)
     if folder is None:
         return SHAPES.get(model)
-    parameters = count_parameters(folder)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        parameters, config = count_parameters(folder), read_json(folder / "config.json")
         return None if parameters is None else _from_config(config, parameters)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 def count_parameters(folder: Path) -> int | None:
-    """Parameters of a safetensors folder, from the file headers alone; None without such files."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "np") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total or None
+    """Parameters of a safetensors folder, from the file headers alone; None without such files. Raises ModelError."""
+    return sum(math.prod(header.shape) for header in tensor_headers(folder).values()) or None
 
 
 def adapter_parameters(shape: Shape, rank: int, targets: str | tuple[str, ...]) -> int:
@@ -106,13 +98,6 @@ def adapter_parameters(shape: Shape, rank: int, targets: str | tuple[str, ...]) 
         for name, (inputs, outputs) in shape.linears.items()
         if targets == "all-linear" or name in targets
     )
-
-
-def _downloaded(model: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def _from_config(config: dict[str, object], parameters: int) -> Shape:

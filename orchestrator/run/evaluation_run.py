@@ -10,7 +10,7 @@ from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import BadInput
 from orchestrator.files import json_line
-from orchestrator.plan import check_inputs
+from orchestrator.plan import check_inputs, check_policy
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.sampling import Sampler
@@ -47,6 +47,8 @@ def evaluate(target: Path, recipe: "Recipe | None", output: Path | None, *, say:
             f"{policy}: is a policy for the objectives {list(trained_for)}, "
             f"the recipe has {list(recipe.objective_names)}"
         )
+    if problems := check_policy(str(policy.resolve()), "policy", max_model_len=recipe.rollout.max_model_len):
+        raise BadInput("\n".join(problems))
     connection.check(recipe)
     build_assets(recipe, say)
     inputs = check_inputs(recipe)

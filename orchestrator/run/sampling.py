@@ -9,6 +9,7 @@ undisturbed run, and the numbers are the same to the last bit.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -16,16 +17,21 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from actors.processes import losses
+from actors.processes import leaves_process, losses
 from actors.reward import Judge
 from actors.types import GenerationRequest, Rollout
 from orchestrator.cluster.fleet import EnginesLost, Fleet, Replica
 from orchestrator.cluster.judging import Judges, ScoreCall
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.run.batching import RequestBatch, ScoredBatch
+from rewards.environment import one_line
 
 if TYPE_CHECKING:
     from ray import ObjectRefGenerator
+
+
+MOST_BREAKS = 3
+"""Times that the same requests may break an engine; after that it is their fault, and a new engine would break too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,7 @@ class Sampler:
         self.fleet = fleet
         self.judges = judges
         self.timeout_s = timeout_s
+        self._breaks: Counter[tuple[int, str, int]] = Counter()
         self._threads = threads
 
     def submit(self, batch: RequestBatch, policy_version: int) -> PendingBatch:
@@ -233,9 +240,22 @@ class Sampler:
             attempt.shares.remove(share)
         except losses() as error:
             attempt.shares.remove(share)
+            self._count_break(share, attempt.policy_version, error)
             share.engine.died(share.life, error)
             self._start_share(attempt, share.index, share.requests)
         return []
+
+    def _count_break(self, share: _Share, policy_version: int, error: Exception) -> None:
+        """Raises RunFailed: the same requests break every engine that they are given to."""
+        if not leaves_process(error):
+            return
+        first, count = share.requests[0].request_id, len(share.requests)
+        self._breaks[policy_version, first, count] += 1
+        if self._breaks[policy_version, first, count] >= MOST_BREAKS:
+            raise RunFailed(
+                f"{share.engine.name}: the same {count} requests, {first!r} and after, broke {MOST_BREAKS} engines one "
+                f"after the other, the last by: {one_line(getattr(error, 'cause', None) or error)}"
+            )
 
     def _gather(
         self,

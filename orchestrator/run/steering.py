@@ -15,7 +15,9 @@ from orchestrator.errors import BadInput
 from orchestrator.plan import load_tokenizer
 from orchestrator.recipes import check
 from rewards.config import PreferencesConfig, Section
+from rewards.model_files import ModelError
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
+from rewards.pretrained import load_model
 from rewards.targets import TargetRenderer
 
 if TYPE_CHECKING:
@@ -113,14 +115,16 @@ def generate(
     preference = read_preference(preference_items, conditioning.objectives).tolist()
 
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     tokenizer = load_tokenizer(str(policy.resolve()))
     renderer = conditioning.renderer(tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype="auto").to(device).eval()
+    try:
+        model = load_model("AutoModelForCausalLM", str(policy), head="whole", dtype="auto").to(device).eval()
+    except ModelError as error:
+        raise BadInput(str(error)) from None
     if experts:
         _mix(model, experts, preference)
     torch.manual_seed(seed)

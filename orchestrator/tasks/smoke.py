@@ -17,7 +17,8 @@ from orchestrator.estimate.shapes import SHAPES
 from orchestrator.files import write_lines
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
-from rewards.environment import model_source, one_line
+from rewards.model_files import ModelError
+from rewards.pretrained import load_config
 
 if TYPE_CHECKING:
     from rewards.config import HuggingFaceScorerConfig
@@ -96,12 +97,10 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
 def _model_type(model: str) -> str:
     if model in SHAPES:
         return SHAPES[model].architecture
-    from transformers import AutoConfig
-
     try:
-        return str(AutoConfig.from_pretrained(model_source(model)).model_type)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--smoke: the architecture of {model!r} cannot be known here: {one_line(error)}") from None
+        return str(load_config(model).model_type)
+    except ModelError as error:
+        raise BadInput(f"--smoke: the architecture of {model!r} cannot be known here: {error}") from None
 
 
 def _make_policy(model_type: str, path: Path) -> str:

@@ -22,6 +22,7 @@ from orchestrator.tasks.dialogues.prepare import DialoguePair, read_transcripts,
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
 from rewards.config import ConditioningConfig, PreferencesConfig
 from rewards.preferences import PromptRenderer, evaluation_grid
+from rewards.pretrained import load_model, load_tokenizer
 
 OBJECTIVES = ("harmlessness", "detail")
 CONDITIONING = ConditioningConfig(template="{prompt}\n\n{weights}\n\nAssistant:", weight="<{name}={weight}>")
@@ -187,12 +188,11 @@ def _build(folder: Path, data: str, seed: int, spec: DialogueSpec, progress: Cal
 def _with_levels_in_order(pretrained: Path, seed: int) -> tuple[Any, Any]:
     """(model, tokenizer) of the pretrained policy, whose level tokens no dialogue has taught anything yet."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from orchestrator.tasks.fitting.models import put_levels_on_a_line
 
-    model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    model = load_model("AutoModelForCausalLM", str(pretrained), head="whole", dtype=torch.float32)
+    tokenizer = load_tokenizer(str(pretrained))
     embedding = model.get_input_embeddings().weight
     spread = float(embedding.detach().std())
     generator = torch.Generator().manual_seed(seed)

@@ -59,8 +59,11 @@ def fit_reward(
             tokenizer = models.make_tokenizer(config, (text for group in groups for text in group.texts))
         if model is None:
             model = models.make_classifier(config, tokenizer)
+        config = models.within_positions(config, model)
         examples, shortened = _encode(config, tokenizer, groups)
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout_groups)
+        inputs = (token_ids for each in (*examples, *heldout_examples) for token_ids in each["inputs"])
+        models.require_rows(model, tokenizer, inputs)
         collate = _collator(tokenizer.pad_token_id)
         loss = trainer.train(config, model, examples, collate, _bradley_terry, label=label, progress=progress)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)

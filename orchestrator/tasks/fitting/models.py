@@ -1,5 +1,6 @@
 """Where a fit begins: a tokenizer and a model, from a folder or new, with adapters where it is too large to train."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ from learner.config import LoraSection
 from learner.policy import add_adapters as wrap_in_adapters
 from learner.weights import ADAPTER, merged_weight
 from orchestrator.errors import BadInput
-from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, FitConfig, PolicyFitConfig
+from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, C, FitConfig, PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import seeded
-from rewards.environment import model_source, one_line
+from rewards.model_files import ModelError
+from rewards.pretrained import Head, ModelClass, load_model, load_tokenizer, positions_of
+from rewards.vocabulary import first_without_row, without_row
 
 
 def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
@@ -25,12 +28,10 @@ def make_tokenizer(config: FitConfig, texts: Iterable[str]) -> Any:
     source = config.tokenizer or config.model
     if source is None:
         raise BadInput("tokenizer: is required with architecture (a folder, a hub id, or settings to train one)")
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_source(source))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"tokenizer: cannot be loaded from {source!r}: {one_line(error)}") from None
+        tokenizer = load_tokenizer(source)
+    except ModelError as error:
+        raise BadInput(f"tokenizer: {error}") from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise BadInput(f"tokenizer: {source!r} has neither a padding nor an end-of-sequence token")
@@ -67,26 +68,42 @@ def train_byte_level_bpe(settings: ByteLevelBPE, texts: Iterable[str]) -> Any:
 
 def make_policy(config: PolicyFitConfig, tokenizer: Any) -> Any:
     """A causal language model of the config's dtype, from the folder or new."""
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     dtype = getattr(torch, config.dtype)
     if config.architecture is None:
-        return _load(AutoModelForCausalLM, config, dtype=dtype)
+        return _load("AutoModelForCausalLM", config, head="whole", dtype=dtype)
     with seeded(config.seed):
         return LlamaForCausalLM(llama_config(config.architecture, tokenizer)).to(dtype)
 
 
 def make_classifier(config: FitConfig, tokenizer: Any) -> Any:
     """A sequence classifier with one label, read at the last token; its head is new unless the folder has one."""
-    from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+    from transformers import LlamaForSequenceClassification
 
     with seeded(config.seed):
         if config.architecture is None:
-            model = _load(AutoModelForSequenceClassification, config, dtype=torch.float32, num_labels=1)
+            own = {"dtype": torch.float32, "num_labels": 1}
+            model = _load("AutoModelForSequenceClassification", config, head="new", **own)
         else:
             model = LlamaForSequenceClassification(llama_config(config.architecture, tokenizer, num_labels=1))
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def within_positions(config: C, model: Any) -> C:
+    """The config with rows no longer than the model has positions."""
+    positions = positions_of(model)
+    return config if positions is None else config.model_copy(update={"max_length": min(config.max_length, positions)})
+
+
+def require_rows(model: Any, tokenizer: Any, inputs: Iterable[Sequence[int]]) -> None:
+    """Raises BadInput: a token of the inputs, or the padding between them, has no row in the model's embedding."""
+    rows = model.get_input_embeddings().num_embeddings
+    for token_ids in itertools.chain([[tokenizer.pad_token_id]], inputs):
+        beyond = first_without_row(token_ids, rows)
+        if beyond is not None:
+            raise BadInput(f"model: {without_row(tokenizer.convert_ids_to_tokens(beyond), beyond, rows)}")
 
 
 def llama_config(architecture: Architecture, tokenizer: Any, **more: Any) -> Any:
@@ -178,9 +195,9 @@ def _refuse_tied_targets(model: Any, lora: LoraSection) -> None:
             raise ValueError(f"{name!r} shares its matrix with another layer")
 
 
-def _load(loader: Any, config: FitConfig, **more: Any) -> Any:
+def _load(kind: ModelClass, config: FitConfig, *, head: Head, **more: Any) -> Any:
     assert config.model is not None
     try:
-        return loader.from_pretrained(model_source(config.model), **more)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"model: cannot be loaded from {config.model!r}: {one_line(error)}") from None
+        return load_model(kind, config.model, head=head, **more)
+    except ModelError as error:
+        raise BadInput(f"model: {error}") from None

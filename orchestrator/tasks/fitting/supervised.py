@@ -16,6 +16,7 @@ from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
+from rewards.pretrained import load_model, load_tokenizer
 
 RESPONSES_AT_ONCE = 512
 
@@ -59,8 +60,10 @@ def fit_policy(
             tokenizer = models.make_tokenizer(config, texts)
         if model is None:
             model = models.make_policy(config, tokenizer)
+        config = models.within_positions(config, model)
         examples, shortened = _encode(config, tokenizer, training)
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout)
+        models.require_rows(model, tokenizer, (each["input_ids"] for each in (*examples, *heldout_examples)))
         collate = _collator(tokenizer.pad_token_id)
         if config.lora is not None:
             model = models.add_adapters(model, config.lora, config)
@@ -189,10 +192,8 @@ def sample_responses(
     Args:
         policy: Hugging Face folder.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(policy)
+    model = load_model("AutoModelForCausalLM", str(policy), head="whole", dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(str(policy))
     texts = [renderer.text(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
     prompt_ids = tokenizer(texts)["input_ids"]
     responses: list[str] = []

@@ -1,0 +1,161 @@
+"""What a model's config.json promises: positions, vocabulary, and for the architectures known here every weight."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rewards.model_files import (
+    INDEX,
+    WHOLE,
+    ModelError,
+    TensorHeader,
+    read_json,
+    refuse_code,
+    refuse_difference,
+    require_weights,
+)
+
+Config = Mapping[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "seq_len")
+"""Under the names that vLLM looks for as well."""
+SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+"""Kinds of rotary embedding whose positions in config.json are those after scaling (vLLM reads them so too)."""
+BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "position_ids")
+"""Last parts of names that old checkpoints keep and no model needs."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder. Raises ModelError: there is none, it is broken, or code is named beside it."""
+    config = read_json(folder / "config.json")
+    refuse_code(folder)
+    return config
+
+
+def max_positions(config: Config) -> int | None:
+    """Most tokens that the model tells apart, by its rotary scaling too; None: it says nothing.
+
+    Args:
+        config: config.json, or `to_dict()` of a configuration (then defaults count as well).
+    """
+    text = _text(config)
+    said = [text[key] for key in POSITIONS if isinstance(text.get(key), int)]
+    limit = text["model_max_length"] if isinstance(text.get("model_max_length"), int) else min(said, default=None)
+    if limit is None or "gemma3" in str(text.get("model_type")):
+        return limit
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))] if isinstance(rope, dict) else []
+    factors = [
+        kind["factor"]
+        for kind in kinds
+        if isinstance(kind.get("factor"), int | float) and kind.get("rope_type", kind.get("type")) not in SCALED_ALREADY
+    ]
+    return int(limit * (factors[-1] if factors else 1))
+
+
+def vocabulary_size(config: Config) -> int | None:
+    """Rows of the embedding: token ids are below this; None: config.json does not say."""
+    size = _text(config).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def check_weights(folder: Path, config: Config, *, head: bool) -> None:
+    """Compare the headers of the weight files with what config.json promises, without loading anything.
+
+    Args:
+        head: the LM head must be there as well, and nothing else beside the model; otherwise only what stands below
+            the head is compared.
+
+    Raises:
+        ModelError: no weights, files that are none, or weights that are missing, of another shape, or have no place.
+    """
+    headers = require_weights(folder)
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != WHOLE)
+    if head and others and not (folder / INDEX).is_file():
+        raise ModelError(  # engines read every file where no index tells which
+            f"{folder}: must hold {WHOLE} alone or an index of its files ({INDEX}), got {others[0]} as well"
+        )
+    try:
+        expected = _expected(config)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return
+    if not headers or not expected or config.get("quantization_config"):
+        return
+    if head and not config.get("tie_word_embeddings", config["model_type"] == "gpt2"):
+        expected["lm_head.weight"] = expected[next(iter(expected))]
+    found = _below_prefix(headers)
+    own = {name for name in found if head or name.startswith(("layers.", "h."))}
+    refuse_difference(
+        folder,
+        missing=expected.keys() - found.keys(),
+        misshapen={name: (found[name], shape) for name, shape in expected.items() if found.get(name, shape) != shape},
+        unexpected={name for name in own - expected.keys() - {"lm_head.weight"} if not name.endswith(BUFFERS)},
+    )
+
+
+def _text(config: Config) -> Config:
+    """The part of the language model, where a configuration has several."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
+def _below_prefix(headers: Mapping[str, TensorHeader]) -> Shapes:
+    prefixes = ("model.", "transformer.")
+    named = {name: next((each for each in prefixes if name.startswith(each)), "") for name in headers}
+    return {name.removeprefix(prefix): headers[name].shape for name, prefix in named.items()}
+
+
+def _expected(config: Config) -> Shapes | None:
+    """Weights below the head, names without the base model's prefix, the embedding first; None: not known here."""
+    kind = config.get("model_type")
+    if kind == "gpt2":
+        return dict(_gpt2(config))
+    return dict(_llama(config, str(kind))) if kind in ("llama", "mistral", "qwen2", "qwen3") else None
+
+
+def _llama(config: Config, kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, heads, wide = (int(config[key]) for key in ("hidden_size", "num_attention_heads", "intermediate_size"))
+    key_heads = int(config.get("num_key_value_heads") or heads)
+    size = int(config.get("head_dim") or (128 if kind == "qwen3" else hidden // heads))
+    query, key = heads * size, key_heads * size
+    linears = {
+        **{"self_attn.q_proj": (query, hidden), "self_attn.k_proj": (key, hidden), "self_attn.v_proj": (key, hidden)},
+        **{"self_attn.o_proj": (hidden, query), "mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden)},
+        **{"mlp.down_proj": (hidden, wide)},
+    }
+    attention_bias = kind in ("llama", "qwen3") and config.get("attention_bias")
+    biased = [name for name in linears if name.startswith("self_attn.") and attention_bias]
+    biased += [name for name in linears if name.startswith("mlp.") and kind == "llama" and config.get("mlp_bias")]
+    biased += [f"self_attn.{name}_proj" for name in "qkv" if kind == "qwen2"]
+    yield "embed_tokens.weight", (int(config["vocab_size"]), hidden)
+    yield "norm.weight", (hidden,)
+    for layer in range(int(config["num_hidden_layers"])):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield f"layers.{layer}.{name}.weight", (hidden,)
+        for name in ("q_norm", "k_norm") if kind == "qwen3" else ():
+            yield f"layers.{layer}.self_attn.{name}.weight", (size,)
+        for name, shape in linears.items():
+            yield f"layers.{layer}.{name}.weight", shape
+        for name in biased:
+            yield f"layers.{layer}.{name}.bias", linears[name][:1]
+
+
+def _gpt2(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden = int(config["n_embd"])
+    wide = int(config.get("n_inner") or 4 * hidden)
+    yield "wte.weight", (int(config["vocab_size"]), hidden)
+    yield "wpe.weight", (int(config["n_positions"]), hidden)
+    norms = ["ln_f"]
+    linears: Shapes = {}
+    for layer in range(int(config["n_layer"])):
+        norms += [f"h.{layer}.ln_1", f"h.{layer}.ln_2"]
+        linears |= {
+            **{f"h.{layer}.attn.c_attn": (hidden, 3 * hidden), f"h.{layer}.attn.c_proj": (hidden, hidden)},
+            **{f"h.{layer}.mlp.c_fc": (hidden, wide), f"h.{layer}.mlp.c_proj": (wide, hidden)},
+        }
+    for name in norms:
+        yield f"{name}.weight", (hidden,)
+        yield f"{name}.bias", (hidden,)
+    for name, shape in linears.items():
+        yield f"{name}.weight", shape
+        yield f"{name}.bias", shape[1:]
