@@ -1,13 +1,14 @@
 """Scores from a Hugging Face sequence classifier."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rewards.config import HuggingFaceScorerConfig
 from rewards.environment import describe, model_source
+from rewards.reading import Reader
 from rewards.scorers import ScorerError, check_aligned
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ class ClassifierScorer:
         # The model finds the last token of a padded row by this id, so it must be the one the tokenizer pads with.
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self.max_length = _max_length(config.max_length, self._tokenizer, self._model.config)
+        self._reader = Reader(
+            self._tokenizer, config.template, max_length=self.max_length, pair=config.pair, where=self._where
+        )
         self.truncated = 0
         """Responses so far whose input had to be shortened."""
 
@@ -71,40 +75,11 @@ class ClassifierScorer:
         return logits[:, self._config.label].double().cpu().numpy()
 
     def _token_ids(self, prompt: str, response: str) -> list[int]:
-        token_ids = self._encode(prompt, response)
-        if len(token_ids) <= self.max_length:
-            return token_ids
-        if self.truncated == 0:
+        token_ids, shortened = self._reader.read(prompt, response)
+        if shortened and self.truncated == 0:
             logger.warning("%s reads at most %d tokens; longer inputs are shortened", self._where, self.max_length)
-        self.truncated += 1
-        dropped = _first(len(prompt), lambda start: self._fits(prompt[start:], response))
-        if dropped is not None:
-            return self._encode(prompt[dropped:], response)
-        # Even an empty prompt leaves too much: the response loses its end.
-        dropped = _first(len(response), lambda cut: self._fits("", response[: len(response) - cut]))
-        if dropped is None:
-            raise ScorerError(f"{self._where}: the template alone is longer than max_length {self.max_length}")
-        return self._encode("", response[: len(response) - dropped])
-
-    def _fits(self, prompt: str, response: str) -> bool:
-        return len(self._encode(prompt, response)) <= self.max_length
-
-    def _encode(self, prompt: str, response: str) -> list[int]:
-        # Filled in one after the other from the right piece, so that braces in a prompt or response are plain text.
-        before, after = (part.replace("{prompt}", prompt) for part in self._config.template.split("{response}"))
-        texts = (before, response) if self._config.pair else (before + response + after,)
-        return list(self._tokenizer(*texts, verbose=False)["input_ids"])
-
-
-def _first(size: int, fits: Callable[[int], bool]) -> int | None:
-    """Smallest number in 0..size that fits, by bisection; None when even ``size`` does not."""
-    if not fits(size):
-        return None
-    low, high = 0, size
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return high
+        self.truncated += shortened
+        return token_ids
 
 
 def _device(config: HuggingFaceScorerConfig, where: str) -> str:

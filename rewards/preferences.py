@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
 from rewards.config import ConditioningConfig, PreferencesConfig
+from rewards.tokens import SpecialTokens
 
 SUM_TOLERANCE = 1e-6
 MAX_REDRAWS = 100
@@ -215,11 +217,15 @@ class PromptRenderer:
         )
 
     def token_ids(self, prompt: str, preference: Sequence[float]) -> list[int]:
-        """Token ids of ``text``. A chat template writes its own special tokens, so none are added to it again."""
-        tokenizer, text = self._need_tokenizer(), self.text(prompt, preference)
-        if self.config.style == "chat":
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(tokenizer(text)["input_ids"])
+        """Token ids of ``text``, begun once however many of template, prompt and tokenizer write a beginning."""
+        templated = self.config.style == "chat"
+        return self._special.without_bos(
+            lambda plain: self._special.open_ids(self.text(plain, preference), templated=templated), prompt
+        )
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        return SpecialTokens(self._need_tokenizer())
 
     def _weights_text(self, preference: Any) -> str:
         weights_K = self._numbers(preference)

@@ -16,6 +16,8 @@ from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import RewardFitConfig
 from orchestrator.tasks.fitting.trainer import Example, FitReport, Row
+from rewards.reading import Reader
+from rewards.scorers import ScorerError
 
 
 def run_reward_fit(config_path: Path) -> FitReport:
@@ -78,12 +80,6 @@ def fit_reward(
     )
 
 
-def fill(template: str, prompt: str, response: str) -> str:
-    """`template` with both filled in; braces inside either are plain text."""
-    before, after = template.split("{response}")
-    return before.replace("{prompt}", prompt) + response + after.replace("{prompt}", prompt)
-
-
 @dataclass(frozen=True, slots=True)
 class _Group:
     """The comparisons of one prompt: distinct responses, (chosen, rejected) as indices into them, how sure each is."""
@@ -115,14 +111,17 @@ def _probability(row: Row) -> float:
 
 
 def _encode(config: RewardFitConfig, tokenizer: Any, groups: Sequence[_Group]) -> tuple[list[Example], int]:
-    """(token ids, responses that had to be shortened). Long inputs lose their start."""
+    """(token ids, responses that had to be shortened), read as a scorer reads them."""
+    reader = Reader(tokenizer, config.template, max_length=config.max_length, where=config.output)
     examples: list[Example] = []
     shortened = 0
     for group in groups:
-        texts = [fill(config.template, group.prompt, text) for text in group.texts]
-        encoded = tokenizer(texts, verbose=False)["input_ids"]
-        shortened += sum(len(ids) > config.max_length for ids in encoded)
-        inputs = [list(ids)[-config.max_length :] for ids in encoded]
+        try:
+            read = [reader.read(group.prompt, text) for text in group.texts]
+        except ScorerError as error:
+            raise BadInput(str(error)) from None
+        inputs = [ids for ids, _ in read]
+        shortened += sum(cut for _, cut in read)
         of_pairs = {"pairs": group.pairs, "probabilities": group.probabilities}
         examples.append({"input_ids": max(inputs, key=len), "inputs": inputs, **of_pairs})
     return examples, shortened
