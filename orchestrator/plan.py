@@ -20,7 +20,7 @@ from orchestrator.estimate.memory import problems
 from orchestrator.estimate.table import estimate_rows, row
 from rewards.environment import local_folder, model_source, one_line
 from rewards.judges import check_scorer
-from rewards.preferences import PromptRenderer, evaluation_grid
+from rewards.preferences import PreferenceError, PromptRenderer, evaluation_grid
 from rewards.scorers import ScorerError, load_function
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     if problems:
         raise BadInput("\n".join(problems))
     renderer = make_renderer(recipe, load_tokenizer(recipe.policy.model))
+    check_renderer(renderer, [*prompts["train"], *prompts["heldout"]], where="preferences.conditioning")
     longest, mean = 0, 0.0
     for key in ("heldout", "train"):
         tokens = _prompt_lengths(recipe, renderer, prompts[key], where=f"data.{key} {getattr(recipe.data, key)}")
@@ -121,6 +122,15 @@ def make_renderer(recipe: "Recipe", tokenizer: Any) -> PromptRenderer:
     )
 
 
+def check_renderer(renderer: PromptRenderer, prompts: Sequence[str], *, where: str) -> None:
+    """Raises BadInput unless w is read in the prompts: by all its digits in the shortest, roughly in the longest."""
+    try:
+        renderer.check(min(prompts, key=len))
+        renderer.check(max(prompts, key=len), decimals=1)
+    except PreferenceError as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
 def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence[str], *, where: str) -> list[int]:
     """Tokens of the rendered prompts; raises BadInput naming the first that leaves no room for a response."""
     room = recipe.rollout.max_model_len - recipe.rollout.max_new_tokens
@@ -130,7 +140,10 @@ def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequenc
         measured = sorted(measured, key=lambda index: len(prompts[index]))[-PROMPTS_CHECKED:]  # type: ignore[assignment]
     lengths = []
     for index in measured:
-        tokens = len(renderer.token_ids(prompts[index], preference))
+        try:
+            tokens = len(renderer.token_ids(prompts[index], preference))
+        except PreferenceError as error:
+            raise BadInput(f"{where}, prompt {index + 1}: {error}") from None
         if tokens > room:
             raise BadInput(
                 f"{where}, prompt {index + 1}: must fit rollout.max_model_len - rollout.max_new_tokens = {room} "

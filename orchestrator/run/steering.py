@@ -12,7 +12,7 @@ from pydantic import Field
 
 from learner.methods import METHODS
 from orchestrator.errors import BadInput
-from orchestrator.plan import load_tokenizer
+from orchestrator.plan import check_renderer, load_tokenizer
 from orchestrator.recipes import check
 from rewards.config import PreferencesConfig, Section
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FILE_NAME = "mi_epo.json"
 AsksFor = Literal["weights", "levels"]
+PLAIN_PROMPT = "hello"
+"""On which a policy's prompts are tried before the policy loads."""
 
 
 class PolicyConditioning(Section):
@@ -119,6 +121,7 @@ def generate(
     disable_progress_bar()
     tokenizer = load_tokenizer(str(policy.resolve()))
     renderer = conditioning.renderer(tokenizer)
+    check_renderer(renderer, [PLAIN_PROMPT], where=f"{policy / FILE_NAME}: preferences.conditioning")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(policy, dtype="auto").to(device).eval()
     if experts:
@@ -126,6 +129,7 @@ def generate(
     torch.manual_seed(seed)
     limit = getattr(model.config, "max_position_embeddings", None)
     for prompt in prompts:
+        check_renderer(renderer, [prompt], where="prompt")
         ids = renderer.token_ids(prompt, preference)
         if limit is not None and len(ids) + conditioning.max_new_tokens > limit:
             raise BadInput(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from orchestrator.errors import BadInput
+from orchestrator.plan import check_renderer
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
@@ -62,10 +63,10 @@ def fit_policy(
             tokenizer = models.make_tokenizer(config, texts)
         if tokenizer.eos_token_id is None:
             raise BadInput("tokenizer: must have an end-of-sequence token, which closes every response, got none")
-        if model is None:
-            model = models.make_policy(config, tokenizer)
         examples, shortened = _encode(config, tokenizer, training)
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout)
+        if model is None:
+            model = models.make_policy(config, tokenizer)
         collate = _collator(tokenizer.pad_token_id)
         if config.lora is not None:
             model = models.add_adapters(model, config.lora, config)
@@ -107,6 +108,9 @@ def _preference(config: PolicyFitConfig, row: Row) -> Sequence[float]:
 def _encode(config: PolicyFitConfig, tokenizer: Any, given: Sequence[Row]) -> tuple[list[Example], int]:
     """(token ids and labels of rows, how many of them had to be shortened)."""
     special, renderer = SpecialTokens(tokenizer), _renderer(config, tokenizer)
+    asking = [row["prompt"] for row in given if row.get("preference") is not None]
+    if renderer is not None and asking:
+        check_renderer(renderer, asking, where="preferences.conditioning")
     examples: list[Example] = []
     shortened = 0
     for row in given:
@@ -114,11 +118,14 @@ def _encode(config: PolicyFitConfig, tokenizer: Any, given: Sequence[Row]) -> tu
         if response_ids == special.response_ids(""):
             place = config.data or "rows"
             raise BadInput(f"{place}: response must have at least one token, got {row['response']!r}")
-        ids_of = _prompt_encoder(config, row, renderer, special)
-        prompt_ids = ids_of(row["prompt"])
-        if len(prompt_ids) + len(response_ids) > config.max_length:
-            shortened += 1
-            prompt_ids, response_ids = _shortened(config, row["prompt"], ids_of, response_ids)
+        try:
+            ids_of = _prompt_encoder(config, row, renderer, special)
+            prompt_ids = ids_of(row["prompt"])
+            if len(prompt_ids) + len(response_ids) > config.max_length:
+                shortened += 1
+                prompt_ids, response_ids = _shortened(config, row["prompt"], ids_of, response_ids)
+        except PreferenceError as error:
+            raise BadInput(f"preferences.conditioning: {error}") from None
         labels = [IGNORED_LABEL] * len(prompt_ids) + response_ids
         examples.append({"input_ids": prompt_ids + response_ids, "labels": labels})
     return examples, shortened
