@@ -8,7 +8,7 @@ import numpy as np
 
 from rewards.config import HuggingFaceScorerConfig
 from rewards.environment import describe, model_source
-from rewards.reading import Reader
+from rewards.reading import Reader, padding_id, tell_padding
 from rewards.scorers import ScorerError, check_aligned
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,6 @@ class ClassifierScorer:
             raise ScorerError(f"{self._where} has {labels} labels, so label must be < {labels}, got {config.label}")
         if self._tokenizer.pad_token_id >= self._model.get_input_embeddings().num_embeddings:
             raise ScorerError(f"{self._where} has no embedding for padding token {self._tokenizer.pad_token!r}")
-        # The model finds the last token of a padded row by this id, so it must be the one the tokenizer pads with.
-        self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self.max_length = _max_length(config.max_length, self._tokenizer, self._model.config)
         self._reader = Reader(
             self._tokenizer, config.template, max_length=self.max_length, pair=config.pair, where=self._where
@@ -63,7 +61,9 @@ class ClassifierScorer:
         import torch
 
         lengths = [len(ids) for ids in token_ids]
-        input_ids = torch.full((len(token_ids), max(lengths)), self._tokenizer.pad_token_id)
+        pad = padding_id(self._tokenizer.pad_token_id, token_ids)
+        tell_padding(self._model, pad)
+        input_ids = torch.full((len(token_ids), max(lengths)), pad)
         attention_mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(token_ids):
             input_ids[row, : len(ids)] = torch.tensor(ids)

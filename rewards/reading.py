@@ -1,6 +1,6 @@
 """What a judge reads of a prompt and a response: the same when it is trained and when it scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rewards.scorers import ScorerError
@@ -54,6 +54,23 @@ class Reader:
         before, after = (part.replace("{prompt}", prompt) for part in (self._before, self._after))
         texts = (before, response) if self._pair else (before + response + after,)
         return self._special.closed_ids(*texts)
+
+
+def tell_padding(model: Any, token_id: int) -> None:
+    """Have a classifier of transformers know which id is padding; by it most find the last token of a row."""
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = token_id
+
+
+def padding_id(token_id: int, rows: Sequence[Sequence[int]]) -> int:
+    """An id to pad rows [N, T] with that none of them ends with: ``token_id`` unless one does, then another.
+
+    transformers takes a row's score at its last token that is not the padding. Where that is the end token, as in
+    tokenizers without a padding token, it would pass over the end token that closes a template.
+    """
+    last = {row[-1] for row in rows if row}
+    # one of N + 1 ids ends none of N rows
+    return next(candidate for candidate in (token_id, *range(len(last) + 1)) if candidate not in last)
 
 
 def first_that(size: int, fits: Callable[[int], bool]) -> int | None:

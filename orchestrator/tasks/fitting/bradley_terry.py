@@ -16,7 +16,7 @@ from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import RewardFitConfig
 from orchestrator.tasks.fitting.trainer import Example, FitReport, Row
-from rewards.reading import Reader
+from rewards.reading import Reader, padding_id, tell_padding
 from rewards.scorers import ScorerError
 
 
@@ -63,9 +63,13 @@ def fit_reward(
             model = models.make_classifier(config, tokenizer)
         examples, shortened = _encode(config, tokenizer, groups)
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout_groups)
-        collate = _collator(tokenizer.pad_token_id)
+        inputs = [ids for example in (*examples, *heldout_examples) for ids in example["inputs"]]
+        pad = padding_id(tokenizer.pad_token_id, inputs)
+        tell_padding(model, pad)
+        collate = _collator(pad)
         loss = trainer.train(config, model, examples, collate, _bradley_terry, label=label, progress=progress)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
+        tell_padding(model, tokenizer.pad_token_id)
         trainer.save(model, tokenizer, output)
     return FitReport(
         output=config.output,
