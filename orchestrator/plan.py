@@ -21,6 +21,7 @@ from orchestrator.estimate.table import estimate_rows, row
 from rewards.environment import local_folder, model_source, one_line
 from rewards.judges import check_scorer
 from rewards.preferences import PreferenceError, PromptRenderer, evaluation_grid
+from rewards.sampling import read_token_ids
 from rewards.scorers import ScorerError, load_function
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     folder = local_folder(recipe.policy.model)
     if folder is not None and not (folder / "config.json").is_file():
         problems.append(f"policy.model: must be a Hugging Face folder (no config.json), got {recipe.policy.model!r}")
+    elif folder is not None:
+        try:
+            read_token_ids(folder)
+        except ValueError as error:
+            problems.append(f"policy.model: {error}")
     for index, objective in enumerate(recipe.objectives):
         problems += check_scorer(objective.scorer, f"objectives.{index}.scorer")
         if objective.audit is not None:

@@ -61,6 +61,7 @@ def fit_reward(
             tokenizer = models.make_tokenizer(config, (text for group in groups for text in group.texts))
         if model is None:
             model = models.make_classifier(config, tokenizer)
+        trainer.check_saving(model, tokenizer)
         examples, shortened = _encode(config, tokenizer, groups)
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout_groups)
         inputs = [ids for example in (*examples, *heldout_examples) for ids in example["inputs"]]

@@ -19,6 +19,7 @@ from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 from rewards.reading import first_that
+from rewards.sampling import SamplingSection
 from rewards.tokens import SpecialTokens
 
 RESPONSES_AT_ONCE = 512
@@ -67,6 +68,7 @@ def fit_policy(
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout)
         if model is None:
             model = models.make_policy(config, tokenizer)
+        trainer.check_saving(model, tokenizer)
         collate = _collator(tokenizer.pad_token_id)
         if config.lora is not None:
             model = models.add_adapters(model, config.lora, config)
@@ -234,16 +236,11 @@ def sample_responses(
 
 
 def _sample_batch(model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+    from transformers import GenerationConfig
+
     batch = tokenizer.pad({"input_ids": list(prompt_ids)}, padding_side="left", return_tensors="pt")
-    tokens = model.generate(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sampling = SamplingSection(max_new_tokens=max_new_tokens)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(**sampling.generation_config(ends))
+    tokens = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     return tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
