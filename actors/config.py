@@ -6,12 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rewards.config import Dtype, NodeLabels, Section
+from rewards.config import Dtype, NodeLabels
+from rewards.sampling import SamplingSection
 
 Placement = Literal["pack", "spread"]
 
 
-class RolloutConfig(Section):
+class RolloutConfig(SamplingSection):
     """vLLM engines inside Ray actors. One actor is one engine; on GPUs an engine may span several."""
 
     engines: int = Field(default=1, ge=1)
@@ -34,14 +35,8 @@ class RolloutConfig(Section):
     """``auto``: float32 on CPU, bfloat16 on GPU. ``native``: bfloat16 where this machine's processor multiplies it."""
     max_model_len: int = Field(default=256, ge=2)
     """Longest prompt plus response, in tokens."""
-    max_new_tokens: int = Field(default=32, ge=1)
-    """Longest response, in tokens, the end-of-sequence token included."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Sequences an engine decodes at once."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature; 0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling mass. Reported log-probabilities are the whole policy's, whatever stands here."""
     kv_cache_bytes: int | None = Field(default=None, ge=1 << 20)
     """Key-value cache of one engine in bytes. None: on CPU room for ``max_num_seqs`` full sequences, at most 1 GiB; on
     GPU what ``gpu_memory_utilization`` leaves."""

@@ -132,9 +132,9 @@ def sampling_params(config: RolloutConfig, *, seed: int, temperature: float | No
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    asked = config if temperature is None else config.model_copy(update={"temperature": temperature})
     return SamplingParams(
-        temperature=config.temperature if temperature is None else temperature,
-        top_p=config.top_p,
+        **asked.values(),
         max_tokens=config.max_new_tokens,
         seed=seed,
         logprobs=0,  # the sampled token's own

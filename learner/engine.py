@@ -22,7 +22,7 @@ from learner.checkpoint import TrainedState, load_state, save_state
 from learner.config import LearnerConfig, learning_rate
 from learner.examples import Batch, Example
 from learner.methods import Combines, MethodSection, make_method
-from learner.policy import load_policy, load_reference, save_policy_folder
+from learner.policy import check_settings, load_policy, load_reference, save_policy_folder
 from learner.sequences import Evaluated, SequenceBlock, pack_examples, pack_sequences
 from learner.types import LearnerError, PoisonedUpdateError, StepReport
 from learner.weights import AdapterSource, BucketSource, WeightSource
@@ -67,6 +67,7 @@ class LearnerEngine:
         self.micro_batches = math.ceil(examples_per_step / (self.world_size * config.micro_batch_prompts))
 
         torch.manual_seed(seed)
+        check_settings(model, dtype=self.dtype)
         policy = load_policy(model, config, dtype=self.dtype)
         if config.zero_stage < 3:
             policy.to(self.device)

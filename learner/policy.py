@@ -7,6 +7,7 @@ memory of the head is one [chunk, V] block of float32. Shapes: M response tokens
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learner.config import LearnerConfig, LoraSection
 from learner.types import LearnerError
-from rewards.environment import model_folder
+from rewards.environment import model_folder, one_line
 from rewards.model_files import ModelError
 from rewards.pretrained import load_config, load_model, load_tokenizer
 
@@ -211,28 +212,46 @@ def save_policy_folder(path: Path, *, model: str, weights: dict[str, Tensor], dt
 
     Args:
         path: replaced when it exists.
-        model: where configuration, generation configuration and tokenizer come from.
+        model: where configuration, generation configuration (as it is) and tokenizer come from.
         weights: Hugging Face checkpoint name -> full tensor on CPU.
         dtype: of the weights, written into the configuration.
     """
     from huggingface_hub import save_torch_state_dict
-    from transformers import GenerationConfig
 
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    config = load_config(model)
-    config.dtype = str(dtype).removeprefix("torch.")
-    config.save_pretrained(partial)
-    if (model_folder(model) / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(model).save_pretrained(partial)
-    load_tokenizer(model).save_pretrained(partial)
+    _save_settings(partial, model=model, dtype=dtype)
     save_torch_state_dict(weights, partial, max_shard_size=MAX_SHARD_SIZE)
     replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
     if path.exists():
         path.rename(replaced)
     partial.rename(path)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_settings(model: str, *, dtype: torch.dtype) -> None:
+    """Write all of a policy folder but the weights, to nowhere: its rules are met before the first step.
+
+    Raises:
+        LearnerError: transformers would not save what it loads; names the folder and the rule.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _save_settings(Path(folder), model=model, dtype=dtype)
+        except Exception as error:  # transformers raises many kinds
+            raise LearnerError(f"policy.model: {model!r} could not be saved: {one_line(error)}") from error
+
+
+def _save_settings(folder: Path, *, model: str, dtype: torch.dtype) -> None:
+    config = load_config(model)
+    config.dtype = str(dtype).removeprefix("torch.")
+    config.save_pretrained(folder)
+    # Copied, because transformers saves only what keeps its rules, and loads what breaks them.
+    generation = model_folder(model) / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, folder / generation.name)
+    load_tokenizer(model).save_pretrained(folder)
 
 
 def _load(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> PolicyModule:

@@ -146,11 +146,14 @@ def explain(error: Exception) -> int:
     from actors.types import RolloutError
     from learner.types import LearnerError
     from orchestrator.errors import BadInput, RunFailed
+    from rewards.preferences import PreferenceError
     from rewards.scorers import ScorerError
 
     cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised
     if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
         cause = RunFailed(f"{cause.filename or 'a file'}: cannot be written: {cause.strerror}")
+    if isinstance(cause, PreferenceError):  # of a prompt that none of the checks before a run has rendered
+        cause = BadInput(str(cause))
     if not isinstance(cause, BadInput | RunFailed | RolloutError | LearnerError | ScorerError):
         raise error
     print(f"mi-epo: {cause}", file=sys.stderr)

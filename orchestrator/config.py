@@ -213,6 +213,7 @@ class Recipe(Section):
             steps=self.loop.steps,
             zero_stage=self.learner.zero_stage,
             fixed=fixed is not None,
+            temperature=self.rollout.temperature,
         )
         for problem in make_method(self.method).problems(work):
             raise ValueError(f"method {self.method.type}: {problem}")

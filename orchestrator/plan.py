@@ -22,7 +22,8 @@ from rewards.environment import local_folder
 from rewards.judges import check_scorer
 from rewards.model_config import check_weights, max_positions, read_config, vocabulary_size
 from rewards.model_files import ModelError, known_folder
-from rewards.preferences import PromptRenderer, evaluation_grid
+from rewards.preferences import PreferenceError, PromptRenderer, evaluation_grid
+from rewards.sampling import read_token_ids
 from rewards.scorers import ScorerError, load_function
 from rewards.vocabulary import check_vocabulary, first_without_row, without_row
 
@@ -48,7 +49,14 @@ class Inputs:
 def check_inputs(recipe: "Recipe") -> Inputs:
     """Read and check everything a run needs. Raises BadInput listing one problem per line."""
     problems: list[str] = []
-    problems += check_policy(recipe.policy.model, "policy.model", max_model_len=recipe.rollout.max_model_len)
+    policy_problems = check_policy(recipe.policy.model, "policy.model", max_model_len=recipe.rollout.max_model_len)
+    problems += policy_problems
+    folder = local_folder(recipe.policy.model)
+    if folder is not None and not policy_problems:
+        try:
+            read_token_ids(folder)
+        except ValueError as error:
+            problems.append(f"policy.model: {error}")
     for index, objective in enumerate(recipe.objectives):
         problems += check_scorer(objective.scorer, f"objectives.{index}.scorer")
         if objective.audit is not None:
@@ -63,6 +71,7 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     if problems:
         raise BadInput("\n".join(problems))
     renderer = make_renderer(recipe, load_tokenizer(recipe.policy.model))
+    check_renderer(renderer, [*prompts["train"], *prompts["heldout"]], where="preferences.conditioning")
     rows = _rows(recipe.policy.model)
     for vector in _written_vectors(recipe):
         token_ids = renderer.token_ids(prompts["heldout"][0], vector)
@@ -132,6 +141,15 @@ def make_renderer(recipe: "Recipe", tokenizer: Any) -> PromptRenderer:
     )
 
 
+def check_renderer(renderer: PromptRenderer, prompts: Sequence[str], *, where: str) -> None:
+    """Raises BadInput unless w is read in the prompts: by all its digits in the shortest, roughly in the longest."""
+    try:
+        renderer.check(min(prompts, key=len))
+        renderer.check(max(prompts, key=len), decimals=1)
+    except PreferenceError as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
 def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence[str], *, where: str) -> list[int]:
     """Tokens of the rendered prompts; raises BadInput naming the first that leaves no room for a response."""
     room = recipe.rollout.max_model_len - recipe.rollout.max_new_tokens
@@ -142,7 +160,10 @@ def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequenc
     lengths = []
     rows = _rows(recipe.policy.model)
     for index in measured:
-        token_ids = renderer.token_ids(prompts[index], preference)
+        try:
+            token_ids = renderer.token_ids(prompts[index], preference)
+        except PreferenceError as error:
+            raise BadInput(f"{where}, prompt {index + 1}: {error}") from None
         _require_rows(renderer, token_ids, rows, where=f"{where}, prompt {index + 1}")
         tokens = len(token_ids)
         if tokens > room:

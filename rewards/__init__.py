@@ -2,7 +2,10 @@
 
 - ``config``: the recipe sections of this room, and ``Section``, the base of every room's sections
 - ``preferences``: weights on the simplex: samplers, grids, quantisation, and how weights are written into a prompt
+- ``sampling``: how a policy is sampled, in training and afterwards
+- ``tokens``: texts to token ids where template, text and tokenizer each may write special tokens
 - ``scorers``: one objective's score for each response, from a classifier, a Python function or a server
+- ``reading``: what a judge reads of a prompt and a response, in tokens
 - ``judges``: from a recipe's section to a scorer, and what can be known of one before it loads
 - ``functions``, ``readability``, ``sentiment``: ready-made scorers that are plain functions
 - ``normalize``: scores brought to one scale, measured once and frozen

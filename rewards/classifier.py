@@ -1,7 +1,7 @@
 """Scores from a Hugging Face sequence classifier."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from rewards.config import HuggingFaceScorerConfig
 from rewards.model_files import ModelError
 from rewards.pretrained import load_model, load_tokenizer, positions_of
+from rewards.reading import Reader, padding_id, tell_padding
 from rewards.scorers import ScorerError, check_aligned
 from rewards.vocabulary import first_without_row, without_row
 
@@ -38,9 +39,10 @@ class ClassifierScorer:
         self._rows = self._model.get_input_embeddings().num_embeddings
         if self._tokenizer.pad_token_id >= self._rows:
             raise ScorerError(f"{self._where} has no embedding for padding token {self._tokenizer.pad_token!r}")
-        # The model finds the last token of a padded row by this id, so it must be the one the tokenizer pads with.
-        self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self.max_length = _max_length(config.max_length, self._tokenizer, positions_of(self._model))
+        self._reader = Reader(
+            self._tokenizer, config.template, max_length=self.max_length, pair=config.pair, where=self._where
+        )
         self.truncated = 0
         """Responses so far whose input had to be shortened."""
 
@@ -67,7 +69,9 @@ class ClassifierScorer:
         import torch
 
         lengths = [len(ids) for ids in token_ids]
-        input_ids = torch.full((len(token_ids), max(lengths)), self._tokenizer.pad_token_id)
+        pad = padding_id(self._tokenizer.pad_token_id, token_ids)
+        tell_padding(self._model, pad)
+        input_ids = torch.full((len(token_ids), max(lengths)), pad)
         attention_mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(token_ids):
             input_ids[row, : len(ids)] = torch.tensor(ids)
@@ -79,40 +83,11 @@ class ClassifierScorer:
         return logits[:, self._config.label].double().cpu().numpy()
 
     def _token_ids(self, prompt: str, response: str) -> list[int]:
-        token_ids = self._encode(prompt, response)
-        if len(token_ids) <= self.max_length:
-            return token_ids
-        if self.truncated == 0:
+        token_ids, shortened = self._reader.read(prompt, response)
+        if shortened and self.truncated == 0:
             logger.warning("%s reads at most %d tokens; longer inputs are shortened", self._where, self.max_length)
-        self.truncated += 1
-        dropped = _first(len(prompt), lambda start: self._fits(prompt[start:], response))
-        if dropped is not None:
-            return self._encode(prompt[dropped:], response)
-        # Even an empty prompt leaves too much: the response loses its end.
-        dropped = _first(len(response), lambda cut: self._fits("", response[: len(response) - cut]))
-        if dropped is None:
-            raise ScorerError(f"{self._where}: the template alone is longer than max_length {self.max_length}")
-        return self._encode("", response[: len(response) - dropped])
-
-    def _fits(self, prompt: str, response: str) -> bool:
-        return len(self._encode(prompt, response)) <= self.max_length
-
-    def _encode(self, prompt: str, response: str) -> list[int]:
-        # Filled in one after the other from the right piece, so that braces in a prompt or response are plain text.
-        before, after = (part.replace("{prompt}", prompt) for part in self._config.template.split("{response}"))
-        texts = (before, response) if self._config.pair else (before + response + after,)
-        return list(self._tokenizer(*texts, verbose=False)["input_ids"])
-
-
-def _first(size: int, fits: Callable[[int], bool]) -> int | None:
-    """Smallest number in 0..size that fits, by bisection; None when even ``size`` does not."""
-    if not fits(size):
-        return None
-    low, high = 0, size
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return high
+        self.truncated += shortened
+        return token_ids
 
 
 def _device(config: HuggingFaceScorerConfig, where: str) -> str:

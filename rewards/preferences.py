@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
 from rewards.config import ConditioningConfig, PreferencesConfig
+from rewards.environment import one_line
+from rewards.tokens import SpecialTokens
 
 SUM_TOLERANCE = 1e-6
 MAX_REDRAWS = 100
@@ -201,7 +204,10 @@ class PromptRenderer:
         return cls(other.config, other.objectives, other.decimals, other.tokenizer)
 
     def text(self, prompt: str, preference: Sequence[float]) -> str:
-        """The model's whole input for a plain prompt and weights [K]. ``chat`` style needs the tokenizer."""
+        """The model's whole input for a plain prompt and weights [K]. ``chat`` style needs the tokenizer.
+
+        Raises PreferenceError for weights off the simplex, and for whatever a chat template raises.
+        """
         weights = self._weights_text(preference)
         if self.config.style == "text":
             return _fill(self.config.template, {"prompt": prompt, "weights": weights})
@@ -210,16 +216,54 @@ class PromptRenderer:
             messages.append({"role": "system", "content": _fill(self.config.system, {"weights": weights})})
         content = _fill(self.config.template, {"prompt": prompt, "weights": weights})
         messages.append({"role": "user", "content": content})
-        return self._need_tokenizer().apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.config.chat_options
-        )
+        tokenizer = self._need_tokenizer()
+        try:
+            return tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self.config.chat_options
+            )
+        except Exception as error:  # a template is a program of somebody else's, or is not there
+            roles = " and ".join(message["role"] for message in messages)
+            raise PreferenceError(
+                f"style 'chat': the tokenizer's chat template must write a {roles} message, got {one_line(error)}"
+            ) from None
 
     def token_ids(self, prompt: str, preference: Sequence[float]) -> list[int]:
-        """Token ids of ``text``. A chat template writes its own special tokens, so none are added to it again."""
-        tokenizer, text = self._need_tokenizer(), self.text(prompt, preference)
-        if self.config.style == "chat":
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(tokenizer(text)["input_ids"])
+        """Token ids of ``text``, begun once however many of template, prompt and tokenizer write a beginning."""
+        templated = self.config.style == "chat"
+        return self._special.without_bos(
+            lambda plain: self._special.open_ids(self.text(plain, preference), templated=templated), prompt
+        )
+
+    def check(self, prompt: str, *, decimals: int | None = None) -> None:
+        """Raises PreferenceError unless all printed numbers of every objective give token ids of their own.
+
+        A chat template may leave a message out or cut it, and a tokenizer may know none of the digits; a policy would
+        then be trained and asked under one prompt whatever w is.
+
+        Args:
+            decimals: check numbers with so many digits only. None: as many as are printed.
+        """
+        steps = 10 ** (self.decimals if decimals is None else min(decimals, self.decimals))
+        seen: dict[tuple[int, ...], str] = {}
+        for first in range(len(self.objectives) - 1):
+            for part in range(steps + 1):
+                weights_K = np.zeros(len(self.objectives))
+                weights_K[first : first + 2] = part / steps, 1 - part / steps
+                text, ids = self._weights_text(weights_K), tuple(self.token_ids(prompt, weights_K.tolist()))
+                if (other := seen.setdefault(ids, text)) != text:
+                    raise PreferenceError(
+                        f"two vectors must give two prompts, got the same {len(ids)} tokens for {other!r} and {text!r} "
+                        f"({self._blame(prompt, weights_K)}) in prompt {prompt!r:.80}"
+                    )
+
+    def _blame(self, prompt: str, weights: np.ndarray) -> str:
+        if self._weights_text(weights) in self.text(prompt, weights.tolist()):
+            return "the tokenizer reads both alike"
+        return "the chat template leaves them out"
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        return SpecialTokens(self._need_tokenizer())
 
     def _weights_text(self, preference: Any) -> str:
         weights_K = self._numbers(preference)

@@ -45,6 +45,8 @@ class Work:
     zero_stage: int
     fixed: bool
     """One vector throughout instead of a sampler."""
+    temperature: float = 1.0
+    """At which responses are sampled."""
 
 
 class Method(Generic[T]):
@@ -79,6 +81,8 @@ class Method(Generic[T]):
         """Why the recipe cannot be served, a line each: key, rule and value."""
         if work.num_responses < self.min_responses:
             yield f"loop.responses_per_prompt must be at least {self.min_responses}, got {work.num_responses}"
+        if self.min_responses > 1 and work.temperature == 0:
+            yield "rollout.temperature must be above 0, as responses to a prompt must differ, got 0"
         if isinstance(self, Combines) and work.zero_stage == 3:
             yield "learner.zero_stage must be at most 2 where gradients are combined for each objective, got 3"
 

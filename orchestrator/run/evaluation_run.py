@@ -10,7 +10,7 @@ from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import BadInput
 from orchestrator.files import json_line
-from orchestrator.plan import check_inputs, check_policy
+from orchestrator.plan import check_inputs, check_policy, check_renderer
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.sampling import Sampler
@@ -53,6 +53,7 @@ def evaluate(target: Path, recipe: "Recipe | None", output: Path | None, *, say:
     build_assets(recipe, say)
     inputs = check_inputs(recipe)
     renderer = conditioning.renderer(inputs.renderer.tokenizer) if conditioning else inputs.renderer
+    check_renderer(renderer, inputs.heldout, where=f"{policy / FILE_NAME}: preferences.conditioning")
     normalizers = RunDir.open(target).load_normalizers() if is_run else None
     run_dir = RunDir.create(output or _free_folder(target), recipe)
     run_dir.start(recipe)

@@ -3,6 +3,7 @@
 And `mi-epo generate`, which asks them: plain transformers, the same renderer as training, no Ray and no vLLM.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,12 +13,13 @@ from pydantic import Field
 
 from learner.methods import METHODS
 from orchestrator.errors import BadInput
-from orchestrator.plan import load_tokenizer
+from orchestrator.plan import check_renderer, load_tokenizer
 from orchestrator.recipes import check
-from rewards.config import PreferencesConfig, Section
+from rewards.config import PreferencesConfig
 from rewards.model_files import ModelError
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 from rewards.pretrained import load_model
+from rewards.sampling import SamplingSection, read_token_ids
 from rewards.targets import TargetRenderer
 
 if TYPE_CHECKING:
@@ -25,17 +27,21 @@ if TYPE_CHECKING:
 
 FILE_NAME = "mi_epo.json"
 AsksFor = Literal["weights", "levels"]
+PLAIN_PROMPT = "hello"
+"""On which a policy's prompts are tried before the policy loads."""
 
 
-class PolicyConditioning(Section):
+class PolicyConditioning(SamplingSection):
     """RUN/policy/mi_epo.json."""
 
     objectives: tuple[str, ...] = Field(min_length=1)
     preferences: PreferencesConfig
     asks_for: AsksFor = "weights"
     """What is printed for a user's w: the weights, or the reward levels that they map to (method ric)."""
-    max_new_tokens: int = Field(ge=1)
-    temperature: float = Field(gt=0)
+    top_k: Literal[0] = 0
+    min_p: Literal[0] = 0
+    repetition_penalty: Literal[1] = 1
+    """Training draws from the whole policy, and so does what asks it afterwards (`rewards.sampling.WHOLE_POLICY`)."""
 
     def renderer(self, tokenizer: Any) -> PromptRenderer:
         """What writes a user's w into the policy's prompt."""
@@ -49,14 +55,24 @@ def asked_renderer(asks_for: AsksFor, renderer: PromptRenderer) -> PromptRendere
 
 
 def save_conditioning(policy: Path, recipe: "Recipe") -> None:
+    """Write into the policy's folder how it is steered and sampled."""
     record = PolicyConditioning(
         objectives=recipe.objective_names,
         preferences=recipe.preferences,
         asks_for=METHODS[recipe.method.type].asks_for,
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
+        top_p=recipe.rollout.top_p,
     )
+    write_generation_config(policy, record)
     (policy / FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def write_generation_config(policy: Path, sampling: SamplingSection) -> None:
+    """Have transformers and servers sample the policy as it was trained, not as the start's makers recommend."""
+    token_ids = read_token_ids(policy)
+    record = json.dumps(sampling.generation_config(token_ids), indent=2)
+    (policy / "generation_config.json").write_text(record + "\n", encoding="utf-8")
 
 
 def load_conditioning(policy: Path) -> PolicyConditioning:
@@ -105,7 +121,7 @@ def read_preference(items: Sequence[str], objectives: Sequence[str]) -> np.ndarr
 def generate(
     policy: Path, preference_items: Sequence[str], prompts: Iterator[str], *, seed: int, num_responses: int = 1
 ) -> Iterator[str]:
-    """One answer per prompt and response, sampled at the temperature the policy was trained at.
+    """One answer per prompt and response, sampled as the policy was trained.
 
     A rewarded soup answers with the average of its experts for these weights.
     """
@@ -115,11 +131,13 @@ def generate(
     preference = read_preference(preference_items, conditioning.objectives).tolist()
 
     import torch
+    from transformers import GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     tokenizer = load_tokenizer(str(policy.resolve()))
     renderer = conditioning.renderer(tokenizer)
+    check_renderer(renderer, [PLAIN_PROMPT], where=f"{policy / FILE_NAME}: preferences.conditioning")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = load_model("AutoModelForCausalLM", str(policy), head="whole", dtype="auto").to(device).eval()
@@ -127,9 +145,11 @@ def generate(
         raise BadInput(str(error)) from None
     if experts:
         _mix(model, experts, preference)
+    model.generation_config = GenerationConfig(**conditioning.generation_config(_token_ids(model, tokenizer)))
     torch.manual_seed(seed)
     limit = getattr(model.config, "max_position_embeddings", None)
     for prompt in prompts:
+        check_renderer(renderer, [prompt], where="prompt")
         ids = renderer.token_ids(prompt, preference)
         if limit is not None and len(ids) + conditioning.max_new_tokens > limit:
             raise BadInput(
@@ -138,16 +158,16 @@ def generate(
             )
         inputs = torch.tensor([ids] * num_responses, device=device)
         with torch.no_grad():
-            output = model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                do_sample=True,
-                temperature=conditioning.temperature,
-                top_k=0,
-                max_new_tokens=conditioning.max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
+            output = model.generate(inputs, attention_mask=torch.ones_like(inputs))
         yield from tokenizer.batch_decode(output[:, len(ids) :], skip_special_tokens=True)
+
+
+def _token_ids(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Where an answer ends, as engines see it: at the tokenizer's end token and at the model's own."""
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return {"eos_token_id": sorted(ends) or None, "pad_token_id": pad}
 
 
 def _mix(model: Any, experts: Sequence[Path], preference: Sequence[float]) -> None:

@@ -16,6 +16,8 @@ from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import RewardFitConfig
 from orchestrator.tasks.fitting.trainer import Example, FitReport, Row
+from rewards.reading import Reader, padding_id, tell_padding
+from rewards.scorers import ScorerError
 
 
 def run_reward_fit(config_path: Path) -> FitReport:
@@ -60,13 +62,17 @@ def fit_reward(
         if model is None:
             model = models.make_classifier(config, tokenizer)
         config = models.within_positions(config, model)
+        trainer.check_saving(model, tokenizer)
         examples, shortened = _encode(config, tokenizer, groups)
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout_groups)
-        inputs = (token_ids for each in (*examples, *heldout_examples) for token_ids in each["inputs"])
+        inputs = [ids for example in (*examples, *heldout_examples) for ids in example["inputs"]]
         models.require_rows(model, tokenizer, inputs)
-        collate = _collator(tokenizer.pad_token_id)
+        pad = padding_id(tokenizer.pad_token_id, inputs)
+        tell_padding(model, pad)
+        collate = _collator(pad)
         loss = trainer.train(config, model, examples, collate, _bradley_terry, label=label, progress=progress)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
+        tell_padding(model, tokenizer.pad_token_id)
         trainer.save(model, tokenizer, output)
     return FitReport(
         output=config.output,
@@ -79,12 +85,6 @@ def fit_reward(
         shortened_rows=shortened + shortened_too,
         seconds=time.monotonic() - started,
     )
-
-
-def fill(template: str, prompt: str, response: str) -> str:
-    """`template` with both filled in; braces inside either are plain text."""
-    before, after = template.split("{response}")
-    return before.replace("{prompt}", prompt) + response + after.replace("{prompt}", prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +118,17 @@ def _probability(row: Row) -> float:
 
 
 def _encode(config: RewardFitConfig, tokenizer: Any, groups: Sequence[_Group]) -> tuple[list[Example], int]:
-    """(token ids, responses that had to be shortened). Long inputs lose their start."""
+    """(token ids, responses that had to be shortened), read as a scorer reads them."""
+    reader = Reader(tokenizer, config.template, max_length=config.max_length, where=config.output)
     examples: list[Example] = []
     shortened = 0
     for group in groups:
-        texts = [fill(config.template, group.prompt, text) for text in group.texts]
-        encoded = tokenizer(texts, verbose=False)["input_ids"]
-        shortened += sum(len(ids) > config.max_length for ids in encoded)
-        inputs = [list(ids)[-config.max_length :] for ids in encoded]
+        try:
+            read = [reader.read(group.prompt, text) for text in group.texts]
+        except ScorerError as error:
+            raise BadInput(str(error)) from None
+        inputs = [ids for ids, _ in read]
+        shortened += sum(cut for _, cut in read)
         of_pairs = {"pairs": group.pairs, "probabilities": group.probabilities}
         examples.append({"input_ids": max(inputs, key=len), "inputs": inputs, **of_pairs})
     return examples, shortened

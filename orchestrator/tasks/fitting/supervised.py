@@ -5,6 +5,7 @@ And what a fitted one answers, in plain transformers: enough to check it and to 
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import numpy as np
 import torch
 
 from orchestrator.errors import BadInput
+from orchestrator.plan import check_renderer
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 from rewards.pretrained import load_model, load_tokenizer
+from rewards.reading import first_that
+from rewards.sampling import SamplingSection
+from rewards.tokens import SpecialTokens
 
 RESPONSES_AT_ONCE = 512
 
@@ -58,9 +63,13 @@ def fit_policy(
         if tokenizer is None:
             texts = (row[field] for row in training for field in ("prompt", "response"))
             tokenizer = models.make_tokenizer(config, texts)
+        if tokenizer.eos_token_id is None:
+            raise BadInput("tokenizer: must have an end-of-sequence token, which closes every response, got none")
+        _check_conditioning(config, tokenizer, [*training, *heldout])
         if model is None:
             model = models.make_policy(config, tokenizer)
         config = models.within_positions(config, model)
+        trainer.check_saving(model, tokenizer)
         examples, shortened = _encode(config, tokenizer, training)
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout)
         models.require_rows(model, tokenizer, (each["input_ids"] for each in (*examples, *heldout_examples)))
@@ -87,17 +96,6 @@ def fit_policy(
     )
 
 
-def _prompt_text(config: PolicyFitConfig, row: Row, tokenizer: Any) -> str:
-    """The model's whole input for a row."""
-    if row.get("preference") is None:
-        return row["prompt"]
-    if not config.objectives:
-        raise BadInput("objectives: must be given when rows have a preference")
-    style = config.preferences
-    renderer = PromptRenderer(style.conditioning, config.objectives, style.decimals, tokenizer)
-    return renderer.text(row["prompt"], _preference(config, row))
-
-
 def _preference(config: PolicyFitConfig, row: Row) -> Sequence[float]:
     preference = row["preference"]
     place = f"{config.data or 'rows'}: preference {preference!r}"
@@ -113,28 +111,69 @@ def _preference(config: PolicyFitConfig, row: Row) -> Sequence[float]:
         raise BadInput(f"{place}: {error}") from None
 
 
+def _check_conditioning(config: PolicyFitConfig, tokenizer: Any, rows: Sequence[Row]) -> None:
+    """Raises BadInput where w cannot be read in the prompts of the rows that have one."""
+    renderer = _renderer(config, tokenizer)
+    asking = [row["prompt"] for row in rows if row.get("preference") is not None]
+    if renderer is not None and asking:
+        check_renderer(renderer, asking, where="preferences.conditioning")
+
+
 def _encode(config: PolicyFitConfig, tokenizer: Any, given: Sequence[Row]) -> tuple[list[Example], int]:
     """(token ids and labels of rows, how many of them had to be shortened)."""
-    if not given:
-        return [], 0
+    special, renderer = SpecialTokens(tokenizer), _renderer(config, tokenizer)
     examples: list[Example] = []
     shortened = 0
-    templated = config.preferences.conditioning.style == "chat"  # then it has its special tokens already
-    texts = [_prompt_text(config, row, tokenizer) for row in given]
-    prompts = tokenizer(texts, add_special_tokens=not templated, verbose=False)["input_ids"]
-    responses = tokenizer([row["response"] for row in given], add_special_tokens=False, verbose=False)["input_ids"]
-    for row, prompt_ids, response_ids in zip(given, map(list, prompts), map(list, responses), strict=True):
-        if not response_ids:
+    for row in given:
+        response_ids = special.response_ids(row["response"])
+        if response_ids == special.response_ids(""):
             place = config.data or "rows"
             raise BadInput(f"{place}: response must have at least one token, got {row['response']!r}")
-        response_ids.append(tokenizer.eos_token_id)
-        if len(prompt_ids) + len(response_ids) > config.max_length:
-            shortened += 1
-            response_ids = response_ids[: config.max_length - 1]
-            prompt_ids = prompt_ids[len(prompt_ids) + len(response_ids) - config.max_length :]
+        try:
+            ids_of = _prompt_encoder(config, row, renderer, special)
+            prompt_ids = ids_of(row["prompt"])
+            if len(prompt_ids) + len(response_ids) > config.max_length:
+                shortened += 1
+                prompt_ids, response_ids = _shortened(config, row["prompt"], ids_of, response_ids)
+        except PreferenceError as error:
+            raise BadInput(f"preferences.conditioning: {error}") from None
         labels = [IGNORED_LABEL] * len(prompt_ids) + response_ids
         examples.append({"input_ids": prompt_ids + response_ids, "labels": labels})
     return examples, shortened
+
+
+def _renderer(config: PolicyFitConfig, tokenizer: Any) -> PromptRenderer | None:
+    """What writes the rows' preferences; None where no objectives are named."""
+    if not config.objectives:
+        return None
+    style = config.preferences
+    return PromptRenderer(style.conditioning, config.objectives, style.decimals, tokenizer)
+
+
+def _prompt_encoder(
+    config: PolicyFitConfig, row: Row, renderer: PromptRenderer | None, special: SpecialTokens
+) -> Callable[[str], list[int]]:
+    """From a row's prompt, or what is left of it, to the model's whole input."""
+    if row.get("preference") is None:
+        return partial(special.open_ids, templated=config.preferences.conditioning.style == "chat")
+    if renderer is None:
+        raise BadInput("objectives: must be given when rows have a preference")
+    return partial(renderer.token_ids, preference=_preference(config, row))
+
+
+def _shortened(
+    config: PolicyFitConfig, prompt: str, ids_of: Callable[[str], list[int]], response_ids: list[int]
+) -> tuple[list[int], list[int]]:
+    """Both within `max_length`. What a template puts around the prompt stays whole: w must be read in every row."""
+    least = max(1, len(ids_of("")))
+    if least >= config.max_length:
+        raise BadInput(
+            f"max_length: must leave room for more than the template's {least} tokens, got {config.max_length}"
+        )
+    response_ids = response_ids[: config.max_length - least]
+    room = config.max_length - len(response_ids)
+    dropped = first_that(len(prompt), lambda start: len(ids_of(prompt[start:])) <= room)
+    return ids_of(prompt[dropped:]), response_ids
 
 
 def _collator(pad_token_id: int) -> trainer.Collate:
@@ -194,8 +233,8 @@ def sample_responses(
     """
     model = load_model("AutoModelForCausalLM", str(policy), head="whole", dtype=torch.float32).eval()
     tokenizer = load_tokenizer(str(policy))
-    texts = [renderer.text(prompt, preference) for prompt, preference in zip(prompts, preferences, strict=True)]
-    prompt_ids = tokenizer(texts)["input_ids"]
+    renderer = type(renderer)(renderer.config, renderer.objectives, renderer.decimals, tokenizer)
+    prompt_ids = [renderer.token_ids(prompt, w.tolist()) for prompt, w in zip(prompts, preferences, strict=True)]
     responses: list[str] = []
     with seeded(seed), torch.inference_mode():
         for start in range(0, len(prompt_ids), RESPONSES_AT_ONCE):
@@ -204,16 +243,11 @@ def sample_responses(
 
 
 def _sample_batch(model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+    from transformers import GenerationConfig
+
     batch = tokenizer.pad({"input_ids": list(prompt_ids)}, padding_side="left", return_tensors="pt")
-    tokens = model.generate(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sampling = SamplingSection(max_new_tokens=max_new_tokens)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(**sampling.generation_config(ends))
+    tokens = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     return tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -6,6 +6,7 @@ It is quiet, deterministic by seed, and writes only where it is told.
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import GenerationConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
@@ -21,6 +22,7 @@ from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import C, FitConfig, load_fit_config
 from orchestrator.tasks.fitting.devices import require_one
+from rewards.environment import one_line
 
 Row = Mapping[str, Any]
 Item = TypeVar("Item")
@@ -223,11 +225,51 @@ def batches_to_measure(
         yield {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
+def check_saving(model: Any, tokenizer: Any) -> None:
+    """Meet the rules of saving before the first step, by writing all but the weights to nowhere.
+
+    Raises:
+        BadInput: transformers would not save what it loaded.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model.config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # transformers raises many kinds
+            raise BadInput(f"model: what was loaded could not be saved: {one_line(error)}") from None
+
+
 def save(model: Any, tokenizer: Any, output: Path) -> None:
-    """A Hugging Face folder: safetensors, config and tokenizer."""
+    """A Hugging Face folder: safetensors, config and tokenizer; whole, or nothing that a later fit would stumble on."""
     model.config.use_cache = True  # the trainer turns it off
-    model.save_pretrained(output, safe_serialization=True)
-    tokenizer.save_pretrained(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.partial-") as folder:
+        partial = Path(folder)
+        with _lawful_generation_config(model) as generation:
+            model.save_pretrained(partial, safe_serialization=True)
+        if generation is not None:
+            generation.to_json_file(partial / "generation_config.json", keys_to_pop=["compile_config"])
+        tokenizer.save_pretrained(partial)
+        output.mkdir(exist_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):  # which says: a model
+            file.replace(output / file.name)
+
+
+@contextlib.contextmanager
+def _lawful_generation_config(model: Any) -> Iterator[Any]:
+    """The model's generation configuration, put aside: transformers saves no model with one that breaks its rules.
+
+    It loads them, and a policy's may break them: `temperature` without `do_sample`, say.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        yield None
+        return
+    model.generation_config = GenerationConfig()
+    try:
+        yield generation
+    finally:
+        model.generation_config = generation
 
 
 def require_new_output(output: str) -> Path:

