@@ -67,8 +67,8 @@ class LearnerEngine:
         self.micro_batches = math.ceil(examples_per_step / (self.world_size * config.micro_batch_prompts))
 
         torch.manual_seed(seed)
-        check_settings(model, dtype=self.dtype)
         policy = load_policy(model, config, dtype=self.dtype)
+        check_settings(model, dtype=self.dtype)
         if config.zero_stage < 3:
             policy.to(self.device)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
