@@ -19,6 +19,7 @@ from rewards.model_files import ModelError
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 from rewards.pretrained import load_model
 from rewards.targets import TargetRenderer
+from rewards.vocabulary import first_without_row, without_row
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -129,8 +130,11 @@ def generate(
         _mix(model, experts, preference)
     torch.manual_seed(seed)
     limit = getattr(model.config, "max_position_embeddings", None)
+    rows = model.get_input_embeddings().num_embeddings
     for prompt in prompts:
         ids = renderer.token_ids(prompt, preference)
+        if (beyond := first_without_row(ids, rows)) is not None:
+            raise BadInput(f"prompt: the policy {without_row(tokenizer.decode([beyond]), beyond, rows)}")
         if limit is not None and len(ids) + conditioning.max_new_tokens > limit:
             raise BadInput(
                 f"prompt: must leave {conditioning.max_new_tokens} of the policy's {limit} tokens for the answer, "
