@@ -20,8 +20,8 @@ from orchestrator.estimate.table import estimate_rows, row
 from rewards import pretrained
 from rewards.environment import local_folder
 from rewards.judges import check_scorer
-from rewards.model_config import check_weights, max_positions, read_config, vocabulary_size
-from rewards.model_files import ModelError, known_folder
+from rewards.model_config import check_weights, max_positions, vocabulary_size
+from rewards.model_files import ModelError, known_folder, read_json, refuse_code
 from rewards.preferences import PreferenceError, PromptRenderer, evaluation_grid
 from rewards.sampling import read_token_ids
 from rewards.scorers import ScorerError, load_function
@@ -97,8 +97,9 @@ def check_policy(model: str, where: str, *, max_model_len: int) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"{where}: must be a Hugging Face folder (no config.json), got {model!r}"]
     try:
-        config = read_config(folder)
+        config = read_json(folder / "config.json")
         if local_folder(model) is not None:  # of a hub id, what is not here yet is downloaded later
+            refuse_code(folder)
             check_weights(folder, config, head=True)
             check_vocabulary(folder, vocabulary_size(config))
     except ModelError as error:
@@ -178,7 +179,7 @@ def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequenc
 def _rows(model: str) -> int | None:
     """Of the policy's embedding; None where it cannot be known here."""
     folder = known_folder(model)
-    return None if folder is None else vocabulary_size(read_config(folder))
+    return None if folder is None else vocabulary_size(read_json(folder / "config.json"))
 
 
 def _written_vectors(recipe: "Recipe") -> Iterator[list[float]]:

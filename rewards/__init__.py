@@ -8,10 +8,13 @@
 - ``reading``: what a judge reads of a prompt and a response, in tokens
 - ``judges``: from a recipe's section to a scorer, and what can be known of one before it loads
 - ``functions``, ``readability``, ``sentiment``: ready-made scorers that are plain functions
+- ``model_files``, ``model_config``: a model folder before it loads: what its files hold, what its config.json promises
+- ``vocabulary``: token ids that a model has no row for
+- ``pretrained``: the one loader of tokenizers, configurations and models, for every room
 - ``normalize``: scores brought to one scale, measured once and frozen
 - ``environment``: what processes of every room need: models by name, their environment, seeds, what errors mean
 - ``metrics``: what every figure of a run is called and means
 - ``pareto``: hypervolume, mean inner product, dispersion and rank correlation of a front
 
-Nothing here imports another room, Ray or vLLM; torch and transformers are imported only when a classifier is loaded.
+Nothing here imports another room, Ray or vLLM; torch and transformers are imported only when something is loaded.
 """

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rewards.environment import describe, local_folder, model_source
 from rewards.model_config import BUFFERS, max_positions
-from rewards.model_files import ModelError, known_folder, read_json, refuse_code, refuse_difference
+from rewards.model_files import ModelError, read_json, refuse_code, refuse_difference, require_weights
 
 ModelClass = Literal["AutoModelForCausalLM", "AutoModelForSequenceClassification"]
 Head = Literal["whole", "judge", "new"]
@@ -55,6 +55,9 @@ def load_model(kind: ModelClass, model: str, *, head: Head, **options: Any) -> A
         ModelError: it cannot be loaded, or weights are missing, have another shape, or have no place in it.
     """
     _refuse_code(model)
+    folder = local_folder(model)
+    if folder is not None and folder.is_dir():
+        require_weights(folder)
     import transformers
 
     try:
@@ -94,8 +97,8 @@ def positions_of(model: Any) -> int | None:
 
 
 def _refuse_code(model: str) -> None:
-    folder = known_folder(model)
-    if folder is not None:
+    folder = local_folder(model)
+    if folder is not None:  # of a hub id transformers' own classes are taken, or it refuses
         refuse_code(folder)
 
 

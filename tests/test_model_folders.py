@@ -213,6 +213,15 @@ def test_a_file_that_holds_no_weights_is_refused_by_its_name(capsys, workplace, 
     assert said.startswith(f"mi-epo: {place}: {workplace / model / 'model.safetensors'}: ") and rule in said
 
 
+@pytest.mark.parametrize("case", ["a Git LFS pointer", "a header of exabytes", "a tensor beyond the end"])
+def test_whoever_loads_such_a_file_is_told_the_same(workplace, case):
+    content, rule = NOT_WEIGHTS[case]
+    (workplace / "policy" / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError) as refused:
+        load_model("AutoModelForCausalLM", str(workplace / "policy"), head="whole")
+    assert rule in str(refused.value)
+
+
 def test_a_download_that_stopped_half_way_is_refused(capsys, workplace):
     file = workplace / "policy" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])

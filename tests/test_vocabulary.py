@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.cli import main
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.bradley_terry import fit_reward
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig, RewardFitConfig
@@ -115,6 +116,15 @@ def test_a_fit_is_refused_before_it_trains(workplace, padded):
         fit_reward(RewardFitConfig(**begin(workplace)), [{"prompt": "t20", "chosen": "t23", "rejected": text}])
     assert str(of_policy.value) == str(of_reward.value) == f"model: {RULE.format(token=token)}"
     assert not (workplace / "out").exists()
+
+
+def test_a_prompt_with_such_a_token_gets_no_answer_but_a_reason(capsys, workplace):
+    add_tokens(workplace / "policy", "<more>")
+    steered = {"objectives": ["a", "b"], "preferences": {}, "max_new_tokens": 4, "temperature": 1.0}
+    (workplace / "policy" / "mi_epo.json").write_text(json.dumps(steered))
+    weights = ["--prefer", "a=1", "--prefer", "b=0"]
+    assert main(["generate", str(workplace / "policy"), *weights, "--prompt", "t20 <more>"]) == 2
+    assert capsys.readouterr().err == f"mi-epo: prompt: the policy {RULE.format(token='<more>')}\n"
 
 
 def test_ids_are_rows_from_zero_on():

@@ -21,6 +21,7 @@ from rewards.preferences import PreferenceError, PromptRenderer, parse_preferenc
 from rewards.pretrained import load_model
 from rewards.sampling import SamplingSection, read_token_ids
 from rewards.targets import TargetRenderer
+from rewards.vocabulary import first_without_row, without_row
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -148,9 +149,12 @@ def generate(
     model.generation_config = GenerationConfig(**conditioning.generation_config(_token_ids(model, tokenizer)))
     torch.manual_seed(seed)
     limit = getattr(model.config, "max_position_embeddings", None)
+    rows = model.get_input_embeddings().num_embeddings
     for prompt in prompts:
         check_renderer(renderer, [prompt], where="prompt")
         ids = renderer.token_ids(prompt, preference)
+        if (beyond := first_without_row(ids, rows)) is not None:
+            raise BadInput(f"prompt: the policy {without_row(tokenizer.decode([beyond]), beyond, rows)}")
         if limit is not None and len(ids) + conditioning.max_new_tokens > limit:
             raise BadInput(
                 f"prompt: must leave {conditioning.max_new_tokens} of the policy's {limit} tokens for the answer, "

@@ -108,9 +108,7 @@ def save_weights(found: Found, output: Path) -> None:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a bar of its own, whatever the library is told
             tokenizer = load_tokenizer(str(found.folder), **options)
-            loaded = load_model(
-                "AutoModelForCausalLM", str(found.folder), head="whole", dtype=torch.float32, **options
-            )
+            loaded = load_model("AutoModelForCausalLM", str(found.folder), head="whole", dtype=torch.float32, **options)
     except ModelError as error:
         raise BadInput(f"{found.where}: cannot be read as a model ({one_line(error)}); {WHAT_TO_DO}") from None
     settings = loaded.config.to_dict()
