@@ -14,6 +14,7 @@ evaluate        the preference grid and the normaliser
 What a run keeps and tells:
 
 rundir          the run directory and its checkpoints
+resuming        whether a run can go on under a changed recipe
 in_flight       what a checkpoint holds of batches
 telemetry       metrics, samples, one line per step
 monitoring      Ray's metrics, wandb

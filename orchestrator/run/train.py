@@ -26,6 +26,7 @@ from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
 from orchestrator.run.probe import Probe, log_ratios
+from orchestrator.run.resuming import check_goes_on
 from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
 from orchestrator.run.stages import CrewLearner, CrewSampler, Pending, Pushes
 from orchestrator.run.steering import asked_renderer, save_conditioning
@@ -92,7 +93,11 @@ def train(
     A run that the folder holds already goes on from its last checkpoint (`RunDir.claim`).
 
     Args:
+        resume: also under a changed recipe, where it can (`resuming.check_goes_on`).
         hire: starts the crew.
+
+    Raises:
+        RunFailed: too much was lost, or nothing was learned.
     """
 
     def work(run_dir: RunDir, inputs: Inputs) -> int:
@@ -149,15 +154,18 @@ def record_run(
 ) -> int:
     """Check the inputs, do the work between the first and the last word of run.json.
 
-    Returns its exit code. The work of a finished run is not done again. A cluster that cannot hold the run is told
-    before anything is built or written.
+    Returns its exit code. The work of a finished run is not done again. A cluster that cannot hold the run, and a
+    changed recipe that it cannot go on under, are told before anything is built or written.
     """
-    if resume or RunDir(run_path).status != "finished":
+    changes = check_goes_on(RunDir.open(run_path), recipe) if resume else []
+    if not _is_done(RunDir(run_path), recipe):
         connection.check(recipe)
     with RunDir.claim(run_path, recipe, resume=resume) as run_dir:
-        if run_dir.status == "finished" and not resume:
+        if _is_done(run_dir, recipe):
             say(f"{run_path}: finished already")
         else:
+            for line in changes:
+                say(line)
             build_assets(recipe, say)
             inputs = check_inputs(recipe)
             run_dir.write_recipe(recipe)
@@ -166,6 +174,10 @@ def record_run(
                 return code
         say(f"policy  {run_dir.policy if run_dir.policy.exists() else run_dir.path / 'experts'}")
         return 0
+
+
+def _is_done(run_dir: RunDir, recipe: "Recipe") -> bool:
+    return run_dir.status == "finished" and recipe.loop.steps <= run_dir.recipe().loop.steps
 
 
 def _record(recipe: "Recipe", run_dir: RunDir, work: Callable[[], int]) -> int:
