@@ -23,6 +23,7 @@ from orchestrator.plan import Inputs, check_inputs
 from orchestrator.run import loop
 from orchestrator.run.batching import Batcher, ScoredBatch
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
+from orchestrator.run.health import nothing_learned
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
 from orchestrator.run.probe import Probe, log_ratios
@@ -288,11 +289,14 @@ def _train(
             evaluate_every=recipe.evaluate.every,
             restored=resumed.in_flight if resumed else (),
         )
-        run_dir.describe(training=training_totals(read_lines(run_dir.path / "metrics.jsonl")))
+        metrics = read_lines(run_dir.path / "metrics.jsonl")
+        run_dir.describe(training=training_totals(metrics))
         if stop():
             saved = run_dir.checkpoint_path(done)
             say(f"stopped at step {done}, {f'checkpoint {saved}' if saved.exists() else 'nothing to resume from'}")
             return stop.exit_code
+        if nothing := nothing_learned(metrics, run_dir.skipped_updates):
+            raise RunFailed(nothing)
         if not run_dir.has_evaluation(done):
             run.evaluate(done, recorder.policy_version)
         crew.learner.save_policy(run_dir.policy)
