@@ -184,7 +184,8 @@ def _tell(run_dir: Path) -> None:
     """Write the report, and say the table before and after."""
     from orchestrator.bench.report import write_report
 
-    report, table = write_report(run_dir)
+    colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    report, table = write_report(run_dir, colored=colored)
     _say(f"{table}\nreport  {report}")
 
 
