@@ -82,7 +82,8 @@ class LoopConfig(Section):
     """Policy versions between two comparisons of engines and learner on the same tokens (`engine_mismatch`), besides
     those before and after the first update (0: only before); more than rounding explains ends the run."""
     checkpoint_every: int = Field(default=50, ge=0)
-    """Optimizer steps between checkpoints (0: only when stopped); what a kill can cost at most."""
+    """Optimizer steps between checkpoints (0: only after the last step and when stopped); what a kill can cost at most.
+    The last step always leaves one, from which `--resume` goes on with more steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
 
 

@@ -45,17 +45,17 @@ class FakeFleet:
 
 
 class FakeSampler:
-    def __init__(self, fleet: FakeFleet, num_objectives: int, logprob: float) -> None:
+    def __init__(self, fleet: FakeFleet, num_objectives: int, logprob: float, silent: bool) -> None:
         self.fleet = fleet
+        self.silent = silent  # judges say nothing of what is trained on
         self.logprob = logprob  # of any token; the learner says -1
         self.num_objectives = num_objectives
 
     def submit(self, batch, policy_version):
         scored = self.sample(batch.requests, policy_version)
+        scores = scored.scores["reward"] * (np.nan if self.silent else 1)
         pending: Future[ScoredBatch] = Future()
-        pending.set_result(
-            ScoredBatch(batch=batch, rollouts=scored.rollouts, scores=scored.scores["reward"], seconds=scored.seconds)
-        )
+        pending.set_result(ScoredBatch(batch=batch, rollouts=scored.rollouts, scores=scores, seconds=scored.seconds))
         return pending
 
     def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):
@@ -90,8 +90,9 @@ class FakeLearner:
     troubles: step -> what happens when it is updated, once for every crew that is hired: an exception to raise.
     """
 
-    def __init__(self, troubles: dict[int, list[BaseException]]) -> None:
+    def __init__(self, troubles: dict[int, list[BaseException]], grad_norm: float) -> None:
         self.troubles = troubles
+        self.grad_norm = grad_norm
         self.policy = 0
         self.updates: list[int] = []
 
@@ -102,7 +103,8 @@ class FakeLearner:
         self.policy = digest(self.policy, batch.step, seen)
         self.updates.append(batch.step)
         loss = self.policy % 997 / 997
-        metrics = {"loss": loss, "loss_alignment": loss, "logratio_mean": 0.0, "grad_norm": 1.0, "learning_rate": 0.1}
+        metrics = {"loss": loss, "loss_alignment": loss, "logratio_mean": 0.0, "learning_rate": 0.1}
+        metrics |= {"grad_norm": self.grad_norm}
         return StepReport(step=batch.step, metrics=metrics, learner_tokens=len(seen))
 
     def token_logprobs(self, prompt_ids, response_ids, *, reference=False):
@@ -125,19 +127,25 @@ class FakeHire:
     """Hires crews whose learner meets `troubles` (step -> exceptions, each raised once); remembers them in `crews`."""
 
     def __init__(
-        self, troubles: Mapping[int, Sequence[BaseException]] | None = None, engine_logprob: float = -1.0
+        self,
+        troubles: Mapping[int, Sequence[BaseException]] | None = None,
+        *,
+        engine_logprob: float = -1.0,
+        grad_norm: float = 1.0,
+        silent: bool = False,
     ) -> None:
         self.engine_logprob = engine_logprob
+        self.grad_norm = grad_norm
+        self.silent = silent
         self.troubles = {step: list(errors) for step, errors in (troubles or {}).items()}
         self.crews: list[Crew] = []
 
     @contextlib.contextmanager
     def __call__(self, recipe, run_name, failures, stop, say) -> Iterator[Crew]:
-        learner = FakeLearner(self.troubles)
+        learner = FakeLearner(self.troubles, self.grad_norm)
         fleet = FakeFleet(learner)
-        crew = Crew(
-            sampler=FakeSampler(fleet, recipe.num_objectives, self.engine_logprob), fleet=fleet, learner=learner
-        )
+        sampler = FakeSampler(fleet, recipe.num_objectives, self.engine_logprob, self.silent)
+        crew = Crew(sampler=sampler, fleet=fleet, learner=learner)
         self.crews.append(crew)
         yield crew
 

@@ -102,12 +102,18 @@ def run(stages, *, steps=4, first_step=0, evaluate_every=0, restored=(), **confi
     )
 
 
+def test_a_stop_at_the_last_step_saves_one_checkpoint():
+    stages = FakeStages(stop_after=2)
+    run(stages, steps=2)
+    assert [call for call in stages.calls if call[0] == "checkpoint"] == [("checkpoint", 2, 2, [])]
+
+
 def test_with_no_staleness_each_batch_is_sampled_by_the_policy_it_updates():
     stages = FakeStages()
     assert run(stages, steps=2, max_staleness=0) == 2
     assert stages.calls == [
         ("sample", 0, 0), ("update", 0), ("push", 1), ("record", 0, 1, "report"),
-        ("sample", 1, 1), ("update", 1), ("push", 2), ("record", 1, 2, "report"),
+        ("sample", 1, 1), ("update", 1), ("push", 2), ("record", 1, 2, "report"), ("checkpoint", 2, 2, []),
     ]  # fmt: skip
 
 
@@ -164,11 +170,14 @@ def test_empty_batches_that_are_not_in_a_row_do_not_stop_the_run():
     assert run(FakeStages(empty_steps=frozenset({0, 1, 3, 4, 6, 7})), steps=9, max_empty_batches=2) == 9
 
 
-def test_evaluations_and_checkpoints_come_at_their_intervals_and_not_after_the_last_step():
+@pytest.mark.parametrize(
+    ("every", "expected"), [(3, [(3, [3]), (4, [])]), (2, [(2, [2]), (4, [])]), (50, [(4, [])]), (0, [(4, [])])]
+)
+def test_checkpoints_come_at_their_interval_and_once_after_the_last_step_evaluations_not_after_it(every, expected):
     stages = FakeStages()
-    run(stages, steps=4, evaluate_every=2, checkpoint_every=3)
+    run(stages, steps=4, evaluate_every=2, checkpoint_every=every)
     assert [call for call in stages.calls if call[0] == "evaluate"] == [("evaluate", 2, 2)]
-    assert [call for call in stages.calls if call[0] == "checkpoint"] == [("checkpoint", 3, 3, [3])]
+    assert [(call[1], call[3]) for call in stages.calls if call[0] == "checkpoint"] == expected
 
 
 def test_a_stop_saves_a_checkpoint_and_leaves_after_the_step():

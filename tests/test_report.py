@@ -220,6 +220,33 @@ def test_the_table_tells_before_after_and_change_by_each_judge(run):
     assert table[labels.index("ungrammatical rate")][1:] == ["2.0%", "2.0%", "+0.0 pts"]
 
 
+def test_a_collapsed_policy_is_reported_in_red_and_what_got_better_by_it_is_not_green(tmp_path):
+    start, end = evaluation(2, 0), evaluation(2, 10)
+    start |= {"mip": 0.26, "crd": 0.36, "distinct_responses": 1.0}
+    end |= {"mip": 0.40, "crd": 0.0, "distinct_responses": 0.26, "spearman": [0.3, 0.3], "hypervolume": 0.0}
+    told = write_report(make_run(tmp_path, [start, end]))[1].splitlines()[-1]
+    assert told == f"collapsed: distinct responses 100.0% → 26.0%, CRD 0.360 → 0.000, Spearman {ranks(start)} → 0.30"
+    assert write_report(tmp_path, colored=True)[1].splitlines()[-1] == f"\x1b[31m{told}\x1b[0m"
+    assert read_summary(tmp_path)["verdict"]["name"] == "collapsed"
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    assert told in page.text
+    shown = [attributes.get("class", "").split() for _, attributes in page.tags]
+    assert ["verdict", "bad"] in shown and ["n", "bad"] in shown and not any("good" in names for names in shown)
+
+
+def ranks(record):
+    return f"{np.mean(record['spearman']):.2f}"
+
+
+def test_a_steered_policy_is_reported_in_green(tmp_path):
+    start, end = evaluation(2, 0), evaluation(2, 20)
+    told = write_report(make_run(tmp_path, [start, end]), colored=True)[1].splitlines()[-1]
+    assert told.startswith("\x1b[32msteered: MIP ")
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    shown = [attributes.get("class", "").split() for _, attributes in page.tags]
+    assert ["verdict", "good"] in shown and ["n", "good"] in shown
+
+
 def test_a_single_evaluation_without_training_has_no_before(tmp_path):
     run = make_run(tmp_path, [evaluation(2, 0)])
     with (run / "evaluations.jsonl").open("a") as file:

@@ -57,7 +57,7 @@ def test_a_run_leaves_everything_the_run_directory_promises(run_recipe):
     assert [record["staleness_max"] for record in metrics] == [0, *[1] * 7]
     assert all(expected | {"reward_mean/a", "reward_std/b"} <= set(record) for record in metrics)
     assert [record["step"] for record in lines(run / "evaluations.jsonl")] == [0, 4, 8]
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-000003", "step-000006"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-000006", "step-000008"}
     assert load_conditioning(run / "policy").objectives == ("a", "b")
     assert failures(run) == []
 
@@ -102,6 +102,29 @@ def test_a_poisoned_update_is_left_out_and_the_run_goes_on(run_recipe, name):
     assert json.loads((run / "run.json").read_text())["skipped_updates"] == [4]
     assert [record["loss"] is None for record in lines(run / "metrics.jsonl")] == [step == 4 for step in range(8)]
     assert any("this update is left out" in line for line in said)
+
+
+def test_a_run_whose_every_update_is_left_out_says_that_nothing_was_learned_and_fails(run_recipe, tmp_path):
+    hire = FakeHire({step: [poisoned(step)] for step in range(3)})
+    with pytest.raises(RunFailed) as ended:
+        run_recipe("loop.steps=3", hire=hire)
+    assert str(ended.value).startswith(
+        "nothing was learned: none of 3 steps updated the policy (3 left out for a loss or gradient that is not "
+        "finite, 0 without a usable example)"
+    )
+    run = tmp_path / "run"
+    assert status(run) == "failed" and not (run / "policy").exists()
+    assert "nothing was learned" in json.loads((run / "run.json").read_text())["error"]
+
+
+def test_a_run_without_one_usable_example_says_that_nothing_was_learned(run_recipe):
+    with pytest.raises(RunFailed, match=r"none of 2 steps updated the policy \(0 left out .*, 2 without a usable ex"):
+        run_recipe("loop.steps=2", hire=FakeHire(silent=True))
+
+
+def test_a_run_whose_every_gradient_is_zero_says_that_nothing_was_learned(run_recipe):
+    with pytest.raises(RunFailed, match=r"nothing was learned: the gradient norm was 0 in every update \(8\)"):
+        run_recipe(hire=FakeHire(grad_norm=0.0))
 
 
 def test_a_lost_component_starts_everything_again_from_the_last_checkpoint(run_recipe):

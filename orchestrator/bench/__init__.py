@@ -5,6 +5,7 @@ cells       which (method, seed, setting) runs there are, running one of them, w
 tables      means, intervals and paired differences over seeds; the tables, as text and as markdown
 document    all of it as a page with figures; docs/metrics.md
 summary     one run before and after
+verdict     what its training came to, in one line
 report      its page
 figures/    plots
 """

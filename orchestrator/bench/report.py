@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.bench.summary import metric_rows, summarize, summary_table
+from orchestrator.bench.verdict import judge_training
 from orchestrator.errors import BadInput
 from orchestrator.files import Record, as_text, read_lines
 from rewards.metrics import EVALUATION_METRICS, describe
@@ -19,8 +20,10 @@ FIGURES = ("pareto", "control", "training")
 HISTORY = ("mip", "hypervolume", "crd", "identification_accuracy", "response_length")
 
 
-def write_report(run_dir: Path) -> tuple[Path, str]:
-    """Write RUN/report/; returns the path of report.html and the table before and after as text.
+def write_report(run_dir: Path, *, colored: bool = False) -> tuple[Path, str]:
+    """Write RUN/report/; returns the path of report.html and the table before and after as text, the verdict below it.
+
+    `colored`: the verdict in a terminal's green or red.
 
     Raises:
         BadInput: there is nothing to report.
@@ -46,7 +49,14 @@ def write_report(run_dir: Path) -> tuple[Path, str]:
     (folder / "summary.json").write_text(text, encoding="utf-8")
     html = _render(run_dir, summary, evaluations, metrics, run)
     (folder / "report.html").write_text(html, encoding="utf-8")
-    return folder / "report.html", as_text(summary_table(summary))
+    return folder / "report.html", as_text(summary_table(summary)) + _say_verdict(summary, colored)
+
+
+def _say_verdict(summary: Record, colored: bool) -> str:
+    verdict = judge_training(summary["before"], summary["after"])
+    if verdict is None:
+        return ""
+    return "\n" + (f"\x1b[{32 if verdict.good else 31}m{verdict.line}\x1b[0m" if colored else verdict.line)
 
 
 def _render(run_dir: Path, summary: Record, evaluations: list[Record], metrics: list[Record], run: Record) -> str:
@@ -69,6 +79,7 @@ def _render(run_dir: Path, summary: Record, evaluations: list[Record], metrics: 
         title=run.get("name") or run_dir.resolve().name,
         sentence=_sentence(summary, metrics, run, config_text),
         summary=summary,
+        verdict=judge_training(summary["before"], summary["after"]),
         rows=rows,
         terms=[metric for metric in EVALUATION_METRICS if metric.definition in {row.metric.definition for row in rows}],
         judges={"reward": "By the reward models the policy was trained on", "audit": "By the audit judge it never saw"},

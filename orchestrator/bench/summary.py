@@ -4,16 +4,16 @@ Judges: ``reward``, the scorers the policy was trained on; ``audit``, the second
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from orchestrator.bench.verdict import judge_training
 from orchestrator.files import Record, finite
 from rewards.metrics import EVALUATION_METRICS, Metric, describe, evaluation_figures
 
-SIDE_KEYS = {"points", "preferences", "prompt_intervals", *(metric.family for metric in EVALUATION_METRICS)} - {
-    "seconds"
-}
+SIDE_KEYS = {"points", "preferences", "prompt_intervals", "samples"}
+SIDE_KEYS |= {metric.family for metric in EVALUATION_METRICS} - {"seconds"}
 """Without the wall time: equal runs have equal summaries."""
 NOT_SHOWN = ("kendall", "sparsity", "igd_plus", "missing", "step", "policy_version", "seconds")
 """What the before/after table leaves to summary.json."""
@@ -40,6 +40,9 @@ class Row:
 
 def summarize(before: Record | None, after: Record, run: Record) -> Record:
     """The content of summary.json; NaN and infinities become null. ``before`` is null with a single evaluation."""
+    start = finite(summarize_side(before)) if before is not None else None
+    end = finite(summarize_side(after))
+    verdict = judge_training(start, end)
     return finite(
         {
             "name": run.get("name"),
@@ -48,8 +51,9 @@ def summarize(before: Record | None, after: Record, run: Record) -> Record:
             "status": run.get("status"),
             "seconds": _seconds(run),
             "objectives": after["objectives"],
-            "before": summarize_side(before) if before is not None else None,
-            "after": summarize_side(after),
+            "verdict": asdict(verdict) if verdict is not None else None,
+            "before": start,
+            "after": end,
             "attainable": after.get("attainable"),
             "reference_point": after.get("reference_point"),
             "normalizer": after.get("normalizer"),

@@ -150,6 +150,8 @@ def connect(recipe: "Recipe", *, check: bool = True) -> "Iterator[Joined]":
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # Zero-copy arrays are what weight buckets want; the warning about future accelerator variables is noise on CPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Else a thread that cleans up after `ray.shutdown` would start a cluster to do it in.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     address = joins_existing(recipe)
     if not address:
         # Symptom: a local cluster's control ports answer on every interface. Cause: on Linux Ray binds to the node's

@@ -53,7 +53,7 @@ def start_actors(
             # Before the judges, whose shares might leave no GPU with room for a pair.
             reserved = _reserve_pairs(recipe, run_name)
             started.append(lambda: remove_placement_group(reserved))
-        with ThreadPoolExecutor(max_workers=3) as pool:
+        with start_threads(3) as pool:
             learner = pool.submit(
                 lambda: (
                     LearnerGroup.start(
@@ -102,6 +102,18 @@ def start_actors(
         for stop in reversed(started):
             with contextlib.suppress(Exception):  # of a cluster that is gone; the first error is the one to tell
                 stop()
+
+
+@contextlib.contextmanager
+def start_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Waited for at the end of the block, but not by a stop: they wait for actors until Ray is shut down."""
+    pool = ThreadPoolExecutor(max_workers=count)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _reserve_pairs(recipe: "Recipe", run_name: str) -> "PlacementGroup":

@@ -1,9 +1,11 @@
 """A run, from recipe to trained policy.
 
-train           a training run: claim the folder, wire the actors, evaluate, train, evaluate, export
+train           a training run: wire the actors, evaluate, train, evaluate, export
+record          around it: claim the folder, check what can be known, note how it ended
 loop            the method, on one screen
 stages          what the loop drives, as protocols
-wiring          the run's actors joined into the stages that the loop drives; the flag that stops it
+wiring          the run's actors joined into the stages that the loop drives
+stopping        signals: when a run ends, and how soon
 
 The stages:
 
@@ -14,6 +16,7 @@ evaluate        the preference grid and the normaliser
 What a run keeps and tells:
 
 rundir          the run directory and its checkpoints
+resuming        whether a run can go on under a changed recipe
 in_flight       what a checkpoint holds of batches
 telemetry       metrics, samples, one line per step
 monitoring      Ray's metrics, wandb

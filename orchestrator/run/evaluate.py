@@ -141,6 +141,7 @@ class Evaluator:
             "identification_accuracy": self._identification_accuracy(scored.rollouts, renderer),
             "information_nats": self._information(scored.rollouts, renderer),
             "kl_to_start": self._kl_to_start(scored.rollouts),
+            "samples": samples,
             "distinct_responses": _distinct_responses(scored.rollouts),
             "response_length": float(np.mean(lengths)),
             "missing": int((~np.isfinite(scored.scores["reward"])).any(axis=-1).sum()),

@@ -12,10 +12,10 @@ from orchestrator.errors import BadInput
 from orchestrator.files import json_line
 from orchestrator.plan import check_inputs, check_policy, check_renderer
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
+from orchestrator.run.record import build_assets
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.sampling import Sampler
 from orchestrator.run.steering import FILE_NAME, find_policy, load_conditioning
-from orchestrator.run.train import build_assets
 from orchestrator.run.wiring import join_fleet, join_sampler
 
 if TYPE_CHECKING:

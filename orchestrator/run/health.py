@@ -1,12 +1,13 @@
 """Signs that training goes wrong although every part works: named in each step's metrics, acted on when they last."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from orchestrator.config import HealthConfig
 from orchestrator.errors import RunFailed
+from orchestrator.files import Record
 from orchestrator.run.batching import ScoredBatch
 
 MEANING = {
@@ -34,6 +35,25 @@ def find_problems(
     if logratio_mean is not None and not abs(logratio_mean) <= config.max_logratio:
         problems.append("exploding_logratio")
     return problems
+
+
+def nothing_learned(metrics: Sequence[Record], skipped: Collection[int]) -> str | None:
+    """What to say of a run, by its lines of metrics.jsonl, that left the policy as it was; None: it did not.
+
+    `skipped`: steps whose update was left out because its loss or gradient was not finite.
+    """
+    updates = [record for record in metrics if record["loss"] is not None]
+    if any(record["grad_norm"] != 0 for record in updates):
+        return None
+    if updates:
+        why = f"the gradient norm was 0 in every update ({len(updates)}): no response of a prompt was preferred"
+    else:
+        left_out = sum(record["step"] in skipped for record in metrics)
+        why = (
+            f"none of {len(metrics)} steps updated the policy ({left_out} left out for a loss or gradient that is not "
+            f"finite, {len(metrics) - left_out} without a usable example)"
+        )
+    return f"nothing was learned: {why}; look at metrics.jsonl and samples.jsonl, no policy was saved"
 
 
 class Watch:

@@ -4,6 +4,7 @@ They were made by an older policy version than the checkpoint holds, so they can
 can be made again: a request batch is a function of (recipe, seed, step).
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actors.types import Response, Rollout
-from orchestrator.errors import BadInput
 from orchestrator.recipes import read_record
 from orchestrator.run.batching import RequestBatch, ScoredBatch
 from rewards.config import Section
@@ -39,6 +39,8 @@ class _Rollout(Section):
 
 class _Batch(Section):
     step: int
+    asked: str = ""
+    """Digest of the requests that were answered."""
     rollouts: tuple[_Rollout, ...]
     seconds: dict[str, float]
 
@@ -55,19 +57,18 @@ def save_in_flight(folder: Path, batches: Sequence[ScoredBatch]) -> None:
 def load_in_flight(folder: Path, requests: Callable[[int], RequestBatch]) -> "list[Future[ScoredBatch]]":
     """What `save_in_flight` saved, as results that are there already; `requests` makes a step's request batch again.
 
+    Nothing where a step asks otherwise now, under a changed recipe or other prompts: it is then sampled anew.
+
     Raises:
-        BadInput: the file is missing or damaged, or a batch has other prompts than its step asks for.
+        BadInput: the file is missing or damaged.
     """
     from concurrent.futures import Future
 
-    path = folder / FILE_NAME
     futures = []
-    for described in read_record(_File, path).batches:
+    for described in read_record(_File, folder / FILE_NAME).batches:
         batch = requests(described.step)
-        if len(batch.requests) != len(described.rollouts):
-            raise BadInput(
-                f"{path}: step {described.step} must have {len(batch.requests)} prompts, got {len(described.rollouts)}"
-            )
+        if described.asked != _digest(batch):
+            return []
         future: Future[ScoredBatch] = Future()
         future.set_result(_restore(batch, described))
         futures.append(future)
@@ -77,6 +78,7 @@ def load_in_flight(folder: Path, requests: Callable[[int], RequestBatch]) -> "li
 def _describe(batch: ScoredBatch) -> _Batch:
     return _Batch(
         step=batch.batch.step,
+        asked=_digest(batch.batch),
         rollouts=tuple(
             _Rollout(
                 responses=tuple(
@@ -96,6 +98,11 @@ def _describe(batch: ScoredBatch) -> _Batch:
         ),
         seconds=batch.seconds,
     )
+
+
+def _digest(batch: RequestBatch) -> str:
+    asked = [(request.prompt_ids, request.preference, request.num_responses) for request in batch.requests]
+    return hashlib.blake2b(repr(asked).encode(), digest_size=8).hexdigest()
 
 
 def _restore(batch: RequestBatch, described: _Batch) -> ScoredBatch:

@@ -57,7 +57,8 @@ def train(
         if evaluate_every and (step + 1) % evaluate_every == 0 and step + 1 < config.steps:
             stages.evaluate(step + 1, policy_version)
         stopping = stages.stop_requested()
-        if stopping or (config.checkpoint_every and (step + 1) % config.checkpoint_every == 0):
+        due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
+        if stopping or due or step + 1 == config.steps:
             stages.checkpoint(step + 1, policy_version, [pending.result() for pending in in_flight])
         if stopping:
             return step + 1

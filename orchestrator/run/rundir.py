@@ -211,6 +211,11 @@ class RunDir:
     def checkpoint_path(self, next_step: int) -> Path:
         return self.path / "checkpoints" / f"step-{next_step:06d}"
 
+    @property
+    def checkpointed_steps(self) -> int:
+        """Steps that the newest complete checkpoint has done; 0 without one."""
+        return max((int(path.name.removeprefix("step-")) for path in self._stable_checkpoints()), default=0)
+
     def publish_checkpoint(self, partial: Path, meta: CheckpointMeta, *, keep: int) -> Path:
         """Complete a checkpoint that was written aside, put it in its place by one rename, drop those beyond `keep`."""
         (partial / "meta.json").write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")

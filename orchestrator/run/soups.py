@@ -22,10 +22,13 @@ from orchestrator.plan import Inputs
 from orchestrator.recipes import override
 from orchestrator.run.batching import Renders
 from orchestrator.run.evaluate import Evaluator
+from orchestrator.run.record import record_run
+from orchestrator.run.resuming import check_goes_on
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.sampling import Sampling, Scored
+from orchestrator.run.stopping import StopFlag
 from orchestrator.run.telemetry import training_totals
-from orchestrator.run.train import record_run, train
+from orchestrator.run.train import train
 from orchestrator.run.wiring import join_fleet, join_sampler
 from rewards.environment import local_folder
 
@@ -55,10 +58,18 @@ def train_parts(recipe: Recipe, run_path: Path, *, resume: bool = False, say: Sa
             f"{recipe.rollout.num_gpus:g}"
         )
 
-    def work(run_dir: RunDir, inputs: Inputs) -> int:
-        for k, (objective, part) in enumerate(zip(recipe.objective_names, part_recipes(recipe), strict=True), start=1):
+    parts = {
+        objective: (part, RunDir(part_path(RunDir(run_path), objective)))
+        for objective, part in zip(recipe.objective_names, part_recipes(recipe), strict=True)
+    }
+    begun = {objective for objective, (_, part_dir) in parts.items() if part_dir.holds_run}
+    for objective in begun if resume else ():
+        check_goes_on(parts[objective][1], parts[objective][0])
+
+    def work(run_dir: RunDir, inputs: Inputs, stop: StopFlag) -> int:
+        for k, (objective, (part, part_dir)) in enumerate(parts.items(), start=1):
             say(f"expert {objective} ({k}/{recipe.num_objectives})")
-            code = train(part, part_path(run_dir, objective), say=say)
+            code = train(part, part_dir.path, resume=resume and objective in begun, say=say)
             if code:
                 return code
         _collect_metrics(recipe, run_dir)

@@ -3,9 +3,7 @@
 Components never know each other; `Run` wires them and `loop.train` drives them.
 """
 
-import contextlib
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,22 +13,24 @@ from typing import TYPE_CHECKING
 from actors.reward import Judge
 from learner.methods import METHODS
 from learner.types import PoisonedUpdateError, sha256_of
-from orchestrator.cluster import connection
 from orchestrator.cluster.failures import Failures
-from orchestrator.errors import BadInput, RunFailed
+from orchestrator.errors import RunFailed
 from orchestrator.files import read_lines
-from orchestrator.plan import Inputs, check_inputs
+from orchestrator.plan import Inputs
 from orchestrator.run import loop
 from orchestrator.run.batching import Batcher, ScoredBatch
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
+from orchestrator.run.health import nothing_learned
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
 from orchestrator.run.probe import Probe, log_ratios
+from orchestrator.run.record import record_run
 from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
 from orchestrator.run.stages import CrewLearner, CrewSampler, Pending, Pushes
 from orchestrator.run.steering import asked_renderer, save_conditioning
+from orchestrator.run.stopping import StopFlag
 from orchestrator.run.telemetry import Recorder, training_totals
-from orchestrator.run.wiring import Crew, Hire, StopFlag, hire_on_ray
+from orchestrator.run.wiring import Crew, Hire, hire_on_ray
 from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
@@ -92,11 +92,15 @@ def train(
     A run that the folder holds already goes on from its last checkpoint (`RunDir.claim`).
 
     Args:
+        resume: also under a changed recipe, where it can (`resuming.check_goes_on`).
         hire: starts the crew.
+
+    Raises:
+        RunFailed: too much was lost, or nothing was learned.
     """
 
-    def work(run_dir: RunDir, inputs: Inputs) -> int:
-        failures, stop = Failures(recipe.cluster, run_dir.path, say), StopFlag()
+    def work(run_dir: RunDir, inputs: Inputs, stop: StopFlag) -> int:
+        failures = Failures(recipe.cluster, run_dir.path, say)
 
         def attempt() -> int | None:
             if stop():
@@ -120,8 +124,7 @@ def train(
                 say(f"{error}; going back to the last checkpoint, this update is left out")
                 return None
 
-        with stop.installed():
-            return failures.try_again(attempt)
+        return failures.try_again(attempt)
 
     return record_run(recipe, run_path, work, resume=resume, say=say)
 
@@ -139,71 +142,10 @@ def skip_update(recipe: "Recipe", run_dir: RunDir, error: PoisonedUpdateError) -
     run_dir.describe(skipped_updates=[*skipped, error.step])
 
 
-def record_run(
-    recipe: "Recipe",
-    run_path: Path,
-    work: Callable[[RunDir, Inputs], int],
-    *,
-    resume: bool,
-    say: Callable[[str], None],
-) -> int:
-    """Check the inputs, do the work between the first and the last word of run.json.
-
-    Returns its exit code. The work of a finished run is not done again. A cluster that cannot hold the run is told
-    before anything is built or written.
-    """
-    if resume or RunDir(run_path).status != "finished":
-        connection.check(recipe)
-    with RunDir.claim(run_path, recipe, resume=resume) as run_dir:
-        if run_dir.status == "finished" and not resume:
-            say(f"{run_path}: finished already")
-        else:
-            build_assets(recipe, say)
-            inputs = check_inputs(recipe)
-            run_dir.write_recipe(recipe)
-            code = _record(recipe, run_dir, lambda: work(run_dir, inputs))
-            if code:
-                return code
-        say(f"policy  {run_dir.policy if run_dir.policy.exists() else run_dir.path / 'experts'}")
-        return 0
-
-
-def _record(recipe: "Recipe", run_dir: RunDir, work: Callable[[], int]) -> int:
-    started = time.monotonic()
-    run_dir.start(recipe, resumed=run_dir.status is not None)
-    try:
-        code = work()
-    except BaseException as error:
-        said = f"{type(error).__name__}: {error}"[:2000]
-        with contextlib.suppress(OSError):  # of a disk that is full; the first error is the one to tell
-            run_dir.finish("failed", error=said, seconds=time.monotonic() - started)
-        raise
-    run_dir.finish("finished" if code == 0 else "stopped", seconds=time.monotonic() - started)
-    return code
-
-
-def build_assets(recipe: "Recipe", say: Callable[[str], None]) -> None:
-    """Build what the recipe says it can build; cached builds return at once."""
-    if recipe.assets is None:
-        return
-    directory = Path(recipe.assets.directory)
-    if recipe.assets.build == "miniature":
-        from orchestrator.tasks.miniature.build import build_miniature
-
-        build_miniature(directory, objectives=recipe.objective_names, seed=recipe.seed, progress=say)
-    elif recipe.assets.build == "dialogues":
-        from orchestrator.tasks.dialogues.build import build_dialogues
-
-        assert recipe.assets.source is not None
-        build_dialogues(directory, data=recipe.assets.source, seed=recipe.seed, progress=say)
-    elif recipe.assets.build == "smollm2":
-        from orchestrator.tasks.smollm2.start import build_smollm2
-
-        build_smollm2(directory, recipe, progress=say)
-    elif not directory.is_dir():
-        raise BadInput(
-            f"assets.directory: must be there (the recipe does not build it), got {recipe.assets.directory!r}"
-        )
+def longest_step_s(recipe: "Recipe") -> float:
+    """Most seconds of a step and its checkpoint: the deadlines of sampling (also of what is in flight), update,
+    broadcast and saving."""
+    return 2 * recipe.rollout.generate_timeout_s + 2 * recipe.learner.step_timeout_s + recipe.learner.sync_timeout_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,19 +214,23 @@ def _train(
         )
         if resumed is None:
             run.evaluate(0, policy_version)
-        done = loop.train(
-            run,
-            recipe.loop,
-            first_step=first_step,
-            policy_version=policy_version,
-            evaluate_every=recipe.evaluate.every,
-            restored=resumed.in_flight if resumed else (),
-        )
-        run_dir.describe(training=training_totals(read_lines(run_dir.path / "metrics.jsonl")))
+        with stop.within_steps(longest_step_s(recipe)):
+            done = loop.train(
+                run,
+                recipe.loop,
+                first_step=first_step,
+                policy_version=policy_version,
+                evaluate_every=recipe.evaluate.every,
+                restored=resumed.in_flight if resumed else (),
+            )
+        metrics = read_lines(run_dir.path / "metrics.jsonl")
+        run_dir.describe(training=training_totals(metrics))
         if stop():
             saved = run_dir.checkpoint_path(done)
             say(f"stopped at step {done}, {f'checkpoint {saved}' if saved.exists() else 'nothing to resume from'}")
             return stop.exit_code
+        if nothing := nothing_learned(metrics, run_dir.skipped_updates):
+            raise RunFailed(nothing)
         if not run_dir.has_evaluation(done):
             run.evaluate(done, recorder.policy_version)
         crew.learner.save_policy(run_dir.policy)
