@@ -15,13 +15,12 @@ from pydantic import ValidationError
 from learner.methods import METHODS, adopt
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
+from orchestrator.trees import parse_yaml, read_yaml
 from rewards.config import Section
 
 G = TypeVar("G")
 M = TypeVar("M")
 S = TypeVar("S", bound=Section)
-MAX_NODES = 10_000
-"""Values of a recipe, far above any that a person writes: a small file of aliases can unfold to billions."""
 
 
 MOVED = {
@@ -87,30 +86,6 @@ def read_record(kind: type[S], file: Path) -> S:
         raise BadInput(f"{file}: cannot be read: {error}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())[:500]}") from None
-    if not isinstance(tree, dict):
-        raise BadInput(f"{path}: must hold a mapping of sections, got {type(tree).__name__}")
-    if _is_larger_than(tree, MAX_NODES):
-        raise BadInput(f"{path}: must hold at most {MAX_NODES} values, aliases unfolded")
-    return tree
-
-
-def _is_larger_than(tree: Any, limit: int) -> bool:
-    """Whether a tree has more nodes than `limit`; an alias counts each time, and counting ends at the limit."""
-    pending, count = [tree], 0
-    while pending and count <= limit:
-        node = pending.pop()
-        count += 1
-        pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return count > limit
-
-
 def dump_recipe(recipe: Recipe) -> str:
     """Resolved recipe as YAML; loads back to an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -134,10 +109,7 @@ def _apply_override(tree: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise BadInput(f"override {item!r}: must read section.key=value")
-    try:
-        value = _parse_value(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise BadInput(f"override {item!r}: the value is not valid YAML, got {text!r}") from None
+    value = _parse_value(text, f"override {item!r}")
     *parents, last = key.split(".")
     node: Any = tree
     for part in parents:
@@ -151,8 +123,8 @@ def _apply_override(tree: dict[str, Any], item: str) -> None:
         raise BadInput(f"override {item!r}: {'.'.join(parents)} is not a section, got {node!r}")
 
 
-def _parse_value(text: str) -> Any:
-    value = yaml.safe_load(text)
+def _parse_value(text: str, place: str) -> Any:
+    value = parse_yaml(text, place)
     if isinstance(value, str):
         # YAML 1.1 reads 1e-4 (no dot) as text; every user means the number.
         try:

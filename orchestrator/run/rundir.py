@@ -19,8 +19,9 @@ from learner.types import LearnerError, read_meta, sha256_of
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.files import keep_lines, locked, read_lines, replace_text
-from orchestrator.recipes import dump_recipe, parse_recipe, read_record, read_yaml
+from orchestrator.recipes import dump_recipe, parse_recipe, read_record
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
+from orchestrator.trees import read_yaml
 from rewards.config import Section
 
 if TYPE_CHECKING:

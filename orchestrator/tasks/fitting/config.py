@@ -8,7 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from learner.config import LoraSection
 from orchestrator.errors import BadInput
-from orchestrator.recipes import check, read_yaml
+from orchestrator.recipes import check
+from orchestrator.trees import read_yaml
 from rewards.config import HuggingFaceScorerConfig, PreferencesConfig, Section
 
 
