@@ -55,7 +55,7 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         BadInput: it cannot be read, or a line is no JSON object.
     """
-    source = Path(path).expanduser()
+    source = Path(path)
     if source.is_dir():
         yield from _read_datasets_folder(source)
         return

@@ -6,6 +6,7 @@ parsed tree before it is checked, so an override obeys the same rules as the fil
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.trees import parse_yaml, read_yaml
 from rewards.config import Section
+from rewards.paths import BESIDE, find
 
 G = TypeVar("G")
 M = TypeVar("M")
@@ -36,10 +38,15 @@ MOVED = {
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read, override, fill in and check a recipe. Raises BadInput naming file, key path, rule and value."""
-    tree = read_yaml(Path(path))
+    """Read, override, fill in and check a recipe. Raises BadInput naming file, key path, rule and value.
+
+    Paths are found beside it, else in the working directory (`rewards.paths.find`).
+    """
+    tree, folder = read_yaml(Path(path)), Path(path).parent
     _apply_overrides(tree, overrides or [])
-    return parse_recipe(tree, where=str(path))
+    # A run's own recipe holds paths that were found; what lies beside it under such a name (its policy!) is another.
+    beside = None if (folder / "run.json").exists() else folder
+    return parse_recipe(tree, where=str(path), beside=beside)
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -49,12 +56,13 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return parse_recipe(tree, where=recipe.name)
 
 
-def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
-    tree = _fill_assets(tree)
+def parse_recipe(tree: dict[str, Any], *, where: str, beside: Path | None = None) -> Recipe:
+    """Fill in and check a recipe, whose relative paths may be found in the folder `beside` it. Raises BadInput."""
+    tree = _fill_assets(tree, beside)
     moved = [f"{where}: {old}: moved to {new}" for old, new in MOVED.items() if _holds(tree, old)]
     if moved:
         raise BadInput("\n".join(moved))
-    return check(Recipe.model_validate, tree, where)
+    return check(partial(Recipe.model_validate, context={BESIDE: beside}), tree, where)
 
 
 def _holds(tree: dict[str, Any], key: str) -> bool:
@@ -146,12 +154,12 @@ def _child(node: Any, part: str, item: str, *, create: bool) -> Any:
     return node[part]
 
 
-def _fill_assets(tree: dict[str, Any]) -> dict[str, Any]:
+def _fill_assets(tree: dict[str, Any], beside: Path | None) -> dict[str, Any]:
     """Replace `{seed}` in assets.directory and `{assets}` everywhere else; leaves malformed trees to the checker."""
     assets = tree.get("assets")
     if not isinstance(assets, dict) or not isinstance(assets.get("directory"), str):
         return tree
-    directory = assets["directory"].replace("{seed}", str(tree.get("seed", 0)))
+    directory = find(assets["directory"].replace("{seed}", str(tree.get("seed", 0))), beside)
 
     def fill(node: Any) -> Any:
         if isinstance(node, dict):

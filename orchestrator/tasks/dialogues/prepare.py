@@ -314,7 +314,7 @@ def _from_saferlhf(source: str, options: PrepareOptions, skipped: Counter[str]) 
 
 def _new(directory: Path) -> Path:
     """The same, absolute. Raises BadInput when something is in it."""
-    target = directory.expanduser().resolve()
+    target = directory.resolve()
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise BadInput(f"{directory}: already holds something; choose a new or empty folder")

@@ -232,7 +232,7 @@ def save(model: Any, tokenizer: Any, output: Path) -> None:
 
 def require_new_output(output: str) -> Path:
     """Raises BadInput when the folder already holds a model."""
-    path = Path(output).expanduser()
+    path = Path(output)
     if (path / "config.json").exists() or (path.exists() and not path.is_dir()):
         raise BadInput(f"{output}: already holds a model; choose another output folder")
     return path
