@@ -112,6 +112,23 @@ def test_what_has_no_room_is_said_with_a_table_of_demand_and_nodes(capsys, workp
     assert table[0].split()[:2] == ["asked", "by"] and table[-1].split()[:2] == ["this", "machine"]
 
 
+def test_what_has_no_room_is_said_with_the_keys_that_ask_for_it(capsys, workplace):
+    code, captured = run(capsys, workplace, "rollout.num_cpus=8", "learner.num_gpus=1", "objectives.1.replicas=3")
+    keys = "rollout.num_cpus, learner.num_cpus, learner.num_gpus, objectives.0.num_cpus, objectives.1.replicas"
+    assert code == 2
+    assert f"; what asks for it: {keys}, objectives.1.num_cpus\n" in captured.err
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 5])
+def test_one_engine_one_rank_and_their_judges_fit_two_cores_by_default(workplace, objectives):
+    tree = recipe_tree(workplace)
+    del tree["rollout"]["num_cpus"], tree["learner"]["num_cpus"]
+    first = tree["objectives"][0]
+    tree["objectives"] = [{**first, "name": f"o{index}"} for index in range(objectives)]
+    machine = Node(name="this machine", cpus=2, gpus=0)
+    assert refusals(parse_recipe(tree, where="r"), machine) == []
+
+
 def test_several_problems_are_all_named_at_once(capsys, workplace):
     code, captured = run(capsys, workplace, "data.train=/nowhere/a", "data.heldout=/nowhere/b")
     assert code == 2

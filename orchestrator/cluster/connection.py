@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.cards import Gpu, card_of, installed_gpus, unusable
-from orchestrator.cluster.placement import Node, copies_that_fit, demands, obstacles, placement_table
+from orchestrator.cluster.placement import Node, asking_keys, copies_that_fit, demands, obstacles, placement_table
 from orchestrator.errors import BadInput, ComponentLost
 from orchestrator.estimate.memory import problems as memory_problems
 from rewards.environment import one_line
@@ -105,7 +105,10 @@ def no_room(recipe: "Recipe", nodes: Sequence[Node], where: str) -> str | None:
     found = list(obstacles(asked, nodes))
     if not found:
         return None
-    return f"{where} has no room for the recipe: {'; '.join(found)}\n{placement_table(asked, nodes)}"
+    return (
+        f"{where} has no room for the recipe: {'; '.join(found)}; what asks for it: {', '.join(asking_keys(recipe))}"
+        f"\n{placement_table(asked, nodes)}"
+    )
 
 
 def refusals(recipe: "Recipe", machine: Node) -> list[str]:
