@@ -3,9 +3,11 @@
 No model is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
 """
 
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,10 +50,11 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     folder = local_folder(recipe.policy.model)
     if folder is not None and not (folder / "config.json").is_file():
         problems.append(f"policy.model: must be a Hugging Face folder (no config.json), got {recipe.policy.model!r}")
-    for index, objective in enumerate(recipe.objectives):
-        problems += check_scorer(objective.scorer, f"objectives.{index}.scorer")
-        if objective.audit is not None:
-            problems += check_scorer(objective.audit, f"objectives.{index}.audit")
+    judges = {f"objectives.{index}.scorer": objective.scorer for index, objective in enumerate(recipe.objectives)}
+    audits = {f"objectives.{index}.audit": objective.audit for index, objective in enumerate(recipe.objectives)}
+    judges |= {where: audit for where, audit in audits.items() if audit is not None}
+    with ThreadPoolExecutor() as pool:  # servers may be slow to say nothing
+        problems += itertools.chain.from_iterable(pool.map(check_scorer, judges.values(), judges))
     problems += _check_functions(recipe)
     prompts: dict[str, tuple[str, ...]] = {}
     for key, limit in (("train", recipe.data.max_prompts), ("heldout", None)):
@@ -153,6 +156,9 @@ class Plan:
 def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]) -> str:
     """What is known of a run, for a person; no `inputs`: they are not there, no `nodes`: not known."""
     address = connection.joins_existing(recipe)
+    if inputs is not None:  # an evaluation takes no prompt twice
+        prompts = min(recipe.evaluate.prompts, len(inputs.heldout))
+        recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"prompts": prompts})})
     lines = [
         f"{recipe.name}: seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}",
         f"method {_method_text(recipe)}",

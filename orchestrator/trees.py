@@ -15,6 +15,9 @@ MAX_NODES = 10_000
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a file. Raises BadInput: there is none that can be read; names file, key and lines."""
+    if path.is_dir():
+        own = f"; the recipe of this run is {path / 'config.yaml'}" if (path / "config.yaml").is_file() else ""
+        raise BadInput(f"{path}: must be a YAML file, got a folder{own}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -6,7 +6,7 @@ import os
 from rewards.classifier import ClassifierScorer
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
 from rewards.environment import describe, local_folder
-from rewards.remote import HTTPScorer
+from rewards.remote import HTTPScorer, asked_once
 from rewards.scorers import PythonScorer, Scorer, ScorerError, load_function
 
 
@@ -30,7 +30,8 @@ def check_scorer(config: ScorerConfig, where: str) -> list[str]:
     if isinstance(config, HTTPScorerConfig):
         if config.token_env is not None and not os.environ.get(config.token_env):
             return [f"{where}.token_env: environment variable {config.token_env!r} is not set"]
-        return []
+        problem = asked_once(config)
+        return [] if problem is None else [f"{where}.url: {problem}"]
     return [f"{where}.model: {problem}" for problem in _folder_problems(config)]
 
 
