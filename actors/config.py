@@ -21,8 +21,9 @@ class RolloutConfig(SamplingSection):
     """Engine i shares the GPU of learner rank i, and sleeps (its weights in host memory, its cache dropped) while the
     learner computes. The pair reserves both their `num_gpus`, more than half of a GPU and at most one; judges may have
     the rest. On CPU nothing is freed."""
-    num_cpus: float = Field(default=1, ge=0)
-    """CPUs of one engine. A CPU engine runs that many threads; on a busy machine prefer more engines of one."""
+    num_cpus: float = Field(default=0.75, ge=0)
+    """CPUs of one engine; by default an engine, a rank and five judges fit two cores. A CPU engine runs that many
+    threads, at least one; on a busy machine prefer more engines of one."""
     num_gpus: float = Field(default=0, ge=0, le=1)
     """GPUs per tensor-parallel worker: 0 selects the CPU build, 1 a whole GPU, a fraction a shared one."""
     node_labels: NodeLabels = Field(default_factory=dict)

@@ -15,6 +15,7 @@ from rewards.config import ObjectiveConfig
 from rewards.environment import is_device_failure, one_line, process_environment, whole_threads
 from rewards.judges import build_scorer
 from rewards.scorers import Scorer, ScorerError
+from rewards.sources import files_of, load_file
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -28,10 +29,12 @@ class RewardActor:
 
     Args:
         objective: the recipe's section.
+        files: path -> text of the Python files that it names; this node may not have them.
     """
 
-    def __init__(self, objective: ObjectiveConfig) -> None:
+    def __init__(self, objective: ObjectiveConfig, files: Mapping[str, str] | None = None) -> None:
         self.objective = objective
+        self._files = files or {}
         self._scorers: dict[Judge, Scorer] = {}
         self._metrics: JudgeMetrics | None = None
 
@@ -68,6 +71,8 @@ class RewardActor:
             config = self.objective.scorer if judge == "reward" else self.objective.audit
             if config is None:
                 raise ScorerError(f"objective {self.objective.name!r} has no {judge} judge")
+            for path, text in self._files.items():
+                load_file(path, text)
             self._scorers[judge] = build_scorer(config)
         return self._scorers[judge]
 
@@ -91,7 +96,7 @@ def start_rewards(
                 num_gpus=objective.num_gpus,
                 env=process_environment(threads=whole_threads(objective.num_cpus), num_gpus=objective.num_gpus),
                 node_labels=objective.node_labels,
-                kwargs={"objective": objective},
+                kwargs={"objective": objective, "files": files_of(objective)},
             )
             for replica in range(objective.replicas)
         ]

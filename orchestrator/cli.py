@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orchestrator.packages import clash
+
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
 
@@ -29,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command(_train, "train a policy; evaluates before and after")
     _add_recipe(train)
-    train.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME-TIME)")
+    train.add_argument("--run-dir", type=_path, help="folder of the run (default: runs/NAME-TIME)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir under a changed recipe")
     train.add_argument(
         "--smoke", action="store_true", help="three steps on CPU with tiny random models: does the recipe fit together"
@@ -42,9 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     evaluate = command(_evaluate, "the preference grid on held-out prompts: table, JSON, plots")
-    evaluate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
-    evaluate.add_argument("--recipe", metavar="R", help="recipe to evaluate by (default: the run's own)")
-    evaluate.add_argument("--output", type=Path, help="folder to write (default: RUN_OR_MODEL/evaluation)")
+    evaluate.add_argument("target", metavar="RUN_OR_MODEL", type=_path)
+    evaluate.add_argument(
+        "--recipe", metavar="R", type=os.path.expanduser, help="recipe to evaluate by (default: the run's own)"
+    )
+    evaluate.add_argument("--output", type=_path, help="folder to write (default: RUN_OR_MODEL/evaluation)")
 
     compare = command(_compare, "the same work for every method and seed: table with intervals, plots")
     _add_recipe(compare)
@@ -55,15 +59,17 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--tune-seed", type=int, help="seed of the runs that choose these (default: the next one)")
     compare.add_argument("--sweep", metavar="section.key=V,V,...", help="also the first method with each of the values")
     compare.add_argument("--jobs", type=int, help="runs at a time (default: 1; on a Ray cluster, as many as have room)")
-    compare.add_argument("--output", type=Path, help="folder (default: comparisons/NAME); finished runs in it are kept")
+    compare.add_argument(
+        "--output", type=_path, help="folder (default: comparisons/NAME); finished runs in it are kept"
+    )
     compare.add_argument("--quick", action="store_true", help="two methods, one seed, 20 updates: does it work at all")
 
     results = command(_results, "write the page of one or more comparisons from their results.json")
-    results.add_argument("files", metavar="RESULTS.json", type=Path, nargs="+")
-    results.add_argument("--output", type=Path, required=True, help="markdown file; its figures are written beside it")
+    results.add_argument("files", metavar="RESULTS.json", type=_path, nargs="+")
+    results.add_argument("--output", type=_path, required=True, help="markdown file; its figures are written beside it")
 
     generate = command(_generate, "talk to the steered policy")
-    generate.add_argument("target", metavar="RUN_OR_MODEL", type=Path)
+    generate.add_argument("target", metavar="RUN_OR_MODEL", type=_path)
     weight = "weight of one objective; repeat for each"
     generate.add_argument("--prefer", metavar="NAME=W", action="append", default=[], required=True, help=weight)
     generate.add_argument("--prompt", help="one prompt (default: one a line from standard input)")
@@ -71,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("-n", "--num-responses", type=int, default=1, help="answers per prompt")
 
     miniature = command(_miniature, "build the self-contained miniature task")
-    miniature.add_argument("directory", metavar="DIR", type=Path)
+    miniature.add_argument("directory", metavar="DIR", type=_path)
     miniature.add_argument("--objectives", default="helpfulness,harmlessness", help="comma-separated, in order")
     miniature.add_argument("--seed", type=int, default=0)
 
@@ -79,18 +85,28 @@ def build_parser() -> argparse.ArgumentParser:
         (_fit_policy, "a starting policy by supervised training"),
         (_fit_reward, "a reward model on pairs"),
     ):
-        command(run, f"fit {what}").add_argument("config", metavar="CONFIG", type=Path)
+        command(run, f"fit {what}").add_argument("config", metavar="CONFIG", type=_path)
 
     dialogues = command(_dialogues, "fit policy and reward model on preference dialogues (hh-small)")
-    dialogues.add_argument("directory", metavar="DIR", type=Path)
+    dialogues.add_argument("directory", metavar="DIR", type=_path)
     dialogues.add_argument(
-        "--data", required=True, help="JSONL (.gz) or datasets folder with chosen and rejected dialogues"
+        "--data",
+        required=True,
+        type=os.path.expanduser,
+        help="JSONL (.gz) or datasets folder with chosen and rejected dialogues",
     )
     dialogues.add_argument("--seed", type=int, default=0)
 
     prepare = command(_prepare, "prompts and supervised rows from public preference data")
-    prepare.add_argument("source", metavar="SOURCE", help="JSONL (.gz), datasets folder, or hub:NAME:DATA_DIR:SPLIT")
-    prepare.add_argument("directory", metavar="DIR", type=Path, help="new: prompts/{train,heldout}.jsonl and sft.jsonl")
+    prepare.add_argument(
+        "source",
+        metavar="SOURCE",
+        type=os.path.expanduser,
+        help="JSONL (.gz), datasets folder, or hub:NAME:DATA_DIR:SPLIT",
+    )
+    prepare.add_argument(
+        "directory", metavar="DIR", type=_path, help="new: prompts/{train,heldout}.jsonl and sft.jsonl"
+    )
     prepare.add_argument(
         "--format", choices=("transcripts", "saferlhf"), help="of HH-RLHF (default: transcripts) or of PKU-SafeRLHF"
     )
@@ -109,8 +125,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, see deploy/recipes/")
+    parser.add_argument("recipe", metavar="RECIPE", type=os.path.expanduser, help="YAML file, see deploy/recipes/")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="dotted overrides of the recipe")
+
+
+def _path(text: str) -> Path:
+    """`~` is the home folder also where no shell replaces it, as in `--run-dir=~/run`."""
+    return Path(os.path.expanduser(text))
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -126,6 +147,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    if problem := clash(Path.cwd()):  # before anything is imported that might not be ours
+        print(f"mi-epo: {problem}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # where a user's own scorers lie; the console script leaves it out, Ray passes it on
     try:

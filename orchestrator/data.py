@@ -1,6 +1,5 @@
 """Prompts: from JSONL (plain or gzip) or a `datasets` folder to a checked list, and from the list to batches."""
 
-import gzip
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import BadInput
+from orchestrator.files import text_lines
+from rewards.environment import one_line
 
 
 def load_prompts(path: str, *, field: str, limit: int | None = None) -> list[str]:
@@ -20,10 +21,7 @@ def load_prompts(path: str, *, field: str, limit: int | None = None) -> list[str
     """
     prompts: list[str] = []
     for place, row in read_rows(path):
-        prompt = row.get(field)
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise BadInput(f"{place}: {field!r} must be a non-empty text, got {prompt!r:.100}")
-        prompts.append(prompt)
+        prompts.append(text_of(row, field, place))
         if limit is not None and len(prompts) == limit:
             break
     if not prompts:
@@ -31,22 +29,39 @@ def load_prompts(path: str, *, field: str, limit: int | None = None) -> list[str
     return prompts
 
 
+def text_of(row: dict[str, Any], field: str, place: str, *, may_be_empty: bool = False) -> str:
+    """The text in a column of a row. Raises BadInput, naming the place and, where it has none, the row's columns."""
+    text = row.get(field)
+    if not isinstance(text, str) or not (text.strip() or may_be_empty):
+        others = "" if field in row else f"; the row has {', '.join(map(repr, row)) or 'no columns'}"
+        raise BadInput(f"{place}: {field!r} must be a non-empty text, got {text!r:.100}{others:.200}")
+    if not is_unicode(text):
+        raise BadInput(f"{place}: {field!r} must be whole characters, got half of one in {text!r:.100}")
+    return text
+
+
+def is_unicode(text: str) -> bool:
+    """False for a lone surrogate, which JSON can say and no file or tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) for every row; the place reads `file:line` and is what an error should name."""
-    source = Path(path).expanduser()
+    """(place, row) for every row; the place reads `file:line` and is what an error should name.
+
+    Raises:
+        BadInput: it cannot be read, or a line is no JSON object.
+    """
+    source = Path(path)
     if source.is_dir():
         yield from _read_datasets_folder(source)
         return
-    opener = gzip.open if source.suffix == ".gz" else open
-    try:
-        with opener(source, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _parse_line(line, f"{path}:{number}")
-    except (OSError, EOFError) as error:
-        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
+    for number, line in enumerate(text_lines(source), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _parse_line(line, f"{path}:{number}")
 
 
 def _parse_line(line: str, place: str) -> dict[str, Any]:
@@ -64,12 +79,22 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
 
 
 def _read_datasets_folder(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not (source / "dataset_info.json").is_file():
-        raise BadInput(f"{source}: is a folder but not one written by datasets' save_to_disk (no dataset_info.json)")
+    if (source / "dataset_dict.json").is_file():
+        splits = sorted(file.parent.name for file in source.glob("*/state.json"))
+        raise BadInput(
+            f"{source}: must be one data set, got a DatasetDict; name one of its splits: {', '.join(splits)}"
+        )
+    for name in ("dataset_info.json", "state.json"):
+        if not (source / name).is_file():
+            raise BadInput(f"{source}: is a folder but not one written by datasets' save_to_disk (no {name})")
     from datasets import load_from_disk
 
-    for number, row in enumerate(load_from_disk(str(source))):
-        yield f"{source}:{number}", row
+    try:
+        # Without the format it was saved in, which may leave columns out or make tensors of them.
+        for number, row in enumerate(load_from_disk(str(source)).with_format(None)):
+            yield f"{source}:{number}", row
+    except Exception as error:  # whatever it meets in files that are missing, cut short or of another kind
+        raise BadInput(f"{source}: cannot be read as a datasets folder: {one_line(error)}") from None
 
 
 class PromptStream:

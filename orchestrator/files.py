@@ -2,10 +2,14 @@
 
 import contextlib
 import fcntl
+import gzip
+import io
 import json
 import math
+import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,11 +18,16 @@ import numpy as np
 from orchestrator.errors import BadInput
 
 Record = dict[str, Any]
+GZIP = b"\x1f\x8b"
+"""How every gzipped file begins."""
+UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What JSON leaves as it is within a text, where others end a line (as str.splitlines() does) or UTF-8 has no bytes."""
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """One line of strict JSON: NaN and infinities become null."""
-    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+    """One line of strict JSON, for every reader of lines and of UTF-8: NaN and infinities become null."""
+    line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
+    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n"
 
 
 def finite(value: Any) -> Any:
@@ -40,16 +49,53 @@ def read_lines(path: Path) -> list[Record]:
     """
     if not path.is_file():
         return []
-    # Not splitlines(): texts may hold the other characters that Unicode calls line ends.
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text_lines(path), start=1) if line.strip()]
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
-            if number < len(lines):
+            if number < lines[-1][0]:
                 raise BadInput(f"{path}:{number}: is no JSON: {error.msg}") from None
     return records
+
+
+def keep_lines(path: Path, keep: Callable[[Record], bool]) -> None:
+    """Drop what stands in a JSONL file from the first record on that `keep` refuses, or that a kill cut short."""
+    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    kept = []
+    for line in whole:
+        try:
+            if not keep(json.loads(line)):
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line + "\n")
+    replace_text(path, "".join(kept))
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 text, gzipped or not, each without its end: that of Unix, Windows or the old Macintosh.
+
+    The other characters that Unicode calls line ends (U+2028, U+0085, ...) end none: texts may hold them.
+
+    Raises:
+        BadInput: it cannot be read, or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            content = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(GZIP) else file
+            with io.TextIOWrapper(content, encoding="utf-8-sig") as lines:
+                yield from (line.removesuffix("\n") for line in lines)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """The last lines of a log, whatever bytes it holds; fewer where it has fewer."""
+    return log.read_text(encoding="utf-8", errors="replace").strip().split("\n")[-count:]
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

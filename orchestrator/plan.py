@@ -3,8 +3,10 @@
 No model is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
 """
 
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,10 +59,11 @@ def check_inputs(recipe: "Recipe") -> Inputs:
             read_token_ids(folder)
         except ValueError as error:
             problems.append(f"policy.model: {error}")
-    for index, objective in enumerate(recipe.objectives):
-        problems += check_scorer(objective.scorer, f"objectives.{index}.scorer")
-        if objective.audit is not None:
-            problems += check_scorer(objective.audit, f"objectives.{index}.audit")
+    judges = {f"objectives.{index}.scorer": objective.scorer for index, objective in enumerate(recipe.objectives)}
+    audits = {f"objectives.{index}.audit": objective.audit for index, objective in enumerate(recipe.objectives)}
+    judges |= {where: audit for where, audit in audits.items() if audit is not None}
+    with ThreadPoolExecutor() as pool:  # servers may be slow to say nothing
+        problems += itertools.chain.from_iterable(pool.map(check_scorer, judges.values(), judges))
     problems += _check_functions(recipe)
     prompts: dict[str, tuple[str, ...]] = {}
     for key, limit in (("train", recipe.data.max_prompts), ("heldout", None)):
@@ -214,6 +217,9 @@ class Plan:
 def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]) -> str:
     """What is known of a run, for a person; no `inputs`: they are not there, no `nodes`: not known."""
     address = connection.joins_existing(recipe)
+    if inputs is not None:  # an evaluation takes no prompt twice
+        prompts = min(recipe.evaluate.prompts, len(inputs.heldout))
+        recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"prompts": prompts})})
     lines = [
         f"{recipe.name}: seed {recipe.seed}, objectives {', '.join(recipe.objective_names)}",
         f"method {_method_text(recipe)}",

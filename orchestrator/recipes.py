@@ -6,6 +6,7 @@ parsed tree before it is checked, so an override obeys the same rules as the fil
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +16,13 @@ from pydantic import ValidationError
 from learner.methods import METHODS, adopt
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
+from orchestrator.trees import parse_yaml, read_yaml
 from rewards.config import Section
+from rewards.paths import BESIDE, find
 
 G = TypeVar("G")
 M = TypeVar("M")
 S = TypeVar("S", bound=Section)
-MAX_NODES = 10_000
-"""Values of a recipe, far above any that a person writes: a small file of aliases can unfold to billions."""
 
 
 MOVED = {
@@ -37,10 +38,15 @@ MOVED = {
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read, override, fill in and check a recipe. Raises BadInput naming file, key path, rule and value."""
-    tree = read_yaml(Path(path))
+    """Read, override, fill in and check a recipe. Raises BadInput naming file, key path, rule and value.
+
+    Paths are found beside it, else in the working directory (`rewards.paths.find`).
+    """
+    tree, folder = read_yaml(Path(path)), Path(path).parent
     _apply_overrides(tree, overrides or [])
-    return parse_recipe(tree, where=str(path))
+    # A run's own recipe holds paths that were found; what lies beside it under such a name (its policy!) is another.
+    beside = None if (folder / "run.json").exists() else folder
+    return parse_recipe(tree, where=str(path), beside=beside)
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -50,12 +56,13 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return parse_recipe(tree, where=recipe.name)
 
 
-def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
-    tree = _fill_assets(tree)
+def parse_recipe(tree: dict[str, Any], *, where: str, beside: Path | None = None) -> Recipe:
+    """Fill in and check a recipe, whose relative paths may be found in the folder `beside` it. Raises BadInput."""
+    tree = _fill_assets(tree, beside)
     moved = [f"{where}: {old}: moved to {new}" for old, new in MOVED.items() if _holds(tree, old)]
     if moved:
         raise BadInput("\n".join(moved))
-    return check(Recipe.model_validate, tree, where)
+    return check(partial(Recipe.model_validate, context={BESIDE: beside}), tree, where)
 
 
 def _holds(tree: dict[str, Any], key: str) -> bool:
@@ -87,30 +94,6 @@ def read_record(kind: type[S], file: Path) -> S:
         raise BadInput(f"{file}: cannot be read: {error}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())[:500]}") from None
-    if not isinstance(tree, dict):
-        raise BadInput(f"{path}: must hold a mapping of sections, got {type(tree).__name__}")
-    if _is_larger_than(tree, MAX_NODES):
-        raise BadInput(f"{path}: must hold at most {MAX_NODES} values, aliases unfolded")
-    return tree
-
-
-def _is_larger_than(tree: Any, limit: int) -> bool:
-    """Whether a tree has more nodes than `limit`; an alias counts each time, and counting ends at the limit."""
-    pending, count = [tree], 0
-    while pending and count <= limit:
-        node = pending.pop()
-        count += 1
-        pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return count > limit
-
-
 def dump_recipe(recipe: Recipe) -> str:
     """Resolved recipe as YAML; loads back to an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -134,10 +117,7 @@ def _apply_override(tree: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise BadInput(f"override {item!r}: must read section.key=value")
-    try:
-        value = _parse_value(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise BadInput(f"override {item!r}: the value is not valid YAML, got {text!r}") from None
+    value = _parse_value(text, f"override {item!r}")
     *parents, last = key.split(".")
     node: Any = tree
     for part in parents:
@@ -151,8 +131,8 @@ def _apply_override(tree: dict[str, Any], item: str) -> None:
         raise BadInput(f"override {item!r}: {'.'.join(parents)} is not a section, got {node!r}")
 
 
-def _parse_value(text: str) -> Any:
-    value = yaml.safe_load(text)
+def _parse_value(text: str, place: str) -> Any:
+    value = parse_yaml(text, place)
     if isinstance(value, str):
         # YAML 1.1 reads 1e-4 (no dot) as text; every user means the number.
         try:
@@ -174,12 +154,12 @@ def _child(node: Any, part: str, item: str, *, create: bool) -> Any:
     return node[part]
 
 
-def _fill_assets(tree: dict[str, Any]) -> dict[str, Any]:
+def _fill_assets(tree: dict[str, Any], beside: Path | None) -> dict[str, Any]:
     """Replace `{seed}` in assets.directory and `{assets}` everywhere else; leaves malformed trees to the checker."""
     assets = tree.get("assets")
     if not isinstance(assets, dict) or not isinstance(assets.get("directory"), str):
         return tree
-    directory = assets["directory"].replace("{seed}", str(tree.get("seed", 0)))
+    directory = find(assets["directory"].replace("{seed}", str(tree.get("seed", 0))), beside)
 
     def fill(node: Any) -> Any:
         if isinstance(node, dict):

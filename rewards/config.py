@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rewards.environment import native_dtype
+from rewards.paths import Found, FunctionName
 
 CHAT_TEMPLATE = "{prompt} {weights}"
 LABEL = r"^[A-Za-z0-9]([A-Za-z0-9./_-]*[A-Za-z0-9])?$"
@@ -40,7 +41,7 @@ class HuggingFaceScorerConfig(Section):
     """A sequence classifier from a folder or a hub id; the score is one of its logits."""
 
     type: Literal["huggingface"] = "huggingface"
-    model: str = Field(min_length=1)
+    model: Found = Field(min_length=1)
     """Folder or hub id of a sequence classifier with its tokenizer."""
     template: str = "{prompt} {response}"
     """What the classifier reads. ``{response}`` is required, ``{prompt}`` is optional, each at most once."""
@@ -75,8 +76,8 @@ class PythonScorerConfig(Section):
     """A function ``fn(prompts, responses, **options) -> sequence of float | None``."""
 
     type: Literal["python"] = "python"
-    function: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
-    """``package.module:name``."""
+    function: FunctionName
+    """``file.py:name``, beside the recipe or in the working directory, or ``package.module:name``."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of every call."""
 

@@ -18,7 +18,7 @@ def local_folder(model: str) -> Path | None:
 
     Example: local_folder("./models/start") -> Path("models/start"); local_folder("Qwen/Qwen3-8B") -> None
     """
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     # a hub id has one slash at most
     is_meant = model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists()
     return folder if is_meant else None

@@ -7,7 +7,7 @@ from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScor
 from rewards.environment import describe, local_folder
 from rewards.model_config import check_weights, read_config, vocabulary_size
 from rewards.model_files import ModelError
-from rewards.remote import HTTPScorer
+from rewards.remote import HTTPScorer, asked_once
 from rewards.scorers import PythonScorer, Scorer, ScorerError, load_function
 from rewards.vocabulary import check_vocabulary
 
@@ -32,7 +32,8 @@ def check_scorer(config: ScorerConfig, where: str) -> list[str]:
     if isinstance(config, HTTPScorerConfig):
         if config.token_env is not None and not os.environ.get(config.token_env):
             return [f"{where}.token_env: environment variable {config.token_env!r} is not set"]
-        return []
+        problem = asked_once(config)
+        return [] if problem is None else [f"{where}.url: {problem}"]
     return [f"{where}.model: {problem}" for problem in _folder_problems(config)]
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util import Retry
 
 from rewards.config import HTTPScorerConfig
@@ -22,8 +22,14 @@ RETRY_STATUSES = (429, 500, 502, 503, 504)
 BACKOFF_S = 0.25
 """Wait before the second retry; it doubles with every further one, up to ``BACKOFF_MAX_S``."""
 BACKOFF_MAX_S = 30
+PROBE_S = 2.0
+"""Longest wait for the answer to the one response that a server is asked about before a run."""
 MAX_REPLY_BYTES = 16 << 20
 """A longer answer is refused; a score takes some twenty bytes."""
+
+
+class LateError(ScorerError):
+    """A server that is there and did not answer in time."""
 
 
 class HTTPScorer:
@@ -63,7 +69,7 @@ class HTTPScorer:
         return np.concatenate(batches) if batches else np.empty(0)
 
     def _score_batch(self, prompts: list[str], responses: list[str]) -> np.ndarray:
-        tries = f"{self._config.retries + 1} tries"
+        tries = f"{self._config.retries + 1} tries" if self._config.retries else "1 try"
         try:
             reply = self._session.post(
                 self._config.url,
@@ -74,7 +80,8 @@ class HTTPScorer:
                 stream=True,  # the body comes in `_read`, which bounds it
             )
         except requests.RequestException as error:
-            raise ScorerError(f"{self._where} is unreachable after {tries} ({type(error).__name__})") from None
+            kind = LateError if _is_late(error) else ScorerError
+            raise kind(f"{self._where} is unreachable after {tries} ({type(error).__name__})") from None
         with reply:
             if reply.status_code != 200:
                 after = f" after {tries}" if reply.status_code in RETRY_STATUSES else ""
@@ -99,10 +106,31 @@ class HTTPScorer:
                 if len(text) > MAX_REPLY_BYTES:
                     raise ScorerError(f"{self._where} answered with more than {MAX_REPLY_BYTES} bytes")
                 if time.monotonic() > deadline:
-                    raise ScorerError(f"{self._where}: its answer took longer than {self._config.timeout_s:g} s")
+                    raise LateError(f"{self._where}: its answer took longer than {self._config.timeout_s:g} s")
         except HTTPError as error:
-            raise ScorerError(f"{self._where} broke off its answer ({type(error).__name__})") from None
+            kind = LateError if isinstance(error, ReadTimeoutError) else ScorerError
+            raise kind(f"{self._where} broke off its answer ({type(error).__name__})") from None
         return text
+
+
+def asked_once(config: HTTPScorerConfig) -> str | None:
+    """What is wrong with a server that cannot score a first response; None also where it takes its time.
+
+    It is asked once, for at most `PROBE_S`: what is not there now would be missed by the first batch as well.
+    """
+    probe = config.model_copy(update={"retries": 0, "timeout_s": min(PROBE_S, config.timeout_s)})
+    try:
+        HTTPScorer(probe).score(["How do I boil an egg?"], ["In water, for eight minutes."])
+    except LateError:
+        return None
+    except ScorerError as error:
+        return str(error)
+    return None
+
+
+def _is_late(error: requests.RequestException) -> bool:
+    """Whether a server took a request and did not answer in time; the last retry's reason is what tells it."""
+    return isinstance(getattr(error.args[0] if error.args else None, "reason", None), ReadTimeoutError)
 
 
 class _BearerToken(requests.auth.AuthBase):

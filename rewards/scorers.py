@@ -12,6 +12,8 @@ import numpy as np
 
 from rewards.config import PythonScorerConfig
 from rewards.environment import describe
+from rewards.paths import is_file
+from rewards.sources import load_file
 
 
 class ScorerError(RuntimeError):
@@ -27,15 +29,17 @@ class Scorer(Protocol):
 
 
 def load_function(dotted: str) -> Callable[..., Any]:
-    """Import ``package.module:name``. Raises ScorerError saying which part is missing."""
-    module_name, _, attribute = dotted.partition(":")
+    """Import ``package.module:name`` or ``file.py:name``. Raises ScorerError saying which part is missing."""
+    place, _, attribute = dotted.rpartition(":")
     try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way
-        raise ScorerError(f"cannot import {module_name!r} of {dotted!r}: {describe(error)}") from error
+        module: Any = load_file(place) if is_file(place) else importlib.import_module(place)
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
+        raise ScorerError(f"cannot import {place!r} of {dotted!r}: {describe(error)}") from error
+    found = module
     for name in attribute.split("."):
         if not hasattr(found, name):
-            raise ScorerError(f"module {module_name!r} has no {attribute!r} (from {dotted!r})")
+            where = getattr(module, "__file__", None) or "built in"  # perhaps not the one that the user means
+            raise ScorerError(f"module {place!r} ({where}) has no {attribute!r} (from {dotted!r})")
         found = getattr(found, name)
     if not callable(found):
         raise ScorerError(f"{dotted!r} must be a function, got {type(found).__name__}")

@@ -110,8 +110,9 @@ def test_an_interval_is_students_t():
     assert found.show(2) == "2.00 ± 2.48"
 
 
-def test_one_seed_has_a_mean_and_no_interval_and_none_has_nothing():
+def test_one_seed_and_two_have_a_mean_and_no_interval_and_none_has_nothing():
     assert estimate([0.5]).show(2) == "0.50"
+    assert estimate([0.9, -0.04]).show(2) == "0.43"
     assert estimate([None]).show(2) == "-"
 
 
@@ -248,9 +249,11 @@ def test_a_page_is_made_again_from_results_files_alone(tmp_path, capsys):
     assert "none.json: cannot be read" in capsys.readouterr().err
 
 
-def test_one_seed_is_told_to_have_no_interval(tmp_path):
+def test_one_seed_and_two_are_told_to_have_no_interval(tmp_path):
     page = write_document([results(seeds=(0,))], tmp_path / "results.md").read_text()
     assert "one seed (no intervals)" in page and " ± 0" not in page
+    page = write_document([results(seeds=(0, 1))], tmp_path / "results.md").read_text()
+    assert "2 seeds (no intervals)" in page and " ± 0" not in page
 
 
 def test_results_are_read_back_and_other_files_refused(tmp_path):

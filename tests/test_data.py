@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
 from orchestrator.data import PromptStream, load_prompts, read_rows, spread
 from orchestrator.errors import BadInput
+
+ARROW = "data-00000-of-00001.arrow"
 
 
 def test_plain_and_gzipped_jsonl_give_the_same_prompts(tmp_path):
@@ -19,14 +22,76 @@ def test_plain_and_gzipped_jsonl_give_the_same_prompts(tmp_path):
     assert load_prompts(str(tmp_path / "a.jsonl.gz"), field="prompt") == prompts
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_prompts_keep_what_unicode_calls_line_ends(tmp_path, pack):
+    prompts = ["one\u2028two", "three\u2029four\x85five", "six"]
+    lines = "\r\n".join(json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts)
+    (tmp_path / "a.jsonl.gz").write_bytes(pack(b"\xef\xbb\xbf" + lines.encode()))
+    assert load_prompts(str(tmp_path / "a.jsonl.gz"), field="prompt") == prompts
+
+
+def test_half_a_character_in_a_prompt_is_named(tmp_path):
+    (tmp_path / "half.jsonl").write_text('{"prompt": "smile \\ud83d"}\n')
+    with pytest.raises(BadInput, match=r"half\.jsonl:1: 'prompt' must be whole characters, got half of one"):
+        load_prompts(str(tmp_path / "half.jsonl"), field="prompt")
+
+
 def test_a_datasets_folder_gives_its_prompts(tmp_path):
     from datasets import Dataset
 
-    Dataset.from_dict({"question": ["one", "two"], "other": [1, 2]}).save_to_disk(str(tmp_path / "set"))
-    assert load_prompts(str(tmp_path / "set"), field="question") == ["one", "two"]
-    with pytest.raises(BadInput, match="not one written by datasets"):
-        (tmp_path / "empty").mkdir()
-        load_prompts(str(tmp_path / "empty"), field="question")
+    questions = Dataset.from_dict({"question": ["one", "two\u2028three"], "other": [1, 2]})
+    questions.with_format("numpy", columns=["other"]).save_to_disk(str(tmp_path / "set"))
+    assert load_prompts(str(tmp_path / "set"), field="question") == ["one", "two\u2028three"]
+
+
+def truncate(size):
+    return lambda folder: os.truncate(folder / ARROW, size)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / ARROW).unlink(), "cannot be read as a datasets folder: .*No such file"),
+        (truncate(0), "cannot be read as a datasets folder: "),
+        (truncate(10), "cannot be read as a datasets folder: "),
+        (truncate(400), "cannot be read as a datasets folder: "),
+        (lambda folder: (folder / ARROW).write_text("junk" * 100), "cannot be read as a datasets folder: "),
+        (lambda folder: (folder / "state.json").unlink(), r"not one written by datasets.*\(no state\.json\)"),
+        (lambda folder: (folder / "dataset_info.json").unlink(), r"not one written by.*\(no dataset_info\.json\)"),
+        (lambda folder: (folder / "state.json").write_text("{"), "cannot be read as a datasets folder: "),
+        (lambda folder: (folder / "state.json").write_text("[]"), "cannot be read as a datasets folder: "),
+        (lambda folder: (folder / "dataset_info.json").write_text(""), "cannot be read as a datasets folder: "),
+    ],
+)
+def test_a_broken_datasets_folder_is_said_in_one_line(tmp_path, damage, said):
+    from datasets import Dataset
+
+    folder = tmp_path / "set"
+    Dataset.from_dict({"prompt": ["one", "two"] * 20}).save_to_disk(str(folder))
+    damage(folder)
+    with pytest.raises(BadInput, match=f"^{folder}: .*{said}") as error:
+        load_prompts(str(folder), field="prompt")
+    assert "\n" not in str(error.value)
+
+
+def test_a_datasets_folder_of_several_splits_is_told_with_their_names(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    one = Dataset.from_dict({"prompt": ["one"]})
+    DatasetDict({"train": one, "test": one}).save_to_disk(str(tmp_path / "sets"))
+    with pytest.raises(BadInput, match=r"got a DatasetDict; name one of its splits: test, train$"):
+        load_prompts(str(tmp_path / "sets"), field="prompt")
+    assert load_prompts(str(tmp_path / "sets" / "test"), field="prompt") == ["one"]
+
+
+def test_a_column_that_is_not_there_or_holds_no_text_is_named(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_dict({"question": ["one"], "prompt": [["chat"]]}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(BadInput, match=r"'text' must be a non-empty text, got None; the row has 'question', 'prompt'$"):
+        load_prompts(str(tmp_path / "set"), field="text")
+    with pytest.raises(BadInput, match=r"set:0: 'prompt' must be a non-empty text, got \['chat'\]$"):
+        load_prompts(str(tmp_path / "set"), field="prompt")
 
 
 def test_a_broken_line_is_named_by_file_and_number(tmp_path):

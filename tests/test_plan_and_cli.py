@@ -113,6 +113,43 @@ def test_what_has_no_room_is_said_with_a_table_of_demand_and_nodes(capsys, workp
     assert table[0].split()[:2] == ["asked", "by"] and table[-1].split()[:2] == ["this", "machine"]
 
 
+def test_what_has_no_room_is_said_with_the_keys_that_ask_for_it(capsys, workplace):
+    code, captured = run(capsys, workplace, "rollout.num_cpus=8", "learner.num_gpus=1", "objectives.1.replicas=3")
+    keys = "rollout.num_cpus, learner.num_cpus, learner.num_gpus, objectives.0.num_cpus, objectives.1.replicas"
+    assert code == 2
+    assert f"; what asks for it: {keys}, objectives.1.num_cpus\n" in captured.err
+
+
+def test_an_evaluation_is_planned_with_the_prompts_that_are_there(capsys, workplace):
+    code, said = run(capsys, workplace, "evaluate.prompts=48", "evaluate.samples=4")
+    assert (code, "11 vectors x 4 prompts x 4 = 176 responses" in said.out) == (0, True)
+
+
+def test_a_folder_instead_of_a_recipe_is_named_and_a_run_told_its_recipe(capsys, workplace, tmp_path):
+    assert main(["compare", str(tmp_path), str(workplace)]) == 2
+    assert capsys.readouterr().err == f"mi-epo: {tmp_path}: must be a YAML file, got a folder\n"
+    (tmp_path / "config.yaml").touch()
+    assert main(["compare", str(tmp_path), str(workplace)]) == 2
+    assert f"got a folder; the recipe of this run is {tmp_path / 'config.yaml'}\n" in capsys.readouterr().err
+
+
+def test_a_dead_server_is_refused_by_plan(capsys, workplace):
+    code, said = run(capsys, workplace, "objectives.1.scorer={type: http, url: 'http://127.0.0.1:9/score'}")
+    assert code == 2
+    problem = "scorer http://127.0.0.1:9/score is unreachable after 1 try (ConnectionError)"
+    assert said.err == f"mi-epo: objectives.1.scorer.url: {problem}\n"
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 5])
+def test_one_engine_one_rank_and_their_judges_fit_two_cores_by_default(workplace, objectives):
+    tree = recipe_tree(workplace)
+    del tree["rollout"]["num_cpus"], tree["learner"]["num_cpus"]
+    first = tree["objectives"][0]
+    tree["objectives"] = [{**first, "name": f"o{index}"} for index in range(objectives)]
+    machine = Node(name="this machine", cpus=2, gpus=0)
+    assert refusals(parse_recipe(tree, where="r"), machine) == []
+
+
 def test_several_problems_are_all_named_at_once(capsys, workplace):
     code, captured = run(capsys, workplace, "data.train=/nowhere/a", "data.heldout=/nowhere/b")
     assert code == 2

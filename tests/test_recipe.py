@@ -7,7 +7,8 @@ import yaml
 
 from learner.methods import METHODS
 from orchestrator.errors import BadInput
-from orchestrator.recipes import dump_recipe, load_recipe, parse_recipe, read_yaml
+from orchestrator.recipes import dump_recipe, load_recipe, parse_recipe
+from orchestrator.trees import read_yaml
 
 RECIPES = sorted((Path(__file__).parent.parent / "deploy" / "recipes").glob("*.yaml"))
 MINIATURE = str(Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml")

@@ -131,6 +131,12 @@ def test_rewinding_drops_what_will_be_done_again_and_a_line_that_a_kill_cut_shor
     assert steps("metrics.jsonl") == steps("samples.jsonl") == steps("evaluations.jsonl") == []
 
 
+def test_rewinding_keeps_an_evaluation_whose_prompts_hold_line_ends_of_unicode(tmp_path):
+    (tmp_path / "evaluations.jsonl").write_text('{"step": 0, "prompt": "a\u2028b\u2029c\x85d"}\n', encoding="utf-8")
+    RunDir(tmp_path).rewind(0)
+    assert RunDir(tmp_path).has_evaluation(0)
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(BadInput, match="not a run directory"):
         RunDir.open(tmp_path)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -202,6 +203,35 @@ def test_an_answer_that_trickles_is_given_up_at_the_deadline(server):
     with pytest.raises(ScorerError, match="took longer than 1 s"):
         server.scorer(timeout_s=1, retries=0).score(["p"] * 100, ["r"] * 100)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ((200, None), None),
+        ((404, {}), "answered with status 404, expected 200"),
+        ((503, {}), "answered with status 503 after 1 try, expected 200"),
+        ((200, b"<html>"), "did not answer with JSON"),
+        ((200, {"scores": []}), "must return 1 scores, got 0"),
+    ],
+)
+def test_a_server_is_asked_once_before_a_run(server, answer, problem):
+    server.answers = [answer]
+    found = check_scorer(HTTPScorerConfig(url=server.url, retries=9), "objectives.0.scorer")
+    assert len(server.requests) == 1
+    assert len(found) == (problem is not None)
+    assert all(said.startswith(f"objectives.0.scorer.url: scorer {server.url}") and problem in said for said in found)
+
+
+def test_a_server_that_is_down_is_known_before_a_run_and_one_that_takes_its_time_is_not_refused(server):
+    server.trickle_s = 0.2
+    assert check_scorer(HTTPScorerConfig(url=server.url, timeout_s=0.5), "o") == []
+    silent = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{silent.getsockname()[1]}/score"
+    assert check_scorer(HTTPScorerConfig(url=url, timeout_s=0.5), "o") == []
+    silent.close()
+    found = check_scorer(HTTPScorerConfig(url=url), "o")
+    assert found == [f"o.url: scorer {url} is unreachable after 1 try (ConnectionError)"]
 
 
 def test_a_server_that_is_down_is_named_without_its_query():

@@ -20,7 +20,7 @@ from pydantic import Field
 from learner.methods import METHODS, Merger, Method
 from orchestrator.bench.summary import summarize_side
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.files import locked, read_lines, replace_text
+from orchestrator.files import last_lines, locked, read_lines, replace_text
 from orchestrator.recipes import load_recipe
 from orchestrator.run.rundir import RunDir
 from rewards.config import Section
@@ -141,7 +141,9 @@ class CellRunner:
         with self._lock:
             self._processes.discard(process)
         if code and not self._stopped:
-            raise RunFailed(f"{cell.name}: ended with exit code {code}, see {log_path}: {_last_line(log_path)}")
+            raise RunFailed(
+                f"{cell.name}: ended with exit code {code}, see {log_path}: {last_lines(log_path, 1)[0]:.500}"
+            )
 
     def stop(self) -> None:
         """Ask running cells to stop, then end what does not."""
@@ -174,11 +176,6 @@ def _python_path() -> str:
     """The folders the packages were found in, so that `-m orchestrator` finds the same ones from anywhere."""
     here = str(Path(__file__).parents[2])
     return os.pathsep.join(dict.fromkeys([here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
-
-
-def _last_line(log_path: Path) -> str:
-    lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:500] if lines else "(no output)"
 
 
 class CellResult(Section):

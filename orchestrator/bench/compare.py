@@ -24,7 +24,7 @@ from orchestrator.bench.cells import (
     method_of,
     write_results,
 )
-from orchestrator.bench.tables import QUALITY, quality_table
+from orchestrator.bench.tables import LEAST_SEEDS, QUALITY, quality_table
 from orchestrator.cluster.connection import runs_that_fit
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
@@ -108,8 +108,8 @@ def compare(question: Question, recipe_path: str, overrides: Sequence[str], fold
     ]
     first = {method: several[0] for method, several in values.items()}
     _check_recipes(work, [*candidates, *make_cells(first, question.seeds), *sweep_cells(question, work, first)])
-    if len(question.seeds) < 2:
-        say("one seed: the tables will hold no intervals")
+    if len(question.seeds) < LEAST_SEEDS:
+        say(f"fewer than {LEAST_SEEDS} seeds: the tables will hold no intervals")
     jobs = question.jobs or runs_that_fit(recipe)
     _run_missing(work, candidates, jobs, say)
     tuning = [gather(work, cell) for cell in candidates]

@@ -107,7 +107,8 @@ def _sweep_section(results: Results) -> list[str]:
 
 def _seeds(results: Results) -> str:
     count = len(results.seeds)
-    return f"{count} seeds" if count > 1 else "one seed (no intervals)"
+    seeds = f"{count} seeds" if count > 1 else "one seed"
+    return seeds if count >= tables.LEAST_SEEDS else f"{seeds} (no intervals)"
 
 
 def _work_paragraph(results: Results) -> str:

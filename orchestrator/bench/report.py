@@ -8,12 +8,11 @@ import base64
 import json
 from pathlib import Path
 
-import yaml
-
 from orchestrator.bench.summary import metric_rows, summarize, summary_table
 from orchestrator.bench.verdict import judge_training
 from orchestrator.errors import BadInput
 from orchestrator.files import Record, as_text, read_lines
+from orchestrator.trees import parse_yaml
 from rewards.metrics import EVALUATION_METRICS, describe
 
 FIGURES = ("pareto", "control", "training")
@@ -100,8 +99,8 @@ def _sentence(summary: Record, metrics: list[Record], run: Record, config_text: 
     objectives = list(summary["objectives"])
     names = objectives[0] if len(objectives) == 1 else f"{', '.join(objectives[:-1])} and {objectives[-1]}"
     try:
-        model = str(yaml.safe_load(config_text)["policy"]["model"])
-    except (yaml.YAMLError, KeyError, TypeError):
+        model = str(parse_yaml(config_text, "config.yaml")["policy"]["model"])
+    except (BadInput, KeyError, TypeError):
         model = "the starting policy"
     if not metrics:
         return f"A policy that follows a preference vector over {names}, measured on the preference grid."

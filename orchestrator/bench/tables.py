@@ -17,6 +17,8 @@ T_975 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 """Quantile .975 of Student's t for 1, 2, ... degrees of freedom."""
+LEAST_SEEDS = 3
+"""Under two, the interval of a mean is nine times as wide as their spread: no interval says more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,7 @@ class Estimate:
     """Example: Estimate(mean=0.91, half_width=0.04, count=5)"""
 
     mean: float
-    half_width: float  # of the 95 % interval of the mean over seeds; NaN with fewer than two
+    half_width: float  # of the 95 % interval of the mean over seeds; NaN with fewer than `LEAST_SEEDS`
     count: int
 
     def show(self, digits: int) -> str:
@@ -35,12 +37,12 @@ class Estimate:
 
 
 def estimate(values: Sequence[float | None]) -> Estimate:
-    """Mean and half width of its 95 % t interval; missing values are left out."""
+    """Mean and half width of its 95 % t interval, from `LEAST_SEEDS` on; missing values are left out."""
     known = np.array([value for value in values if value is not None and np.isfinite(value)], dtype=float)
     if not len(known):
         return Estimate(mean=float("nan"), half_width=float("nan"), count=0)
     half_width = float("nan")
-    if len(known) > 1:
+    if len(known) >= LEAST_SEEDS:
         half_width = float(t_975(len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
     return Estimate(mean=float(known.mean()), half_width=half_width, count=len(known))
 

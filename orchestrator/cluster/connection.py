@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.cards import Gpu, card_of, installed_gpus, unusable
-from orchestrator.cluster.placement import Node, copies_that_fit, demands, obstacles, placement_table
+from orchestrator.cluster.placement import Node, asking_keys, copies_that_fit, demands, obstacles, placement_table
+from orchestrator.cluster.session import session_root, shorten
 from orchestrator.errors import BadInput, ComponentLost
 from orchestrator.estimate.memory import problems as memory_problems
 from rewards.environment import one_line
@@ -105,7 +106,10 @@ def no_room(recipe: "Recipe", nodes: Sequence[Node], where: str) -> str | None:
     found = list(obstacles(asked, nodes))
     if not found:
         return None
-    return f"{where} has no room for the recipe: {'; '.join(found)}\n{placement_table(asked, nodes)}"
+    return (
+        f"{where} has no room for the recipe: {'; '.join(found)}; what asks for it: {', '.join(asking_keys(recipe))}"
+        f"\n{placement_table(asked, nodes)}"
+    )
 
 
 def refusals(recipe: "Recipe", machine: Node) -> list[str]:
@@ -114,8 +118,16 @@ def refusals(recipe: "Recipe", machine: Node) -> list[str]:
     broken = unusable(machine.cards) if asks_gpus and machine.gpus else None
     card = card_of(machine.cards, recipe.cluster.card)
     room = no_room(recipe, [machine], "this machine")
-    found = [f"this machine's GPUs: {broken}" if broken else None, *memory_problems(recipe, card), room]
+    found = [f"this machine's GPUs: {broken}" if broken else None, *memory_problems(recipe, card), room, _no_session()]
     return [problem for problem in found if problem is not None]
+
+
+def _no_session() -> str | None:
+    try:
+        session_root()
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def check(recipe: "Recipe") -> None:
@@ -158,10 +170,13 @@ def connect(recipe: "Recipe", *, check: bool = True) -> "Iterator[Joined]":
         # address and turns 127.0.0.1 into it; this switch, meant for laptops, is the one way to loopback. It is read
         # when ray is imported. Delete when ray.init takes the address it is given.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default for a local cluster; said, it warns of nothing
     import ray
 
     def refused(error: Exception) -> BadInput | ComponentLost:
         where, why = repr(address or "local"), one_line(error)
+        if not address and check:
+            return BadInput(f"no local Ray cluster could be started: {why}")
         if check:
             return BadInput(f"cluster.address: no Ray cluster could be joined at {where}: {why}")
         return ComponentLost(f"the Ray cluster at {where} does not answer: {why}")
@@ -181,8 +196,10 @@ def connect(recipe: "Recipe", *, check: bool = True) -> "Iterator[Joined]":
         }
     try:
         try:
+            if not address:
+                shorten(os.environ)
             context = ray.init(**wanted)
-        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except Exception as error:  # of the system's, of Ray's, and plain ones where a process of it did not start
             raise refused(error) from None
         if check and (crowded := no_room(recipe, live_nodes(), f"Ray cluster {address or '(local)'}")):
             raise BadInput(crowded)

@@ -53,6 +53,16 @@ def demands(recipe: "Recipe") -> list[ActorDemand]:
     return [engines, _demand("learner", learner.ranks, learner), *judges]
 
 
+def asking_keys(recipe: "Recipe") -> Iterator[str]:
+    """Keys of the recipe that make it ask for as much as it does; those that ask for one actor or nothing are none."""
+    parts: list[tuple[str, Asks, str]] = [("rollout", recipe.rollout, "engines"), ("learner", recipe.learner, "ranks")]
+    parts += [(f"objectives.{index}", objective, "replicas") for index, objective in enumerate(recipe.objectives)]
+    for section, part, count in parts:
+        if getattr(part, count) > 1:
+            yield f"{section}.{count}"
+        yield from (f"{section}.{name}" for name in ("num_cpus", "num_gpus") if getattr(part, name))
+
+
 def pair_demand(recipe: "Recipe") -> ActorDemand:
     """Of a colocated run: an engine and its learner rank as one, on one GPU; judges may have what they leave of it."""
     rollout, learner = recipe.rollout, recipe.learner

@@ -18,9 +18,10 @@ from pydantic import Field
 from learner.types import LearnerError, read_meta, sha256_of
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
-from orchestrator.files import locked, read_lines, replace_text
-from orchestrator.recipes import dump_recipe, parse_recipe, read_record, read_yaml
+from orchestrator.files import keep_lines, locked, read_lines, replace_text
+from orchestrator.recipes import dump_recipe, parse_recipe, read_record
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
+from orchestrator.trees import read_yaml
 from rewards.config import Section
 
 if TYPE_CHECKING:
@@ -125,17 +126,8 @@ class RunDir:
             (EVALUATIONS, next_step),
         ):
             file = self.path / name
-            if not file.exists():
-                continue
-            kept = []
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-                try:
-                    if not line.endswith("\n") or json.loads(line)["step"] > last:
-                        break
-                except (ValueError, KeyError, TypeError):
-                    break
-                kept.append(line)
-            replace_text(file, "".join(kept))
+            if file.exists():
+                keep_lines(file, lambda record, last=last: record["step"] <= last)  # type: ignore[misc]
 
     def has_evaluation(self, step: int) -> bool:
         return any(record["step"] == step for record in read_lines(self.path / EVALUATIONS))

@@ -38,7 +38,6 @@ def build_once(
     Raises:
         BadInput: the folder cannot be written, or holds something that no build made.
     """
-    directory = directory.expanduser()
     digest = settings_digest(settings)
     late = f"{directory}: another process has been building it for {LOCK_TIMEOUT_S:g} s"
     with locked(directory.parent / f".{directory.name}.lock", timeout_s=LOCK_TIMEOUT_S, late=late):

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from orchestrator.bench.check.parts import PARTS, Part, Settings
-from orchestrator.files import as_text, finite, replace_text
+from orchestrator.files import as_text, finite, last_lines, replace_text
 from rewards.environment import one_line
 
 TOTAL_S = 480.0
@@ -119,8 +119,7 @@ def _in_a_process(part: Part, folder: Path, command: list[str], limit_s: float) 
     if late:
         return outcome | {"error": f"not done within {limit_s:.0f} s"}
     if not result.is_file():
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        return outcome | {"error": f"ended with {process.returncode}: {' '.join(last)}"}
+        return outcome | {"error": f"ended with {process.returncode}: {last_lines(log, 1)[0]}"}
     return outcome | json.loads(result.read_text(encoding="utf-8"))
 
 

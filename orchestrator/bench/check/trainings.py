@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from orchestrator.errors import RunFailed
-from orchestrator.files import read_lines, replace_text
+from orchestrator.files import last_lines, read_lines, replace_text
 
 ENGINE = "ray::RolloutActor"
 LAST_STEPS = 10
@@ -163,5 +163,4 @@ def _train(
                 watch(run)
             time.sleep(0.5)
     if run.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-3:]
-        raise RunFailed(f"train ended with {run.returncode}: {' / '.join(last)}")
+        raise RunFailed(f"train ended with {run.returncode}: {' / '.join(last_lines(log, 3))}")

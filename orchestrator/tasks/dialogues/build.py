@@ -103,7 +103,7 @@ def build_dialogues(
 
 def source_digest(data: str) -> str:
     """What the data are, wherever they lie: the sha256 of a file; the name of a hub data set or folder."""
-    file = Path(data).expanduser()
+    file = Path(data)
     return sha256_of(file) if file.is_file() else data
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from orchestrator.data import read_rows
+from orchestrator.data import is_unicode, read_rows
 from orchestrator.errors import BadInput
 from orchestrator.files import write_lines
 from orchestrator.recipes import check
@@ -232,7 +232,7 @@ def read_answers(source: str, options: PrepareOptions) -> Answers:
     by_prompt: dict[str, dict[str, None]] = {}
     used = 0
     for prompt, answer in found(source, options, skipped):
-        if _is_unicode(prompt + answer):
+        if is_unicode(prompt + answer):
             by_prompt.setdefault(prompt, {})[answer] = None
             used += 1
         else:
@@ -312,18 +312,9 @@ def _from_saferlhf(source: str, options: PrepareOptions, skipped: Counter[str]) 
             skipped["without a prompt or an answer"] += 1
 
 
-def _is_unicode(text: str) -> bool:
-    """False for a lone surrogate, which JSON can say and no file or tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _new(directory: Path) -> Path:
     """The same, absolute. Raises BadInput when something is in it."""
-    target = directory.expanduser().resolve()
+    target = directory.resolve()
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise BadInput(f"{directory}: already holds something; choose a new or empty folder")

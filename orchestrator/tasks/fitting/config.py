@@ -1,6 +1,7 @@
 """What a fit needs to know: where the rows are, which model to start from, how to optimise, where to write."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -8,8 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from learner.config import LoraSection
 from orchestrator.errors import BadInput
-from orchestrator.recipes import check, read_yaml
+from orchestrator.recipes import check
+from orchestrator.trees import read_yaml
 from rewards.config import HuggingFaceScorerConfig, PreferencesConfig, Section
+from rewards.environment import local_folder
+from rewards.paths import BESIDE, Found, Written
 
 
 class Architecture(Section):
@@ -102,17 +106,17 @@ class Optimization(Section):
 class FitConfig(Section):
     """What both fits share."""
 
-    data: str | None = None
+    data: Found | None = None
     """JSONL (plain or .gz) or a `datasets` folder. Null only when rows are passed in from Python."""
-    heldout: str | None = None
+    heldout: Found | None = None
     """Rows to measure on. Null: `heldout_fraction` of `data`, drawn by `seed`."""
     heldout_fraction: float = Field(default=0.05, ge=0, lt=1)
-    output: str = Field(min_length=1)
+    output: Written = Field(min_length=1)
     """Folder of the fitted model in Hugging Face format, with its tokenizer; must not hold a model yet."""
-    model: str | None = None
+    model: Found | None = None
     """Folder or hub id to start from. Exactly one of `model` and `architecture`."""
     architecture: Architecture | None = None
-    tokenizer: str | ByteLevelBPE | None = None
+    tokenizer: Found | ByteLevelBPE | None = None
     """Folder or hub id, or a tokenizer to train. Null: the one of `model`."""
     max_length: int = Field(default=512, ge=2)
     """Longest row in tokens. A longer one loses the start of its prompt, then (policy) the end of its response."""
@@ -173,12 +177,19 @@ C = TypeVar("C", bound=FitConfig)
 
 
 def load_fit_config(kind: type[C], path: Path) -> C:
-    """Reads a YAML file; unknown keys, wrong types and missing `data` are refused.
+    """Reads a YAML file; unknown keys, wrong types, missing `data` and folders that are not there are refused.
+
+    Paths are found beside it, else in the working directory (`rewards.paths.find`).
 
     Raises:
         BadInput: naming the file, the key path, the rule and the value.
     """
-    config = check(kind.model_validate, read_yaml(Path(path)), path)
+    path = Path(path)
+    config = check(partial(kind.model_validate, context={BESIDE: path.parent}), read_yaml(path), path)
     if config.data is None:
         raise BadInput(f"{path}: data: Field required")
+    for key, model in (("model", config.model), ("tokenizer", config.tokenizer)):
+        folder = local_folder(model) if isinstance(model, str) else None
+        if folder is not None and not folder.is_dir():
+            raise BadInput(f"{path}: {key}: folder {model!r} does not exist")
     return config

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from orchestrator.data import read_rows
+from orchestrator.data import read_rows, text_of
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import C, FitConfig, load_fit_config
 from orchestrator.tasks.fitting.devices import require_one
@@ -274,7 +274,7 @@ def _lawful_generation_config(model: Any) -> Iterator[Any]:
 
 def require_new_output(output: str) -> Path:
     """Raises BadInput when the folder already holds a model."""
-    path = Path(output).expanduser()
+    path = Path(output)
     if (path / "config.json").exists() or (path.exists() and not path.is_dir()):
         raise BadInput(f"{output}: already holds a model; choose another output folder")
     return path
@@ -289,8 +289,7 @@ def load_rows(path: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for place, row in read_rows(path):
         for name in fields:
-            if not isinstance(row.get(name), str) or (name != "prompt" and not row[name].strip()):
-                raise BadInput(f"{place}: {name!r} must be a non-empty text, got {row.get(name)!r:.100}")
+            text_of(row, name, place, may_be_empty=name == "prompt")
         rows.append(row)
     if not rows:
         raise BadInput(f"{path}: holds no rows")

@@ -57,7 +57,7 @@ def build_miniature(
         BadInput: unknown objectives, or a directory that cannot be written or holds something else.
         RunFailed: the fitted policy cannot read its preference vector, which no later stage could repair.
     """
-    directory = Path(directory).expanduser()
+    directory = Path(directory)
     objectives = _checked(objectives)
     settings = {
         "spec": asdict(spec),

@@ -1,0 +1,72 @@
+"""YAML as a tree of mappings, lists and plain values: no key twice, no tags, bounded; every YAML is read here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.constructor import SafeConstructor
+
+from orchestrator.errors import BadInput
+
+MAX_NODES = 10_000
+"""Values of a file, far above any that a person writes: a small file of aliases can unfold to billions."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a file. Raises BadInput: there is none that can be read; names file, key and lines."""
+    if path.is_dir():
+        own = f"; the recipe of this run is {path / 'config.yaml'}" if (path / "config.yaml").is_file() else ""
+        raise BadInput(f"{path}: must be a YAML file, got a folder{own}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    tree = parse_yaml(text, path)
+    if not isinstance(tree, dict):
+        raise BadInput(f"{path}: must hold a mapping of sections, got {type(tree).__name__}")
+    return tree
+
+
+def parse_yaml(text: str, place: object) -> Any:
+    """The value that a text says. Raises BadInput, with `place` in front: no YAML, a key twice, or too large."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        repeated = [] if root is None else list(_repeated_keys(root, (), set()))
+        # Not from the repeated ones, of which Python would keep the last and say nothing.
+        tree = None if root is None or repeated else SafeConstructor().construct_document(root)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadInput(f"{place}: not valid YAML: {' '.join(str(error).split())[:500]}") from None
+    if repeated:
+        raise BadInput("\n".join(f"{place}: {problem}" for problem in repeated))
+    if _is_larger_than(tree, MAX_NODES):
+        raise BadInput(f"{place}: must hold at most {MAX_NODES} values, aliases unfolded")
+    return tree
+
+
+def _repeated_keys(node: yaml.Node, path: tuple[str, ...], seen: set[int]) -> Iterator[str]:
+    """What to say of each key that a mapping has twice; one that a merge (`<<`) brings along may be set again."""
+    if id(node) in seen:  # by an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _repeated_keys(item, (*path, str(index)), seen)
+    elif isinstance(node, yaml.MappingNode):
+        first: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            identity, name, line = (key.tag, str(key.value)), (*path, str(key.value)), key.start_mark.line + 1
+            if identity in first:
+                yield f"{'.'.join(name)}: must stand once, stands in lines {first[identity]} and {line}"
+            first.setdefault(identity, line)
+            yield from _repeated_keys(value, name, seen)
+
+
+def _is_larger_than(tree: Any, limit: int) -> bool:
+    """Whether a tree has more nodes than `limit`; an alias counts each time, and counting ends at the limit."""
+    pending, count = [tree], 0
+    while pending and count <= limit:
+        node = pending.pop()
+        count += 1
+        pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return count > limit
