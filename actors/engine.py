@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,9 +50,6 @@ def engine_environment(config: RolloutConfig, model: str) -> dict[str, str]:
 def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
     """A synchronous ``vllm.LLM`` that draws from the policy as it is: no top-k, no penalties of the model's own."""
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would override kv_cache_memory_bytes
-    # Symptom: the first line of every run on CPU says that Triton has no CPU backend. Cause: vLLM says it while it is
-    # imported, before VLLM_LOGGING_LEVEL counts. Delete when it counts from the start.
-    logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
     from transformers import AutoConfig
     from vllm import LLM
     from vllm.config import WeightTransferConfig
