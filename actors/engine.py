@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -58,9 +57,6 @@ def load_engine(config: RolloutConfig, *, model: str, seed: int) -> Any:
         ModelError: what vLLM would not say, or not in the recipe's words; also whatever vLLM raises.
     """
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would override kv_cache_memory_bytes
-    # Symptom: the first line of every run on CPU says that Triton has no CPU backend. Cause: vLLM says it while it is
-    # imported, before VLLM_LOGGING_LEVEL counts. Delete when it counts from the start.
-    logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
     from vllm import LLM
     from vllm.config import WeightTransferConfig
     from vllm.platforms import current_platform

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -271,6 +272,9 @@ class RolloutActor:
     def _load(self) -> None:
         if self.config.num_gpus:
             os.environ.update(network_environment())  # as rank 0, whom its workers meet
+        # Symptom: the first line of every run on CPU says that Triton has no CPU backend. Cause: vLLM says it while it
+        # is imported, before VLLM_LOGGING_LEVEL counts. Delete when it counts from the start.
+        logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
         from vllm import SamplingParams
 
         from actors.engine import load_engine
