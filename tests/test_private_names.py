@@ -85,6 +85,7 @@ PYTHONS = frozenset(
         "__name__",
         "__setattr__",
         "__version__",
+        "_exit",
     }
 )
 

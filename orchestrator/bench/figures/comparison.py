@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.bench.figures.style import START, by_level, drawing, mixed_colors, objective_color
+from orchestrator.bench.figures.text import legend_below
 from rewards.metrics import EVALUATION_METRICS, describe
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ def plot_control(path: Path, results: Results) -> None:
             axes.set_title(results.objectives[k])
             axes.set_xlabel(f"weight on {results.objectives[k]}")
         grid.flat[0].set_ylabel("normalised reward")
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3))
+        legend_below(figure, grid.flat[0].get_legend_handles_labels()[0], columns=3)
 
 
 def plot_distributions(path: Path, results: Results) -> None:
@@ -116,8 +116,7 @@ def plot_curves(path: Path, results: Results) -> None:
                     axes.plot(tokens / 1e3, values.T, color=color, lw=0.6, alpha=0.4)
             axes.set_title(metric.name)
             axes.set_xlabel(f"{describe('generated_tokens').label} (thousands)")
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+        legend_below(figure, grid.flat[0].get_legend_handles_labels()[0])
 
 
 def _mean_points(cells: list[CellResult], index: int) -> np.ndarray:

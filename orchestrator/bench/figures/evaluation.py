@@ -21,6 +21,7 @@ from orchestrator.bench.figures.style import (
     objective_color,
     score_name,
 )
+from orchestrator.bench.figures.text import legend_below, place_labels
 from orchestrator.bench.summary import JUDGES
 from rewards.metrics import EVALUATION_METRICS, describe
 
@@ -52,8 +53,9 @@ def plot_pareto(path: Path, before: Record | None, after: Record) -> None:
                 axes.xaxis.label.set_fontsize(8.5)
                 axes.yaxis.label.set_fontsize(8.5)
         _draw_weight_key(figure.add_subplot(grid[:, -1]), objectives)
-        handles = _front_legend(before, after)
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.5)
+        legend_below(figure, _front_legend(before, after))
+        if len(objectives) == 2:
+            _label_ends(figure.axes[0], before, after)
 
 
 def _draw_front(axes: Axes, before: Record | None, after: Record, judge: str, pair: tuple[int, int]) -> None:
@@ -94,28 +96,19 @@ def _draw_front(axes: Axes, before: Record | None, after: Record, judge: str, pa
             colors_N3 = mixed_colors(preferences_NK)
             axes.scatter(best_NK[:, x], best_NK[:, y], s=32, marker="x", c=colors_N3, lw=1.4, zorder=2.5)
     _limit(axes, np.concatenate(clouds), np.concatenate(means))
-    if path_order and judge == "reward":
-        _label_ends(axes, np.array(after["points"], dtype=float), preferences_NK)
     axes.axhline(0, color="#CFCFCF", lw=0.9, zorder=0)
     axes.axvline(0, color="#CFCFCF", lw=0.9, zorder=0)
     axes.set_xlabel(f"{objectives[x]}  ({score_name(judge)})", color=INK)
     axes.set_ylabel(f"{objectives[y]}  ({score_name(judge)})", color=INK)
 
 
-def _label_ends(axes: Axes, points_NK: np.ndarray, preferences_NK: np.ndarray) -> None:
+def _label_ends(axes: Axes, before: Record | None, after: Record) -> None:
     """Say which weights the first, middle and last point stand for."""
-    for n in sorted({0, len(points_NK) // 2, len(points_NK) - 1}):
-        if np.isfinite(points_NK[n]).all():
-            weights = ", ".join(f"{weight:.2g}" for weight in preferences_NK[n])
-            axes.annotate(
-                f"w = ({weights})",
-                points_NK[n],
-                xytext=(7, 7),
-                textcoords="offset points",
-                fontsize=8.5,
-                zorder=6,
-                bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.75},
-            )
+    points_NK, preferences_NK = np.array(after["points"], dtype=float), np.array(after["preferences"], dtype=float)
+    shown = [n for n in sorted({0, len(points_NK) // 2, len(points_NK) - 1}) if np.isfinite(points_NK[n]).all()]
+    labels = [(points_NK[n], f"w = ({', '.join(f'{weight:.2g}' for weight in preferences_NK[n])})") for n in shown]
+    start_NK = np.array(before["points"] if before is not None else [], dtype=float).reshape(-1, 2)
+    place_labels(axes, labels, np.concatenate([points_NK, start_NK]))
 
 
 def _draw_weight_key(axes: Axes, objectives: list[str]) -> None:
@@ -226,7 +219,7 @@ def plot_control(path: Path, before: Record | None, after: Record) -> None:
             handles.append(Line2D([], [], color=INK, ls=(0, (4, 2.5)), lw=1.4, label=label))
         if before is not None:
             handles.append(Line2D([], [], color=START, marker="o", ms=5, lw=2, label="starting policy"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        legend_below(figure, handles)
 
 
 def _draw_control(

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
+from orchestrator.bench.figures.text import hold_texts
+
 Record = Mapping[str, Any]
 
 DPI = 170
@@ -108,6 +110,7 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
         yield figure
+        hold_texts(figure)
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=DPI, facecolor="white")
     image = Image.open(drawn).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
