@@ -31,6 +31,7 @@ from orchestrator.run.steering import asked_renderer, save_conditioning
 from orchestrator.run.stopping import StopFlag
 from orchestrator.run.telemetry import Recorder, training_totals
 from orchestrator.run.wiring import Crew, Hire, hire_on_ray
+from rewards.metrics import EVALUATION_METRICS, describe
 from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
@@ -56,10 +57,9 @@ class Run:
         self.recorder.say(f"evaluating policy version {policy_version} on the preference grid ...")
         record = self.evaluator(step, policy_version)
         self.recorder.evaluation(record)
-        self.recorder.say(
-            f"evaluation at step {step}: hypervolume {record['hypervolume']:.2f}  MIP {record['mip']:+.3f}  "
-            f"CRD {record['crd']:.3f}  ({record['seconds']:.1f} s)"
-        )
+        told = [describe(key, table=EVALUATION_METRICS) for key in ("hypervolume", "mip", "crd", "seconds")]
+        figures = "  ".join(f"{metric.label} {metric.show(metric.of(record))}" for metric in told)
+        self.recorder.say(f"evaluation at step {step}: {figures} s")
 
     def checkpoint(self, next_step: int, policy_version: int, in_flight: Sequence[ScoredBatch]) -> None:
         recipe, partial = self.recipe, self.run_dir.path / "checkpoints" / "partial"
