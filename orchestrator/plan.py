@@ -3,6 +3,7 @@
 No model is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
 """
 
+import contextlib
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
@@ -74,11 +75,12 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     if problems:
         raise BadInput("\n".join(problems))
     renderer = make_renderer(recipe, load_tokenizer(recipe.policy.model))
-    check_renderer(renderer, [*prompts["train"], *prompts["heldout"]], where="preferences.conditioning")
     rows = _rows(recipe.policy.model)
-    for vector in _written_vectors(recipe):
-        token_ids = renderer.token_ids(prompts["heldout"][0], vector)
-        _require_rows(renderer, token_ids, rows, where=f"preferences.conditioning, weights {vector}")
+    with contextlib.suppress(PreferenceError):  # `check_renderer` says it better
+        for vector in _written_vectors(recipe):
+            token_ids = renderer.token_ids(prompts["heldout"][0], vector)
+            _require_rows(renderer, token_ids, rows, where=f"preferences.conditioning, weights {vector}")
+    check_renderer(renderer, [*prompts["train"], *prompts["heldout"]], where="preferences.conditioning")
     longest, mean = 0, 0.0
     for key in ("heldout", "train"):
         tokens = _prompt_lengths(recipe, renderer, prompts[key], where=f"data.{key} {getattr(recipe.data, key)}")

@@ -56,7 +56,7 @@ def load_model(kind: ModelClass, model: str, *, head: Head, **options: Any) -> A
     """
     _refuse_code(model)
     folder = local_folder(model)
-    if folder is not None and folder.is_dir():
+    if folder is not None and folder.is_dir() and "gguf_file" not in options:
         require_weights(folder)
     import transformers
 

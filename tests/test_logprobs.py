@@ -135,5 +135,5 @@ def test_an_unknown_change_of_the_logits_is_refused() -> None:
 
 def test_a_folder_without_a_causal_language_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
-    with pytest.raises(LearnerError, match=f"policy.model: '{tmp_path}' does not load"):
+    with pytest.raises(LearnerError, match=f"policy.model: no configuration could be loaded from '{tmp_path}'"):
         load_policy(str(tmp_path), LearnerConfig(), dtype=torch.float32)

@@ -76,6 +76,7 @@ INTERNALS = frozenset({name for _, name in KNOWN if not name.startswith("_")}) |
 INTERNAL_MODULES = ("ray.core.generated",)
 PYTHONS = frozenset(
     {
+        "_exit",
         "__cause__",
         "__class__",
         "__dict__",
@@ -85,7 +86,6 @@ PYTHONS = frozenset(
         "__name__",
         "__setattr__",
         "__version__",
-        "_exit",
     }
 )
 
