@@ -511,6 +511,12 @@ def test_precision_is_mixed_on_a_gpu_unless_the_config_says_otherwise(bf16, gpus
     assert trainer._arguments(config, 3, gpus=gpus).bf16 is mixed
 
 
+def test_precision_may_be_mixed_where_no_gpu_is_found():
+    optimization = FEW_STEPS.model_copy(update={"bf16": True})
+    arguments = trainer._arguments(_policy_config("out", optimization=optimization, device="auto"), 3, gpus=0)
+    assert arguments.bf16 and arguments.use_cpu
+
+
 @pytest.mark.parametrize("length", [{}, {"steps": 2, "epochs": 1}])
 def test_a_fit_has_one_length(length):
     with pytest.raises(ValueError, match="exactly one of steps and epochs"):

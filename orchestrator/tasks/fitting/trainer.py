@@ -145,7 +145,7 @@ def _arguments(config: FitConfig, steps: int, *, gpus: int) -> TrainingArguments
         train_sampling_strategy="group_by_length" if optimization.group_by_length else "random",
         bf16=config.mixed_precision(gpus=gpus),
         gradient_checkpointing=optimization.gradient_checkpointing,
-        use_cpu=config.device == "cpu",
+        use_cpu=config.device == "cpu" or gpus == 0,  # said, or bfloat16 is refused where there is no GPU
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=1,
