@@ -213,7 +213,7 @@ class LearnerEngine:
             logprob, reference = module(block.input_ids, block.positions, block.targets, with_reference=True)
         else:
             with torch.no_grad():
-                reference = self._logprobs(self._reference, block)
+                reference = self._reference_logprobs(block)
             logprob = self._logprobs(module, block)
         return Evaluated(examples=examples, block=block, logprob=logprob, reference=reference)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from actors.config import RolloutConfig
 from actors.types import GenerationRequest
-from orchestrator.bench.check.models import SIZES, make_model
 
 ROUNDS = 3
 """Of each, in turn; the fastest counts. The first also captures and warms up."""
@@ -19,12 +18,11 @@ def measure_rollouts(
     """Tokens a second of `vllm.LLM.generate` and of the rollout actor, both with a seed for every response.
 
     Args:
-        name: of `SIZES`; the folder may hold another model, which is taken as it is.
+        name: what the figures call the model.
+        folder: holds it.
         prompts: each answered twice.
         graphs: CUDA graphs and compilation as vLLM has them by default.
     """
-    if not (folder / "config.json").is_file():
-        make_model(SIZES[name], folder, device="cpu" if cpu else "cuda")
     config = RolloutConfig(
         num_gpus=0 if cpu else 1,
         colocated=not cpu,  # the engine can sleep then

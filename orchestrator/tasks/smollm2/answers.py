@@ -58,11 +58,9 @@ def whole_sentences(text: str) -> str:
 def _answer(
     pipe: Any, model: str, prompt_ids: list[list[int]], config: RolloutConfig, per_prompt: int, seed: int
 ) -> None:
-    from actors.engine import engine_environment
+    from actors.engine import engine_environment, load_engine, sampling_params
 
     os.environ |= engine_environment(config, model)
-    from actors.engine import load_engine, sampling_params
-
     try:
         llm = load_engine(config, model=model, seed=seed)
         tokenizer = llm.get_tokenizer()
