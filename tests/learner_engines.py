@@ -1,5 +1,6 @@
 """A learner engine in a test's own process: its settings, a group of one rank, and what tests do with it."""
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,14 +28,21 @@ LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 MakeEngine = Callable[..., LearnerEngine]
 
 
-@contextmanager
-def group_of_one() -> Iterator[None]:
-    """A process group of this process alone, which the first engine joins."""
-    before = dict(os.environ)
-    os.environ.update(rank_environment(0, 1, free_port()))
-    yield
+def close_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def group_of_one() -> Iterator[None]:
+    """A process group of this process alone, which the process's first engine joins.
+
+    It stays until the process ends: DeepSpeed keeps the group it was first given, and a second one finds that dead.
+    """
+    before = dict(os.environ)
+    os.environ.update(rank_environment(0, 1, free_port()))
+    atexit.register(close_group)
+    yield
     os.environ.clear()
     os.environ.update(before)
 
