@@ -144,6 +144,9 @@ EVALUATION_METRICS = (
     Metric(key="kl_to_start", label="KL to the start", unit="nats", digits=2,
         definition="Mean over sampled responses of log pi - log pi_start under their w, both by the learner, summed "
             "over tokens; 0 before the first update."),
+    Metric(key="start_logprob", label="log-probability under the start", unit="nats/token", better="higher", digits=2,
+        definition="Log-probability of a sampled token under the start, by the learner; one that falls far below the "
+            "start's own answers', in the evaluation before the first update, is no longer its language."),
     Metric(key="distinct_responses", percent=True,
         definition="Share of different texts among the answers to one prompt under one vector, averaged."),
     Metric(key="response_length", unit="tokens", digits=1, definition="Mean number of sampled tokens in a response."),

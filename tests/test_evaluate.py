@@ -11,7 +11,7 @@ from orchestrator.errors import RunFailed
 from orchestrator.plan import make_renderer
 from orchestrator.recipes import load_recipe
 from orchestrator.run.evaluate import Evaluator, front_metrics, measure_normalizers
-from orchestrator.run.probe import log_ratios
+from orchestrator.run.probe import policy_and_start
 from orchestrator.run.sampling import Scored
 from rewards.normalize import Normalizer
 from tests.word_tokenizer import WordTokenizer
@@ -92,13 +92,15 @@ def test_responses_that_are_as_likely_under_every_vector_tell_nothing_about_w():
     assert record["identification_accuracy"] == 0
 
 
-def test_the_kl_to_the_start_is_the_mean_log_ratio_of_whole_responses():
+def test_the_distance_to_the_start_is_of_whole_responses_and_its_log_probability_of_a_token():
     def logprobs(prompt_ids, response_ids, *, reference=False):
         return [[-1.0, -2.5] if reference else [-0.5, -0.5] for _ in prompt_ids]
 
-    ratios = partial(log_ratios, logprobs)
-    assert evaluator(FakeSampler(), log_ratios=ratios)(0, 0)["kl_to_start"] == pytest.approx(-1.0 + 3.5)
-    assert evaluator(FakeSampler())(0, 0)["kl_to_start"] is None
+    record = evaluator(FakeSampler(), policy_and_start=partial(policy_and_start, logprobs))(0, 0)
+    assert record["kl_to_start"] == pytest.approx(-1.0 + 3.5)
+    assert record["start_logprob"] == pytest.approx(-3.5 / 2)
+    without = evaluator(FakeSampler())(0, 0)
+    assert (without["kl_to_start"], without["start_logprob"]) == (None, None)
 
 
 def test_equal_answers_under_one_vector_are_counted_once():
@@ -124,10 +126,12 @@ def test_a_vector_without_scores_ends_the_evaluation_with_its_name():
         front_metrics(np.array([[1.0, 0.0]]), np.full((1, 4, 2), np.nan), (-3, -3))
 
 
-def test_examples_show_one_prompt_under_vectors_from_end_to_end():
-    examples = evaluator(FakeSampler())(0, 0)["examples"]
-    assert len(examples) == 5
-    assert len({example["prompt"] for example in examples}) == 1
+def test_examples_show_prompts_under_vectors_from_end_to_end():
+    found = evaluator(FakeSampler())(0, 0)["examples"]
+    by_prompt = {example["prompt"]: [each for each in found if each["prompt"] == example["prompt"]] for example in found}
+    assert [len(examples) for examples in by_prompt.values()] == [5] * len(by_prompt)
+    examples, *others = by_prompt.values()
+    assert others
     assert examples[0]["preference"] == [1.0, 0.0]
     assert examples[-1]["preference"] == [0.0, 1.0]
 

@@ -7,7 +7,7 @@ import pytest
 from actors.types import GenerationRequest, Response, Rollout
 from orchestrator.errors import RunFailed
 from orchestrator.recipes import load_recipe
-from orchestrator.run.probe import PROMPTS, Probe, engine_mismatch, log_ratios, tolerance
+from orchestrator.run.probe import PROMPTS, Probe, engine_mismatch, policy_and_start, tolerance
 from orchestrator.run.sampling import Scored
 
 RECIPE = Path(__file__).parents[1] / "deploy" / "recipes" / "miniature.yaml"
@@ -90,8 +90,9 @@ def test_it_is_due_after_the_first_update_and_every_so_often():
     assert not any(never.is_due(version) for version in range(31))
 
 
-def test_log_ratios_are_of_whole_responses_and_by_the_learner_alone():
+def test_policy_and_start_are_of_whole_responses_and_by_the_learner_alone():
     def token_logprobs(prompt_ids, response_ids, *, reference=False):
         return [[-1.0, -3.0], [-2.0]] if reference else [[-0.5, -2.5], [-2.25]]
 
-    assert log_ratios(token_logprobs, [(1,), (2,)], [(3, 4), (5,)]) == [1.0, -0.25]
+    policy_N, start_N = policy_and_start(token_logprobs, [(1,), (2,)], [(3, 4), (5,)])
+    assert (policy_N.tolist(), start_N.tolist()) == ([-3.0, -2.25], [-4.0, -2.0])

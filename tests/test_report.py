@@ -220,6 +220,20 @@ def test_the_table_tells_before_after_and_change_by_each_judge(run):
     assert table[labels.index("ungrammatical rate")][1:] == ["2.0%", "2.0%", "+0.0 pts"]
 
 
+def test_every_prompt_s_answers_stand_by_their_vector_before_beside_after(tmp_path):
+    sides = []
+    for step in (0, 20):
+        two, other = (evaluation(2, step, prompt=prompt) for prompt in ("why do cats purr ?", "what is rain ?"))
+        for example in two["examples"]:
+            example["response"] = f"cats at {example['preference'][0]:g} by {step}"
+        sides.append({**two, "examples": [*two["examples"], *other["examples"]]})
+    html = write_report(make_run(tmp_path / "run", sides))[0].read_text()
+    assert html.index("why do cats purr ?") < html.index("cats at 1 by 20") < html.index("what is rain ?")
+    rows = [row for row in html.split("<tr>") if "cats at" in row]
+    found = [[float(row.split("cats at ")[n].split(" by ")[0]) for n in (1, 2)] for row in rows]
+    assert len(rows) == 5 and all(before == after for before, after in found)
+
+
 def test_a_collapsed_policy_is_reported_in_red_and_what_got_better_by_it_is_not_green(tmp_path):
     start, end = evaluation(2, 0), evaluation(2, 10)
     start |= {"mip": 0.26, "crd": 0.36, "distinct_responses": 1.0}

@@ -157,7 +157,8 @@ def test_log_probabilities_are_those_of_the_prompt_s_own_average_and_of_the_star
     sampler, renderer = soup_sampler()
     prompts = [tuple(renderer.token_ids("x", w)) for w in ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))]
     assert sampler.logprobs(prompts, [(1,)] * 3).tolist() == [-10, -100, -10]
-    assert sampler.log_ratios(prompts, [(1,)] * 3) == [-9, -99, -9]
+    averaged, start = sampler.policy_and_start(prompts, [(1,)] * 3)
+    assert (averaged - start).tolist() == [-9, -99, -9]
 
 
 def test_a_soup_answers_as_its_expert_at_a_corner_and_as_neither_in_between(tmp_path):

@@ -113,20 +113,17 @@ def _sentence(summary: Record, metrics: list[Record], run: Record, config_text: 
     )
 
 
-def _examples(evaluations: list[Record]) -> Record | None:
-    """One prompt, and for each vector the answer before and after with its scores."""
-    after = evaluations[-1].get("examples") or []
-    if not after:
-        return None
+def _examples(evaluations: list[Record]) -> list[Record]:
+    """Of each prompt whose answers were kept: for each vector the answer before and after with its scores."""
     earlier = evaluations[0].get("examples") or [] if len(evaluations) > 1 else []
-    prompt = after[0]["prompt"]
-    before = {tuple(item["preference"]): item for item in earlier if item["prompt"] == prompt}
-    answers = [
-        {"preference": item["preference"], "after": item, "before": before.get(tuple(item["preference"]))}
-        for item in after
-        if item["prompt"] == prompt
-    ]
-    return {"prompt": prompt, "answers": answers}
+    before = {(item["prompt"], *item["preference"]): item for item in earlier}
+    answers: dict[str, list[Record]] = {}
+    for item in evaluations[-1].get("examples") or []:
+        start = before.get((item["prompt"], *item["preference"]))
+        answers.setdefault(item["prompt"], []).append(
+            {"preference": item["preference"], "after": item, "before": start}
+        )
+    return [{"prompt": prompt, "answers": found} for prompt, found in answers.items()]
 
 
 def _settings(summary: Record, run: Record) -> list[tuple[str, str]]:

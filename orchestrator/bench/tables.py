@@ -91,7 +91,7 @@ QUALITY = _metrics("mip", "hypervolume", "crd", "spearman", "igd_plus", "steerin
 CONTROL = _metrics("kendall", "neighbour_overlap", "identification_accuracy", "information_nats", "sparsity")
 TRUTH = _metrics(
     *("audit/mip", "fraction_of_attainable/mip", "fraction_of_attainable/hypervolume"),
-    *("kl_to_start", "response_length", "distinct_responses"),
+    *("kl_to_start", "start_logprob", "response_length", "distinct_responses"),
 )
 SWEPT = (*QUALITY[:4], CONTROL[3], TRUTH[0], TRUTH[3])
 COST = tuple(map(describe, ("prompts", "generated_tokens", "learner_tokens")))

@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
 TokenIds = tuple[int, ...]
-LogRatios = Callable[[list[TokenIds], list[TokenIds]], Sequence[float]]
+PolicyAndStart = Callable[[list[TokenIds], list[TokenIds]], tuple[np.ndarray, np.ndarray]]
 CLOUD_POINTS = 64
 """Responses per vector kept for the scatter behind the Pareto front."""
-EXAMPLE_VECTORS = 5
+EXAMPLE_PROMPTS = EXAMPLE_VECTORS = 5
+"""Answers kept word for word, so that a reader sees what w does to them."""
 
 
 def measure_normalizers(
@@ -85,8 +86,9 @@ class Evaluator:
         renderer: writes w as the policy at hand reads it; at step 0 of a training run that is the start.
         asked: the same of the policy in training, from step 1 on; None: the same.
         normalizers: per judge, measured on the starting policy and frozen.
-        log_ratios: (prompt_ids, response_ids) -> log pi - log pi_start of every response. Both by one implementation:
-            what engine and learner differ by on the same weights is no distance. Without it the KL is left out.
+        policy_and_start: (prompt_ids, response_ids) -> (log pi, log pi_start) of every response. Both by one
+            implementation: what engine and learner differ by on the same weights is no distance. Without it the
+            distance to the start is left out.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Evaluator:
         normalizers: dict[Judge, Normalizer],
         *,
         asked: Renders | None = None,
-        log_ratios: LogRatios | None = None,
+        policy_and_start: PolicyAndStart | None = None,
     ) -> None:
         self.recipe = recipe
         self.sampler = sampler
@@ -106,7 +108,7 @@ class Evaluator:
         self.asked = asked or renderer
         self.prompts = spread(prompts, recipe.evaluate.prompts)
         self.normalizers = normalizers
-        self.log_ratios = log_ratios
+        self.policy_and_start = policy_and_start
         self.preferences = evaluation_grid(recipe.num_objectives)  # [N, K]
 
     def __call__(self, step: int, policy_version: int) -> dict[str, Any]:
@@ -140,7 +142,7 @@ class Evaluator:
             "prompt_intervals": self._prompt_intervals(rewards, samples),
             "identification_accuracy": self._identification_accuracy(scored.rollouts, renderer),
             "information_nats": self._information(scored.rollouts, renderer),
-            "kl_to_start": self._kl_to_start(scored.rollouts),
+            **self._distance_to_start(scored.rollouts),
             "samples": samples,
             "distinct_responses": _distinct_responses(scored.rollouts),
             "response_length": float(np.mean(lengths)),
@@ -229,29 +231,34 @@ class Evaluator:
         asked = np.array([rollout.request.preference for rollout in chosen])
         return information_nats(logprobs, np.abs(asked[:, None] - self.preferences).sum(axis=-1).argmin(axis=1))
 
-    def _kl_to_start(self, rollouts: Sequence[Rollout]) -> float | None:
-        """Mean over sampled responses of log pi(y|x, w) - log pi_start(y|x, w), nats per response; lower is closer.
+    def _distance_to_start(self, rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+        """How far sampled responses are from what the frozen start would say under the same w.
 
-        An estimate of the KL divergence from the policy to the frozen start, so it may fall a little below zero.
+        kl_to_start: mean of log pi(y|x, w) - log pi_start(y|x, w), nats per response; lower is closer. An estimate of
+        the KL divergence from policy to start, so it may fall a little below zero.
+        start_logprob: log pi_start(y|x, w) per token. Text that the start would not write falls far below what the
+        start gives its own.
         """
-        if self.log_ratios is None or not self.recipe.evaluate.identification_responses:
-            return None
+        if self.policy_and_start is None or not self.recipe.evaluate.identification_responses:
+            return {"kl_to_start": None, "start_logprob": None}
         chosen = _answered(rollouts, self.recipe.evaluate.identification_responses)
-        ratios = self.log_ratios(
-            [rollout.request.prompt_ids for rollout in chosen], [rollout.responses[0].token_ids for rollout in chosen]
-        )
-        return float(np.mean(ratios))
+        responses = [rollout.responses[0].token_ids for rollout in chosen]
+        policy_N, start_N = self.policy_and_start([rollout.request.prompt_ids for rollout in chosen], responses)
+        return {
+            "kl_to_start": float(np.mean(policy_N - start_N)),
+            "start_logprob": float(np.sum(start_N)) / sum(map(len, responses)),
+        }
 
     def _examples(self, rollouts: Sequence[Rollout], rewards: np.ndarray) -> list[dict[str, Any]]:
-        """One held-out prompt under `EXAMPLE_VECTORS` vectors spread over the grid; rewards [N * P, samples, K]."""
-        prompt_index = len(self.prompts) // 2
+        """Prompts spread over the held-out ones, each under vectors spread over the grid; rewards [N * P, samples, K]."""
         return [
             {
-                "prompt": self.prompts[prompt_index],
+                "prompt": self.prompts[p],
                 "preference": self.preferences[n].tolist(),
-                "response": rollouts[n * len(self.prompts) + prompt_index].responses[0].text,
-                "scores": rewards[n * len(self.prompts) + prompt_index, 0].tolist(),
+                "response": rollouts[n * len(self.prompts) + p].responses[0].text,
+                "scores": rewards[n * len(self.prompts) + p, 0].tolist(),
             }
+            for p in spread(range(len(self.prompts)), EXAMPLE_PROMPTS)
             for n in spread(range(len(self.preferences)), EXAMPLE_VECTORS)
         ]
 

@@ -67,10 +67,12 @@ class Probe:
         return mismatch
 
 
-def log_ratios(logprobs: TokenLogprobs, prompt_ids: Sequence[Ids], response_ids: Sequence[Ids]) -> list[float]:
-    """log pi(y|x) - log pi_start(y|x) of every response, by the learner alone; exactly 0 before the first update."""
+def policy_and_start(
+    logprobs: TokenLogprobs, prompt_ids: Sequence[Ids], response_ids: Sequence[Ids]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(log pi(y|x), log pi_start(y|x)) of every response [N], by the learner alone; equal before the first update."""
     policy, start = logprobs(prompt_ids, response_ids), logprobs(prompt_ids, response_ids, reference=True)
-    return [sum(ours) - sum(theirs) for ours, theirs in zip(policy, start, strict=True)]
+    return np.array([sum(tokens) for tokens in policy]), np.array([sum(tokens) for tokens in start])
 
 
 def engine_mismatch(engine_T: Sequence[Sequence[float]], learner_T: Sequence[Sequence[float]]) -> float:

@@ -131,8 +131,8 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
         renderer = RememberingRenderer(inputs.renderer)
         merged = SoupSampler(join_sampler(recipe, fleet, actors, failures), source, fleet, renderer, merger)
         evaluator = partial(Evaluator, recipe, prompts=inputs.heldout, normalizers=normalizers)
-        of_start = evaluator(first, inputs.renderer, log_ratios=lambda prompt_ids, _: [0.0] * len(prompt_ids))
-        of_merges = evaluator(merged, renderer, log_ratios=merged.log_ratios if start else None)
+        of_start = evaluator(first, inputs.renderer, policy_and_start=lambda *asked: (first.logprobs(*asked),) * 2)
+        of_merges = evaluator(merged, renderer, policy_and_start=merged.policy_and_start if start else None)
         for step, evaluate in ((0, of_start), (recipe.loop.steps, of_merges)):
             say(f"evaluating {'the merges' if step else 'the starting policy'} on the preference grid ...")
             with (run_dir.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
@@ -230,11 +230,13 @@ class SoupSampler:
             found[rows] = self.sampler.logprobs([prompt_ids[row] for row in rows], [response_ids[row] for row in rows])
         return found
 
-    def log_ratios(self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]) -> list[float]:
-        """[N]: each under its own average against the starting policy, the source's last part."""
+    def policy_and_start(
+        self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities [N] under each prompt's own average, and under the starting policy, the source's last part."""
         averaged = self.logprobs(prompt_ids, response_ids)
         self._send([*[0.0] * (len(self.source) - 1), 1.0])
-        return (averaged - self.sampler.logprobs(prompt_ids, response_ids)).tolist()
+        return averaged, self.sampler.logprobs(prompt_ids, response_ids)
 
     def _pour(self, preference: Sequence[float]) -> int:
         coefficients = self.merger.coefficients(list(preference))

@@ -23,7 +23,7 @@ from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.health import nothing_learned
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
-from orchestrator.run.probe import Probe, log_ratios
+from orchestrator.run.probe import Probe, policy_and_start
 from orchestrator.run.record import record_run
 from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
 from orchestrator.run.stages import CrewLearner, CrewSampler, Pending, Pushes
@@ -195,7 +195,7 @@ def _train(
         inputs.heldout,
         normalizers,
         asked=asked_renderer(METHODS[recipe.method.type].asks_for, renderer),
-        log_ratios=partial(log_ratios, crew.learner.token_logprobs),
+        policy_and_start=partial(policy_and_start, crew.learner.token_logprobs),
     )
     with Recorder(
         recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version
