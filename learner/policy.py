@@ -261,6 +261,8 @@ def _load(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> PolicyMod
     try:
         settings = load_config(model)
         _disable_dropout(settings)
+        if config.attention == "eager":
+            settings._attn_implementation = "eager"
         causal_lm = load_model("AutoModelForCausalLM", model, head="whole", config=settings, dtype=dtype)
     except ModelError as error:
         raise LearnerError(f"policy.model: {error}") from error

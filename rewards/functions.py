@@ -8,12 +8,12 @@ import math
 from collections.abc import Sequence
 
 
-def brevity(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+def brevity(prompts: Sequence[str], responses: Sequence[str], *, enough: int = 0) -> list[float]:
     """-log(1 + words): 0 for an empty response, falling by about the same with each doubling.
 
-    Fooled by saying nothing.
+    Fooled by saying nothing, unless `enough` words are asked for: a shorter response then scores no better.
     """
-    return [-math.log1p(len(response.split())) for response in responses]
+    return [-math.log1p(max(enough, len(response.split()))) for response in responses]
 
 
 def detail(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:

@@ -73,16 +73,40 @@ def sample_preference_pairs(
     """
     draws = quantize(rng.dirichlet(np.full(k, float(alpha)), size=(n, 1 + negatives)), decimals)
     positive_NK, negative_NMK = draws[:, 0], draws[:, 1:]
+    _move_away(rng, positive_NK, negative_NMK, alpha=alpha, decimals=decimals, min_distance=min_distance)
+    return positive_NK, negative_NMK
+
+
+def sample_negatives(
+    rng: np.random.Generator, positive_NK: np.ndarray, *, alpha: float, decimals: int, min_distance: float
+) -> np.ndarray:
+    """One w- [N, K] for each given w+ [N, K], as `sample_preference_pairs` draws it, ``min_distance`` included."""
+    n, k = positive_NK.shape
+    negative_NMK = quantize(rng.dirichlet(np.full(k, float(alpha)), size=(n, 1)), decimals)
+    _move_away(rng, positive_NK, negative_NMK, alpha=alpha, decimals=decimals, min_distance=min_distance)
+    return negative_NMK[:, 0]
+
+
+def _move_away(
+    rng: np.random.Generator,
+    positive_NK: np.ndarray,
+    negative_NMK: np.ndarray,
+    *,
+    alpha: float,
+    decimals: int,
+    min_distance: float,
+) -> None:
+    """Draw again, in place, what of `negative_NMK` is too near."""
+    k = positive_NK.shape[-1]
     for attempt in range(MAX_REDRAWS + 1):
         near_NM = np.abs(positive_NK[:, None] - negative_NMK).sum(axis=-1) < min_distance - 1e-9
         if not near_NM.any():
-            break
+            return
         if attempt == MAX_REDRAWS:
             farthest_NK = np.eye(k)[positive_NK.argmin(axis=1)]
             negative_NMK[near_NM] = np.broadcast_to(farthest_NK[:, None], negative_NMK.shape)[near_NM]
-            break
+            return
         negative_NMK[near_NM] = quantize(rng.dirichlet(np.full(k, float(alpha)), size=int(near_NM.sum())), decimals)
-    return positive_NK, negative_NMK
 
 
 class WeightSampler(Protocol):

@@ -128,7 +128,9 @@ def test_a_vector_without_scores_ends_the_evaluation_with_its_name():
 
 def test_examples_show_prompts_under_vectors_from_end_to_end():
     found = evaluator(FakeSampler())(0, 0)["examples"]
-    by_prompt = {example["prompt"]: [each for each in found if each["prompt"] == example["prompt"]] for example in found}
+    by_prompt = {
+        example["prompt"]: [each for each in found if each["prompt"] == example["prompt"]] for example in found
+    }
     assert [len(examples) for examples in by_prompt.values()] == [5] * len(by_prompt)
     examples, *others = by_prompt.values()
     assert others

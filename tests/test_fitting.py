@@ -3,10 +3,12 @@ import hashlib
 import json
 import os
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.config import LoraSection
 from orchestrator.cli import main
@@ -15,7 +17,16 @@ from orchestrator.tasks.fitting import bradley_terry, models, trainer
 from orchestrator.tasks.fitting.bradley_terry import fit_reward, run_reward_fit
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
 from orchestrator.tasks.fitting.devices import leave_one_gpu, require_one
-from orchestrator.tasks.fitting.supervised import fit_policy, run_policy_fit
+from orchestrator.tasks.fitting.supervised import (
+    _collator,
+    _contrastive_loss,
+    _encode,
+    _paired,
+    _response_loss,
+    fit_policy,
+    run_policy_fit,
+)
+from rewards.config import PreferencesConfig
 
 SMALL = Architecture(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=48, max_positions=64)
 TOKENIZER = ByteLevelBPE(vocab_size=280)
@@ -117,8 +128,6 @@ def test_a_fit_leaves_the_global_random_state_of_new_models_alone(tmp_path):
 
 
 def test_rows_with_preferences_are_written_by_the_renderer_and_only_responses_are_learned(tmp_path):
-    from orchestrator.tasks.fitting.supervised import _encode
-
     config = _policy_config(tmp_path / "policy", objectives=("short", "kind"))
     tokenizer = models.make_tokenizer(config, ["some text"])
     by_order = {"prompt": "Hi", "response": " Yo", "preference": [0.3, 0.7]}
@@ -251,6 +260,73 @@ def test_the_bradley_terry_loss_equals_the_hand_computed_one():
 def test_a_probability_that_is_none_is_refused(value):
     with pytest.raises(BadInput, match=r"probability must lie in \[0.5, 1\]"):
         bradley_terry._by_prompt([{"prompt": "p", "chosen": "a", "rejected": "b", "probability": value}])
+
+
+LEVELS = [
+    {"prompt": f"{word}?", "response": f" {answer}!", "preference": [float(low), float(1 - low)]}
+    for word in ("red", "blue", "green", "black")
+    for answer, low in (("no", 1), ("yes", 0))
+]
+
+
+def test_a_contrast_teaches_which_answer_goes_with_which_preference(tmp_path):
+    steps = Optimization(steps=100, batch_size=8, learning_rate=1e-2)
+    section = {
+        "objectives": ("short", "kind"),
+        "preferences": PreferencesConfig(min_distance=0.5),
+        "optimization": steps,
+    }
+
+    def gap(name, contrast):
+        """Mean of log pi under a row's own preference minus that under the other."""
+        config = _policy_config(tmp_path / name, contrast=contrast, heldout_fraction=0, **section)
+        fit_policy(config, LEVELS * 2)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name).requires_grad_(False)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        swapped = [{**row, "preference": row["preference"][::-1]} for row in LEVELS]
+        own, other = (
+            [
+                -float(_response_loss(model, _collator(0)([each]))) * sum(label >= 0 for label in each["labels"])
+                for each in _encode(config, tokenizer, rows)[0]
+            ]
+            for rows in (LEVELS, swapped)
+        )
+        return np.mean(np.subtract(own, other))
+
+    assert gap("contrast", 1.0) > max(2.0, 2 * gap("plain", 0.0))
+
+
+def test_the_contrastive_loss_equals_the_hand_computed_one():
+    class Fixed(torch.nn.Module):
+        """Logits that depend on the token before alone."""
+
+        def forward(self, input_ids, attention_mask, use_cache):
+            table = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 2.0], [0.5, 0.0, 0.0]])
+            return SimpleNamespace(logits=table[input_ids])
+
+    own, other = ({"input_ids": [1, *ids], "labels": [-100, *ids]} for ids in ([2, 1], [1, 1]))
+    batch = _paired(_collator(0))([{**own, "other": other}])
+    after_1 = np.log(np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum())
+    after_2 = np.log(np.exp([0.5, 0, 0]) / np.exp([0.5, 0, 0]).sum())
+    own_logprob, other_logprob = after_1[2] + after_2[1], 2 * after_1[1]
+    expected = -own_logprob / 2 + 0.7 * np.log1p(np.exp(other_logprob - own_logprob))
+    assert float(_contrastive_loss(Fixed(), batch, contrast=0.7)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "objectives", "said"),
+    [
+        ([{"prompt": "a", "response": "b"}] * 4, ("x", "y"), "contrast needs a preference in every row, 4 have none"),
+        (
+            [{"prompt": "a", "response": "b", "preference": [1.0]}] * 4,
+            ("x",),
+            r"contrast: needs at least two .*\['x'\]",
+        ),
+    ],
+)
+def test_a_contrast_that_has_nothing_to_tell_apart_is_refused(rows, objectives, said, tmp_path):
+    with pytest.raises(BadInput, match=said):
+        fit_policy(_policy_config(tmp_path / "out", contrast=1.0, objectives=objectives), rows)
 
 
 def test_micro_batches_give_the_same_step_as_the_whole_batch(tmp_path):

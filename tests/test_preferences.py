@@ -16,6 +16,7 @@ from rewards.preferences import (
     evaluation_grid,
     parse_preference,
     quantize,
+    sample_negatives,
     sample_preference_pairs,
     simplex_grid,
 )
@@ -258,6 +259,16 @@ def test_a_least_distance_keeps_w_minus_away_and_leaves_w_plus_as_it_was(k):
     assert (distance < 0.9).any() and np.abs(kept[:, None] - far).sum(axis=-1).min() > 1 - 1e-9
     assert np.array_equal(far[distance >= 1], neg[distance >= 1])
     assert np.allclose(far.sum(axis=-1), 1)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_given_w_plus_gets_a_w_minus_that_keeps_its_distance(k):
+    given = np.repeat(np.eye(k), 50, axis=0)
+    draw = functools.partial(sample_negatives, positive_NK=given, alpha=0.5, decimals=1)
+    far = draw(np.random.default_rng(3), min_distance=1.0)
+    assert far.shape == given.shape and np.abs(given - far).sum(axis=-1).min() > 1 - 1e-9
+    assert (quantize(far, 1) == far).all() and len(np.unique(far, axis=0)) > 5
+    assert np.abs(given - draw(np.random.default_rng(3), min_distance=0.0)).sum(axis=-1).min() < 0.9
 
 
 def test_several_w_minus_are_independent_and_all_keep_their_distance():

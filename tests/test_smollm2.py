@@ -1,6 +1,7 @@
 """SmolLM2 as a starting policy: where its weights are found, and what its start learns from."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from orchestrator.recipes import load_recipe
 from orchestrator.tasks.smollm2.answers import whole_sentences
 from orchestrator.tasks.smollm2.questions import split_questions
 from orchestrator.tasks.smollm2.source import GGUF, Found, find_weights, package_folder, save_weights
-from orchestrator.tasks.smollm2.start import conditioned_rows, score_answers
+from orchestrator.tasks.smollm2.start import described_rows, plain_prompt, score_answers
+from rewards.config import ConditioningConfig
 from tests.tiny_models import make_tiny_policy
 
 RECIPE = Path(__file__).parents[1] / "deploy" / "recipes" / "smollm2.yaml"
@@ -66,20 +68,40 @@ def test_an_answer_that_was_cut_ends_with_its_last_whole_sentence(text, whole):
     assert whole_sentences(text) == whole
 
 
-def test_under_each_vector_the_answer_that_it_wants_most_is_learned():
-    scores = [np.array([[1.0, -1.0], [-1.0, 1.0], [0.6, 0.6]]), np.array([[0.0, 0.0]])]
-    rows = conditioned_rows(["q", "alone"], [["a", "b", "c"], ["d"]], scores, vectors=40, seed=0)
-    assert len(rows) == 40 and {row["prompt"] for row in rows} == {"q"}
-    learned = {tuple(row["preference"]): row["response"] for row in rows}
-    assert learned[(1.0, 0.0)] == "a" and learned[(0.0, 1.0)] == "b"
-    assert {learned[w] for w in learned if 0.4 <= w[0] <= 0.6} == {"c"}
-    corners = sum(max(row["preference"]) == 1 for row in rows)
-    assert corners >= 20
+def test_every_answer_is_learned_under_the_vector_that_says_what_it_is():
+    scores = [np.array([[1.0, -1.0], [-2.0, 2.0]]), np.array([[0.4, 0.4]])]
+    rows = described_rows(["q", "r"], [["a", "b"], ["c"]], scores, decimals=2)
+    assert [(row["prompt"], row["response"]) for row in rows] == [("q", "a"), ("q", "b"), ("r", "c")]
+    high = 1 / (1 + np.exp(-2 * 1.28))
+    assert rows[0]["preference"] == pytest.approx([high, 1 - high], abs=0.005)
+    assert rows[1]["preference"] == [0.01, 0.99] and rows[2]["preference"] == [0.5, 0.5]
+
+
+def test_scores_that_have_nothing_to_do_with_each_other_make_vectors_from_corner_to_corner():
+    scores = np.random.default_rng(0).standard_normal((4000, 2))
+    rows = described_rows(["q"], [["a"] * 4000], [scores], decimals=2)
+    shares, _ = np.histogram([row["preference"][0] for row in rows], bins=5, range=(0, 1))
+    assert shares / 4000 == pytest.approx([0.2] * 5, abs=0.04)
 
 
 def test_an_answer_without_a_score_is_not_learned_from():
-    rows = conditioned_rows(["q"], [["a", "b", "c"]], [np.array([[9, np.nan], [0, 1], [1, 0]])], vectors=8, seed=0)
-    assert {row["response"] for row in rows} == {"b", "c"}
+    rows = described_rows(["q"], [["a", "b", "c"]], [np.array([[9, np.nan], [0, 1], [1, 0]])], decimals=1)
+    assert [row["response"] for row in rows] == ["b", "c"]
+    assert described_rows(["q"], [["a"]], [np.array([[np.nan, 1]])], decimals=1) == []
+
+
+class MessageTokenizer:
+    """A message is a token."""
+
+    def apply_chat_template(self, messages, add_generation_prompt):
+        return {"input_ids": [f"{message['role']}: {message['content']}" for message in messages]}
+
+
+def test_a_question_is_asked_without_w_and_with_what_else_the_chat_says():
+    ask = partial(plain_prompt, MessageTokenizer(), "Why?")
+    brief = ConditioningConfig(style="chat", system="Be brief.", template="{prompt} [{weights}]")
+    assert ask(brief) == ["system: Be brief.", "user: Why?"]
+    assert ask(ConditioningConfig(style="chat", system="Heed {weights}.")) == ["user: Why?"]
 
 
 def test_answers_are_scored_by_the_recipes_judges_on_one_scale():

@@ -15,6 +15,11 @@ EASY = "The cat sat on the mat. It was fun."
 HARD = "Notwithstanding organisational difficulties, international negotiations continued."
 
 
+def test_saying_less_than_enough_is_no_briefer():
+    texts = ["", "one", "one two", "one two three"]
+    assert brevity([""] * 4, texts, enough=2) == brevity([""] * 4, ["one two"] * 3 + ["one two three"])
+
+
 def test_brevity_and_detail_are_opposites():
     assert brevity([""] * 2, ["", "one two three"]) == [0.0, pytest.approx(-1.386, abs=1e-3)]
     assert detail([""], ["one two three"]) == [-brevity([""], ["one two three"])[0]]

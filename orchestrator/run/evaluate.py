@@ -250,7 +250,7 @@ class Evaluator:
         }
 
     def _examples(self, rollouts: Sequence[Rollout], rewards: np.ndarray) -> list[dict[str, Any]]:
-        """Prompts spread over the held-out ones, each under vectors spread over the grid; rewards [N * P, samples, K]."""
+        """Held-out prompts, each under vectors spread over the grid; rewards [N * P, samples, K]."""
         return [
             {
                 "prompt": self.prompts[p],

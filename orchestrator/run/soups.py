@@ -233,7 +233,7 @@ class SoupSampler:
     def policy_and_start(
         self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities [N] under each prompt's own average, and under the starting policy, the source's last part."""
+        """Log-probabilities [N] under each prompt's average, and under the starting policy, the source's last part."""
         averaged = self.logprobs(prompt_ids, response_ids)
         self._send([*[0.0] * (len(self.source) - 1), 1.0])
         return averaged, self.sampler.logprobs(prompt_ids, response_ids)

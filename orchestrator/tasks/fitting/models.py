@@ -67,12 +67,13 @@ def train_byte_level_bpe(settings: ByteLevelBPE, texts: Iterable[str]) -> Any:
 
 
 def make_policy(config: PolicyFitConfig, tokenizer: Any) -> Any:
-    """A causal language model of the config's dtype, from the folder or new."""
+    """A causal language model of the config's dtype, from the folder (with its attention) or new."""
     from transformers import LlamaForCausalLM
 
     dtype = getattr(torch, config.dtype)
     if config.architecture is None:
-        return _load("AutoModelForCausalLM", config, head="whole", dtype=dtype)
+        attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+        return _load("AutoModelForCausalLM", config, head="whole", dtype=dtype, **attention)
     with seeded(config.seed):
         return LlamaForCausalLM(llama_config(config.architecture, tokenizer)).to(dtype)
 

@@ -17,7 +17,7 @@ from orchestrator.plan import check_renderer
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
-from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
+from rewards.preferences import PreferenceError, PromptRenderer, parse_preference, sample_negatives
 from rewards.pretrained import load_model, load_tokenizer
 from rewards.reading import first_that
 from rewards.sampling import SamplingSection
@@ -44,7 +44,8 @@ def fit_policy(
 
     Prompt and response are tokenised apart, exactly as the online stage meets them, and the end token closes every
     response that was not shortened. With a seed and one CPU thread the weights come out the same to the byte. With
-    `config.lora` the adapters are merged before measuring and saving: the folder is a model like any other.
+    `config.lora` the adapters are merged before measuring and saving: the folder is a model like any other. With
+    `config.contrast` every response is read a second time, under a w that is not its own.
 
     Args:
         training: rows; with `heldout` None a share of them is held out.
@@ -53,8 +54,8 @@ def fit_policy(
         progress: receives one line now and then.
 
     Raises:
-        BadInput: a row without response tokens, or with a preference that does not fit the objectives, or an adapter
-            where the model can have none.
+        BadInput: a row without response tokens, or with a preference that does not fit the objectives or that a
+            contrast lacks, or an adapter where the model can have none.
     """
     started = time.monotonic()
     output = trainer.require_new_output(config.output)
@@ -74,9 +75,14 @@ def fit_policy(
         heldout_examples, shortened_too = _encode(config, tokenizer, heldout)
         models.require_rows(model, tokenizer, (each["input_ids"] for each in (*examples, *heldout_examples)))
         collate = _collator(tokenizer.pad_token_id)
+        collate_training, batch_loss = collate, _response_loss
+        if config.contrast:
+            others, _ = _encode(config, tokenizer, _under_other_preferences(config, training))
+            examples = [{**own, "other": other} for own, other in zip(examples, others, strict=True)]
+            collate_training, batch_loss = _paired(collate), partial(_contrastive_loss, contrast=config.contrast)
         if config.lora is not None:
             model = models.add_adapters(model, config.lora, config)
-        loss = trainer.train(config, model, examples, collate, _response_loss, label="policy", progress=progress)
+        loss = trainer.train(config, model, examples, collate_training, batch_loss, label="policy", progress=progress)
         if config.lora is not None:
             model = models.merge_adapters(model)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
@@ -109,6 +115,23 @@ def _preference(config: PolicyFitConfig, row: Row) -> Sequence[float]:
         return parse_preference(named, config.objectives).tolist()
     except PreferenceError as error:
         raise BadInput(f"{place}: {error}") from None
+
+
+def _under_other_preferences(config: PolicyFitConfig, rows: Sequence[Row]) -> list[Row]:
+    """The rows with other vectors in place of their own."""
+    if missing := sum(row.get("preference") is None for row in rows):
+        raise BadInput(f"{config.data or 'rows'}: contrast needs a preference in every row, {missing} have none")
+    if len(config.objectives) < 2:
+        raise BadInput(f"contrast: needs at least two objectives to weigh, got {list(config.objectives)}")
+    style, own_NK = config.preferences, np.array([_preference(config, row) for row in rows])
+    other_NK = sample_negatives(
+        np.random.default_rng([config.seed, 11]),
+        own_NK,
+        alpha=style.alpha,
+        decimals=style.decimals,
+        min_distance=style.min_distance,
+    )
+    return [{**row, "preference": other.tolist()} for row, other in zip(rows, other_NK, strict=True)]
 
 
 def _check_conditioning(config: PolicyFitConfig, tokenizer: Any, rows: Sequence[Row]) -> None:
@@ -188,6 +211,11 @@ def _collator(pad_token_id: int) -> trainer.Collate:
     return collate
 
 
+def _paired(collate: trainer.Collate) -> trainer.Collate:
+    """A batch of the examples and, below them in the same order, of their others."""
+    return lambda examples: collate([*examples, *(example["other"] for example in examples)])
+
+
 def _response_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits [R, V], targets [R]) of the R response tokens of a batch."""
     hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
@@ -199,6 +227,16 @@ def _response_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.
 def _response_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     logits, targets = _response_logits(model, batch)
     return torch.nn.functional.cross_entropy(logits, targets)
+
+
+def _contrastive_loss(model: Any, batch: dict[str, torch.Tensor], *, contrast: float) -> torch.Tensor:
+    """Cross-entropy of the upper half of a batch, plus `contrast` times -log sigma(upper - lower) of responses."""
+    logits, targets = _response_logits(model, batch)
+    nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    lengths = (batch["labels"][:, 1:] != IGNORED_LABEL).sum(dim=1).tolist()
+    own, other = torch.stack([part.sum() for part in nats.split(lengths)]).chunk(2)
+    tokens = sum(lengths[: len(lengths) // 2])
+    return own.sum() / tokens + contrast * torch.nn.functional.softplus(own - other).mean()
 
 
 @torch.inference_mode()

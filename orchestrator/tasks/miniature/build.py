@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.files import write_lines
+from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.miniature import grammar
 from orchestrator.tasks.miniature import spec as world
@@ -66,7 +67,10 @@ def build_miniature(
         "seed": seed,
     }
     manifest = build_once(
-        directory, settings, lambda folder: _build(folder, objectives, seed, spec, progress), progress=progress
+        directory,
+        settings,
+        lambda folder: run_apart(_build, progress, folder, objectives, seed, spec),
+        progress=progress,
     )
     return MiniatureAssets.at(directory, objectives, manifest["report"])
 
@@ -80,7 +84,7 @@ def _checked(objectives: Sequence[str]) -> tuple[str, ...]:
     return tuple(objectives)
 
 
-def _build(folder: Path, objectives: tuple[str, ...], seed: int, spec: MiniatureSpec, say: Progress) -> dict[str, Any]:
+def _build(say: Progress, folder: Path, objectives: tuple[str, ...], seed: int, spec: MiniatureSpec) -> dict[str, Any]:
     import torch
 
     from orchestrator.tasks.fitting.trainer import quiet

@@ -1,12 +1,14 @@
 """Everything the `smollm2` recipes read: SmolLM2-135M-Instruct taught to read w, and questions.
 
 As it comes the model does not read w at all, and what does not read w is never steered by it. So the start is fitted on
-its own answers: each question is answered several times, every answer is scored by the recipe's own judges, and under a
-vector w the answer with the highest w . normalised scores is the one to learn.
+its own answers: each question is answered several times, the recipe's own judges score every answer, and it is learned
+under the w that says what it is. A contrast with other w is what teaches to read: plain cross-entropy, whose gradient
+is nearly all about content, leaves w unread after twice as many steps.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +18,23 @@ from actors.config import RolloutConfig
 from orchestrator.errors import BadInput
 from orchestrator.files import write_lines
 from orchestrator.plan import load_tokenizer
+from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig
 from orchestrator.tasks.smollm2.answers import sample_answers, whole_sentences
 from orchestrator.tasks.smollm2.questions import split_questions
 from orchestrator.tasks.smollm2.source import find_weights, hub_folder, package_folder, save_weights
-from rewards.config import Section
+from rewards.config import ConditioningConfig, Section
 from rewards.environment import native_dtype
 from rewards.judges import build_scorer
 from rewards.preferences import quantize
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
+
+
+SHARPNESS = 1.28
+"""Of w = softmax(SHARPNESS z): by it the weights of two independent normal scores are about uniform."""
 
 
 class Sizes(Section):
@@ -37,12 +44,11 @@ class Sizes(Section):
     """Questions that are never trained on."""
     questions: int = 150
     """Training questions whose answers the start learns from."""
-    answers: int = 8
-    """To each of them, at temperature 1."""
-    vectors: int = 4
-    """w under which the best of the answers is learned, for each question."""
+    answers: int = 5
+    """To each of them."""
+    contrast: float = 0.5
     optimization: Optimization = Optimization(
-        epochs=1, batch_size=8, learning_rate=3e-5, warmup_steps=10, final_learning_rate_ratio=0.1
+        epochs=1, batch_size=8, learning_rate=1e-4, warmup_steps=10, final_learning_rate_ratio=0.1
     )
 
 
@@ -70,10 +76,11 @@ def build_smollm2(
         "answers": _sampling(recipe).model_dump(mode="json"),
         "seed": recipe.seed,
     }
-    return build_once(directory, key, lambda folder: _build(folder, recipe, sizes, progress), progress=progress)
+    build = partial(run_apart, _build, progress, recipe=recipe, sizes=sizes)
+    return build_once(directory, key, lambda folder: build(folder=folder), progress=progress)
 
 
-def _build(folder: Path, recipe: "Recipe", sizes: Sizes, progress: Callable[[str], None]) -> dict[str, Any]:
+def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", sizes: Sizes) -> dict[str, Any]:
     from orchestrator.tasks.fitting.supervised import fit_policy
 
     assert recipe.assets is not None
@@ -87,19 +94,19 @@ def _build(folder: Path, recipe: "Recipe", sizes: Sizes, progress: Callable[[str
 
     asked = training[: sizes.questions]
     tokenizer = load_tokenizer(str(folder / "base"))
-    chat = [[{"role": "user", "content": question}] for question in asked]
-    prompt_ids = [list(tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]) for turn in chat]
-    progress(f"answering {len(asked)} questions {sizes.answers} times ...")
-    answers = sample_answers(
+    prompt_ids = [plain_prompt(tokenizer, question, recipe.preferences.conditioning) for question in asked]
+    answers = run_apart(
+        sample_answers,
+        progress,
         folder / "base",
         prompt_ids,
         _sampling(recipe),
         per_prompt=sizes.answers,
         seed=recipe.seed,
-        timeout_s=recipe.rollout.generate_timeout_s + recipe.rollout.start_timeout_s,
+        silence_s=recipe.rollout.generate_timeout_s + recipe.rollout.start_timeout_s,
     )
     whole = [[text for text in map(whole_sentences, texts) if text] for texts in answers]
-    rows = conditioned_rows(asked, whole, score_answers(recipe, asked, whole), vectors=sizes.vectors, seed=recipe.seed)
+    rows = described_rows(asked, whole, score_answers(recipe, asked, whole), decimals=recipe.preferences.decimals)
     progress(f"{len(rows)} answers to learn from, after {time.monotonic() - started:.0f} s")
     report = fit_policy(
         PolicyFitConfig(
@@ -108,6 +115,8 @@ def _build(folder: Path, recipe: "Recipe", sizes: Sizes, progress: Callable[[str
             objectives=recipe.objective_names,
             preferences=recipe.preferences,
             optimization=sizes.optimization.model_copy(update={"bf16": native_dtype() == "bfloat16"}),
+            contrast=sizes.contrast,
+            attention="auto" if native_dtype() == "float32" else "eager",
             max_length=recipe.rollout.max_model_len,
             seed=recipe.seed,
         ),
@@ -120,6 +129,14 @@ def _build(folder: Path, recipe: "Recipe", sizes: Sizes, progress: Callable[[str
         "heldout_loss": report.heldout_loss,
         "seconds": time.monotonic() - started,
     }
+
+
+def plain_prompt(tokenizer: Any, question: str, conditioning: ConditioningConfig) -> list[int]:
+    """Token ids of a question as the recipe's chat asks it, without w."""
+    messages = [{"role": "user", "content": question}]
+    if conditioning.system is not None and "{weights}" not in conditioning.system:
+        messages.insert(0, {"role": "system", "content": conditioning.system})
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
 
 
 def score_answers(recipe: "Recipe", questions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[np.ndarray]:
@@ -142,37 +159,24 @@ def score_answers(recipe: "Recipe", questions: Sequence[str], answers: Sequence[
     return [scores_NK[end - len(texts) : end] for texts, end in zip(answers, ends, strict=True)]
 
 
-def conditioned_rows(
-    questions: Sequence[str],
-    answers: Sequence[Sequence[str]],
-    scores: Sequence[np.ndarray],
-    *,
-    vectors: int,
-    seed: int,
+def described_rows(
+    questions: Sequence[str], answers: Sequence[Sequence[str]], scores: Sequence[np.ndarray], *, decimals: int
 ) -> list[dict[str, Any]]:
-    """{"prompt", "response", "preference"}: under each of `vectors` w, a question's answer with the highest w . scores.
-
-    Half of the vectors are corners, in turn, the others drawn from the whole simplex. A question with fewer than two
-    answers is left out: nothing can be chosen there.
+    """{"prompt", "response", "preference"}: every answer under the w that says what it is, softmax(SHARPNESS z).
 
     Args:
-        scores: [answers, K] of each question; an answer with a missing score is not chosen.
+        scores: normalised z [answers, K] of each question; an answer with a missing score is left out.
     """
-    rng = np.random.default_rng([seed, 7])
     rows = []
-    for index, (question, texts, scores_NK) in enumerate(zip(questions, answers, scores, strict=True)):
+    for question, texts, scores_NK in zip(questions, answers, scores, strict=True):
         known = np.isfinite(scores_NK).all(axis=1)
-        if known.sum() < 2:
-            continue
-        num_objectives = scores_NK.shape[1]
-        for turn in range(vectors):
-            if turn % 2:
-                preference = quantize(rng.dirichlet(np.ones(num_objectives)), 1)
-            else:
-                preference = np.eye(num_objectives)[(index + turn // 2) % num_objectives]
-            values = np.where(known, scores_NK @ preference, -np.inf)
-            best = int(values.argmax())
-            rows.append({"prompt": question, "response": texts[best], "preference": preference.tolist()})
+        exponents = np.exp(SHARPNESS * (scores_NK[known] - scores_NK[known].max(axis=1, keepdims=True)))
+        preferences = quantize(exponents / exponents.sum(axis=1, keepdims=True), decimals)
+        kept = [text for text, is_known in zip(texts, known, strict=True) if is_known]
+        rows += [
+            {"prompt": question, "response": text, "preference": preference.tolist()}
+            for text, preference in zip(kept, preferences, strict=True)
+        ]
     return rows
 
 

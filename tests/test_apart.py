@@ -1,0 +1,50 @@
+"""Work in a process of its own: what comes back of it, and what it costs nobody when it goes wrong."""
+
+import os
+import time
+
+import pytest
+
+from orchestrator.errors import BadInput, RunFailed
+from orchestrator.tasks.apart import run_apart
+
+
+def double(progress, number, *, by=2):
+    progress(f"doubling {number}")
+    progress("done")
+    return {"result": number * by, "pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+def refuse(progress):
+    raise BadInput("rows: must be there, got none")
+
+
+def die(progress):
+    os._exit(9)
+
+
+def say_nothing(progress):
+    time.sleep(60)
+
+
+def test_a_result_and_its_lines_come_back_from_another_process_that_sees_one_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    lines = []
+    found = run_apart(double, lines.append, 21, by=2)
+    assert (found["result"], lines) == (42, ["doubling 21", "done"])
+    assert found["pid"] != os.getpid() and found["gpus"] == "3"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,4"
+
+
+def test_what_is_wrong_with_the_input_is_told_here():
+    with pytest.raises(BadInput, match="rows: must be there, got none"):
+        run_apart(refuse, print)
+
+
+def test_a_process_that_dies_or_tells_nothing_is_named():
+    with pytest.raises(RunFailed, match=r"the process of test_apart\.die ended before its work was done"):
+        run_apart(die, print)
+    started = time.monotonic()
+    with pytest.raises(RunFailed, match=r"test_apart\.say_nothing told nothing for 4 s"):
+        run_apart(say_nothing, print, silence_s=4)
+    assert time.monotonic() - started < 50
