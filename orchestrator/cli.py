@@ -87,16 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         command(run, f"fit {what}").add_argument("config", metavar="CONFIG", type=_path)
 
-    dialogues = command(_dialogues, "fit policy and reward model on preference dialogues (hh-small)")
-    dialogues.add_argument("directory", metavar="DIR", type=_path)
-    dialogues.add_argument(
-        "--data",
-        required=True,
-        type=os.path.expanduser,
-        help="JSONL (.gz) or datasets folder with chosen and rejected dialogues",
-    )
-    dialogues.add_argument("--seed", type=int, default=0)
-
     prepare = command(_prepare, "prompts and supervised rows from public preference data")
     prepare.add_argument(
         "source",
@@ -325,16 +315,6 @@ def _fit_reward(arguments: argparse.Namespace) -> None:
     from orchestrator.tasks.fitting.bradley_terry import run_reward_fit
 
     print(run_reward_fit(arguments.config))
-
-
-def _dialogues(arguments: argparse.Namespace) -> None:
-    from orchestrator.tasks.fitting.devices import leave_one_gpu
-
-    leave_one_gpu(os.environ)
-    from orchestrator.tasks.dialogues.build import build_dialogues
-
-    build_dialogues(arguments.directory, data=arguments.data, seed=arguments.seed, progress=_say)
-    print(arguments.directory)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

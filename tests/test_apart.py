@@ -29,7 +29,7 @@ def say_nothing(progress):
 
 def test_a_result_and_its_lines_come_back_from_another_process_that_sees_one_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
-    lines = []
+    lines: list[str] = []
     found = run_apart(double, lines.append, 21, by=2)
     assert (found["result"], lines) == (42, ["doubling 21", "done"])
     assert found["pid"] != os.getpid() and found["gpus"] == "3"

@@ -129,7 +129,7 @@ def test_an_engine_holds_its_part_of_the_weights_and_of_the_cache() -> None:
 def test_a_judge_holds_its_weights_in_its_own_dtype_and_a_function_nothing() -> None:
     helpful = recipe(name="helpful-qwen3-8b").objectives[0]
     assert memory.judge_memory(helpful).held == 2 * 774_031_360
-    assert memory.judge_memory(recipe(name="hh-small").objectives[1]) == Need()
+    assert memory.judge_memory(recipe(name="hh-smollm2").objectives[1]) == Need()
 
 
 def test_a_pair_and_its_judges_are_added_up_on_one_gpu_by_what_goes_on() -> None:

@@ -561,7 +561,7 @@ def test_a_launcher_keeps_the_gpus_that_it_has_dealt_out(name):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["fit-policy", "fit.yaml"], ["fit-reward", "fit.yaml"], ["dialogues", "folder", "--data", "dialogues.jsonl"]],
+    [["fit-policy", "fit.yaml"], ["fit-reward", "fit.yaml"]],
 )
 def test_the_commands_leave_one_gpu_visible(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,9 @@ def test_every_recipe_in_the_repository_loads(path):
 
 
 def test_there_are_recipes_to_load():
-    assert {"miniature.yaml", "miniature-3.yaml", "hh-small.yaml"} <= {path.name for path in RECIPES}
+    assert {"miniature.yaml", "miniature-3.yaml", "hh-smollm2.yaml", "smollm2.yaml", "smollm2-3.yaml"} <= {
+        path.name for path in RECIPES
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

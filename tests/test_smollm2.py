@@ -12,11 +12,15 @@ from orchestrator.recipes import load_recipe
 from orchestrator.tasks.smollm2.answers import whole_sentences
 from orchestrator.tasks.smollm2.questions import split_questions
 from orchestrator.tasks.smollm2.source import GGUF, Found, find_weights, package_folder, save_weights
-from orchestrator.tasks.smollm2.start import described_rows, plain_prompt, score_answers
-from rewards.config import ConditioningConfig
+from orchestrator.tasks.smollm2.teaching import described_rows, judges_within, plain_prompt, score_answers
+from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, PythonScorerConfig
 from tests.tiny_models import make_tiny_policy
 
-RECIPE = Path(__file__).parents[1] / "deploy" / "recipes" / "smollm2.yaml"
+RECIPES = Path(__file__).parents[1] / "deploy" / "recipes"
+JUDGES = {
+    "detail": PythonScorerConfig(function="rewards.functions:detail"),
+    "ease": PythonScorerConfig(function="rewards.readability:reading_ease"),
+}
 
 
 def nowhere() -> None:
@@ -90,6 +94,15 @@ def test_an_answer_without_a_score_is_not_learned_from():
     assert described_rows(["q"], [["a"]], [np.array([[np.nan, 1]])], decimals=1) == []
 
 
+def test_a_judge_of_the_assets_is_looked_for_where_they_are_built():
+    recipe = load_recipe(RECIPES / "hh-smollm2.yaml")
+    judges = judges_within(Path("/building"), recipe)
+    harmlessness, other = judges.values()
+    assert isinstance(harmlessness, HuggingFaceScorerConfig)
+    assert harmlessness.model == "/building/rewards/harmlessness"
+    assert list(judges) == list(recipe.objective_names) and other == recipe.objectives[1].scorer
+
+
 class MessageTokenizer:
     """A message is a token."""
 
@@ -104,17 +117,17 @@ def test_a_question_is_asked_without_w_and_with_what_else_the_chat_says():
     assert ask(ConditioningConfig(style="chat", system="Heed {weights}.")) == ["user: Why?"]
 
 
-def test_answers_are_scored_by_the_recipes_judges_on_one_scale():
+def test_answers_are_scored_by_the_judges_on_one_scale():
     answers = [
         ["The cat sat. It ran.", "Notwithstanding organisational difficulties, negotiations continued."],
         ["Yes."],
     ]
-    scores = score_answers(load_recipe(RECIPE), ["q", "r"], answers)
+    scores = score_answers(JUDGES, ["q", "r"], answers)
     assert [each.shape for each in scores] == [(2, 2), (1, 2)]
     assert np.concatenate(scores).mean(axis=0) == pytest.approx([0, 0], abs=1e-9)
-    assert scores[0][0, 0] > scores[0][1, 0]
-    with pytest.raises(BadInput, match="objective 'ease': its scorer tells the answers of the start not apart"):
-        score_answers(load_recipe(RECIPE), ["q"], [["Yes.", "Yes."]])
+    assert scores[0][0, 1] > scores[0][1, 1]
+    with pytest.raises(BadInput, match="objective 'detail': its scorer tells the answers of the start not apart"):
+        score_answers(JUDGES, ["q"], [["Yes.", "Yes."]])
 
 
 def test_no_question_is_both_trained_on_and_held_out_and_all_are_different():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from orchestrator.errors import BadInput
-from orchestrator.tasks.dialogues.prepare import read_transcripts, shorten_prompt, split_pair, split_transcript
+from orchestrator.tasks.dialogues.prepare import read_transcripts, split_pair, split_transcript
 
 FIRST = "\n\nHuman: what is “tea”?\n\nAssistant: A drink.\n\nHuman: how so?\n\nAssistant:"
 
@@ -22,13 +22,6 @@ def test_pairs_without_a_shared_prompt_or_with_an_empty_answer_are_no_pairs():
     assert split_pair(FIRST + " a", "\n\nHuman: other\n\nAssistant: b") is None
     assert split_pair(FIRST + " a", FIRST + " ") is None
     assert split_pair("no marker", "no marker") is None
-
-
-def test_a_long_dialogue_loses_its_oldest_turns_first():
-    prompt, _ = split_transcript(FIRST + " x")
-    assert shorten_prompt(prompt, fits=lambda text: True) == prompt
-    assert shorten_prompt(prompt, fits=lambda text: len(text) < 30) == "Human: how so?"
-    assert shorten_prompt(prompt, fits=lambda text: False) is None
 
 
 def test_rows_are_counted_or_named(tmp_path):

@@ -86,8 +86,7 @@ def build_assets(recipe: "Recipe", say: Callable[[str], None]) -> None:
     elif recipe.assets.build == "dialogues":
         from orchestrator.tasks.dialogues.build import build_dialogues
 
-        assert recipe.assets.source is not None
-        build_dialogues(directory, data=recipe.assets.source, seed=recipe.seed, progress=say)
+        build_dialogues(directory, recipe, progress=say)
     elif recipe.assets.build == "smollm2":
         from orchestrator.tasks.smollm2.start import build_smollm2
 

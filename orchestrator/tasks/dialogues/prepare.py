@@ -92,26 +92,6 @@ def split_transcript(text: str) -> tuple[str, str]:
     return (before.strip(), after.strip()) if marker else ("", "")
 
 
-def shorten_prompt(turns: str, *, fits: Callable[[str], bool]) -> str | None:
-    """Drop the oldest turns until the prompt fits; None when even the last human turn does not.
-
-    `fits` maps a candidate prompt to whether it is short enough.
-    """
-    for start in _turn_starts(turns):
-        if fits(turns[start:]):
-            return turns[start:]
-    return None
-
-
-def _turn_starts(turns: str) -> Iterable[int]:
-    """Where a suffix that begins with a human turn may start, oldest first."""
-    yield 0
-    position = turns.find(HUMAN)
-    while position != -1:
-        yield position + len("\n\n")
-        position = turns.find(HUMAN, position + 1)
-
-
 def _read_hub(source: str) -> Iterable[tuple[str, dict[str, Any]]]:
     try:
         _, name, data_dir, split = source.split(":")

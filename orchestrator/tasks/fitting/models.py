@@ -67,13 +67,12 @@ def train_byte_level_bpe(settings: ByteLevelBPE, texts: Iterable[str]) -> Any:
 
 
 def make_policy(config: PolicyFitConfig, tokenizer: Any) -> Any:
-    """A causal language model of the config's dtype, from the folder (with its attention) or new."""
+    """A causal language model of the config's dtype, from the folder or new."""
     from transformers import LlamaForCausalLM
 
     dtype = getattr(torch, config.dtype)
     if config.architecture is None:
-        attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-        return _load("AutoModelForCausalLM", config, head="whole", dtype=dtype, **attention)
+        return _load("AutoModelForCausalLM", config, head="whole", dtype=dtype)
     with seeded(config.seed):
         return LlamaForCausalLM(llama_config(config.architecture, tokenizer)).to(dtype)
 
@@ -198,6 +197,8 @@ def _refuse_tied_targets(model: Any, lora: LoraSection) -> None:
 
 def _load(kind: ModelClass, config: FitConfig, *, head: Head, **more: Any) -> Any:
     assert config.model is not None
+    if config.attention != "auto":
+        more["attn_implementation"] = config.attention
     try:
         return load_model(kind, config.model, head=head, **more)
     except ModelError as error:

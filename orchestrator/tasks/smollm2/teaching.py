@@ -1,0 +1,171 @@
+"""A start that reads w, from a model that does not: what does not read w is never steered by it.
+
+The model is fitted on its own answers. Each question is answered several times, the recipe's own judges score every
+answer, and it is learned under the w that says what it is. A contrast with other w is what teaches to read: plain
+cross-entropy, whose gradient is nearly all about content, leaves w unread after twice as many steps.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actors.config import RolloutConfig
+from orchestrator.errors import BadInput
+from orchestrator.plan import load_tokenizer
+from orchestrator.tasks.apart import run_apart
+from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig
+from orchestrator.tasks.smollm2.answers import sample_answers, whole_sentences
+from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, ScorerConfig, Section
+from rewards.environment import native_dtype
+from rewards.judges import build_scorer
+from rewards.preferences import quantize
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+SHARPNESS = 1.28
+"""Of w = softmax(SHARPNESS z): by it the weights of two independent normal scores are about uniform."""
+
+
+class Teaching(Section):
+    """The defaults take about ten minutes on two CPU cores with AMX."""
+
+    questions: int = 150
+    """Training questions whose answers the start learns from."""
+    answers: int = 5
+    """To each of them."""
+    contrast: float = 0.5
+    optimization: Optimization = Optimization(
+        epochs=1, batch_size=8, learning_rate=1e-4, warmup_steps=10, final_learning_rate_ratio=0.1
+    )
+
+
+def teach_to_read(
+    progress: Callable[[str], None], folder: Path, questions: Sequence[str], recipe: "Recipe", teaching: Teaching
+) -> dict[str, Any]:
+    """From FOLDER/base to FOLDER/policy; returns what there is to report.
+
+    Args:
+        folder: what the recipe's `assets.directory` will be; judges that are built with it are there already.
+        questions: to train on; as many as `teaching` says are used.
+
+    Raises:
+        BadInput: a judge cannot be loaded, fails, or tells no answers apart.
+        RunFailed: the model could not be sampled from.
+    """
+    from orchestrator.tasks.fitting.supervised import fit_policy
+
+    started = time.monotonic()
+    asked = list(questions[: teaching.questions])
+    tokenizer = load_tokenizer(str(folder / "base"))
+    answers = run_apart(
+        sample_answers,
+        progress,
+        folder / "base",
+        [plain_prompt(tokenizer, question, recipe.preferences.conditioning) for question in asked],
+        _sampling(recipe),
+        per_prompt=teaching.answers,
+        seed=recipe.seed,
+        silence_s=recipe.rollout.generate_timeout_s + recipe.rollout.start_timeout_s,
+    )
+    whole = [[text for text in map(whole_sentences, texts) if text] for texts in answers]
+    scores = score_answers(judges_within(folder, recipe), asked, whole)
+    rows = described_rows(asked, whole, scores, decimals=recipe.preferences.decimals)
+    correlation_KK = np.corrcoef(np.concatenate(scores), rowvar=False)
+    progress(f"{len(rows)} answers to learn from, after {time.monotonic() - started:.0f} s")
+    report = fit_policy(
+        PolicyFitConfig(
+            output=str(folder / "policy"),
+            model=str(folder / "base"),
+            objectives=recipe.objective_names,
+            preferences=recipe.preferences,
+            optimization=teaching.optimization.model_copy(update={"bf16": native_dtype() == "bfloat16"}),
+            contrast=teaching.contrast,
+            attention="auto" if native_dtype() == "float32" else "eager",
+            max_length=recipe.rollout.max_model_len,
+            seed=recipe.seed,
+        ),
+        rows,
+        progress=progress,
+    )
+    return {
+        "rows": len(rows),
+        "correlation": correlation_KK.tolist(),
+        "heldout_loss": report.heldout_loss,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def judges_within(folder: Path, recipe: "Recipe") -> dict[str, ScorerConfig]:
+    """Objective -> its judge; one that lies in the recipe's assets is looked for in `folder`, which becomes them."""
+    assert recipe.assets is not None
+    assets = Path(recipe.assets.directory)
+    judges: dict[str, ScorerConfig] = {}
+    for objective in recipe.objectives:
+        judge = objective.scorer
+        if isinstance(judge, HuggingFaceScorerConfig) and Path(judge.model).is_relative_to(assets):
+            judge = judge.model_copy(update={"model": str(folder / Path(judge.model).relative_to(assets))})
+        judges[objective.name] = judge
+    return judges
+
+
+def plain_prompt(tokenizer: Any, question: str, conditioning: ConditioningConfig) -> list[int]:
+    """Token ids of a question as the recipe's chat asks it, without w."""
+    messages = [{"role": "user", "content": question}]
+    if conditioning.system is not None and "{weights}" not in conditioning.system:
+        messages.insert(0, {"role": "system", "content": conditioning.system})
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+
+
+def score_answers(
+    judges: Mapping[str, ScorerConfig], questions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> list[np.ndarray]:
+    """Of each question, [its answers, K], normalised over all of them; 0 mean, deviation 1.
+
+    Args:
+        judges: of each objective, in order.
+
+    Raises:
+        BadInput: a judge fails, or scores all answers alike.
+    """
+    prompts = [question for question, texts in zip(questions, answers, strict=True) for _ in texts]
+    responses = [text for texts in answers for text in texts]
+    columns = []
+    for name, judge in judges.items():
+        scores = build_scorer(judge).score(prompts, responses)
+        spread = float(np.nanstd(scores))
+        if not spread > 0:
+            raise BadInput(f"objective {name!r}: its scorer tells the answers of the start not apart")
+        columns.append((scores - np.nanmean(scores)) / spread)
+    scores_NK = np.stack(columns, axis=1)
+    ends = np.cumsum([len(texts) for texts in answers])
+    return [scores_NK[end - len(texts) : end] for texts, end in zip(answers, ends, strict=True)]
+
+
+def described_rows(
+    questions: Sequence[str], answers: Sequence[Sequence[str]], scores: Sequence[np.ndarray], *, decimals: int
+) -> list[dict[str, Any]]:
+    """{"prompt", "response", "preference"}: every answer under the w that says what it is, softmax(SHARPNESS z).
+
+    Args:
+        scores: normalised z [answers, K] of each question; an answer with a missing score is left out.
+    """
+    rows = []
+    for question, texts, scores_NK in zip(questions, answers, scores, strict=True):
+        known = np.isfinite(scores_NK).all(axis=1)
+        exponents = np.exp(SHARPNESS * (scores_NK[known] - scores_NK[known].max(axis=1, keepdims=True)))
+        preferences = quantize(exponents / exponents.sum(axis=1, keepdims=True), decimals)
+        kept = [text for text, is_known in zip(texts, known, strict=True) if is_known]
+        rows += [
+            {"prompt": question, "response": text, "preference": preference.tolist()}
+            for text, preference in zip(kept, preferences, strict=True)
+        ]
+    return rows
+
+
+def _sampling(recipe: "Recipe") -> RolloutConfig:
+    """As the recipe's engines sample, by one engine on CPU."""
+    return recipe.rollout.model_copy(update={"num_gpus": 0, "colocated": False, "dtype": native_dtype(), "num_cpus": 2})
