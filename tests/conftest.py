@@ -28,7 +28,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS.parent), str(
 LONG_FILES = (
     *("test_end_to_end.py", "test_jobs.py", "test_chaos.py", "test_two_nodes.py", "test_smoke.py", "test_fleet.py"),
     *("test_learner_engine.py", "test_learner_group.py", "test_weight_broadcast.py", "test_adapter_broadcast.py"),
-    *("test_cluster.py", "test_crew.py", "test_rollout_actor.py", "test_refusals.py", "test_learner_backend.py"),
+    *("test_cluster.py", "test_crew.py", "test_rollout_actor.py", "test_refusals.py"),
+    *("test_learner_backend.py", "test_smollm2_run.py"),
 )
 """The longest one first."""
 LOGICAL_CPUS, LOGICAL_GPUS = 8, 1  # counts that Ray schedules by; the machine may have fewer, or none
