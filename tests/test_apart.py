@@ -1,6 +1,7 @@
 """Work in a process of its own: what comes back of it, and what it costs nobody when it goes wrong."""
 
 import os
+import tempfile
 import time
 
 import pytest
@@ -20,7 +21,13 @@ def refuse(progress):
 
 
 def die(progress):
-    os._exit(9)
+    raise LookupError("no such thing")
+
+
+def print_loudly(progress):
+    print("a notice of some library")
+    os.system("echo and of a program")
+    progress("heard")
 
 
 def say_nothing(progress):
@@ -41,9 +48,18 @@ def test_what_is_wrong_with_the_input_is_told_here():
         run_apart(refuse, print)
 
 
-def test_a_process_that_dies_or_tells_nothing_is_named():
-    with pytest.raises(RunFailed, match=r"the process of test_apart\.die ended before its work was done"):
+def test_what_libraries_print_is_not_told(capfd):
+    lines: list[str] = []
+    run_apart(print_loudly, lines.append)
+    assert lines == ["heard"] and capfd.readouterr() == ("", "")
+
+
+def test_a_process_that_dies_or_tells_nothing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RunFailed, match=r"of test_apart\.die ended .*: LookupError: no such thing \((/.+) has") as told:
         run_apart(die, print)
+    [log] = tmp_path.iterdir()
+    assert str(log) in str(told.value) and "Traceback" in log.read_text()
     started = time.monotonic()
     with pytest.raises(RunFailed, match=r"test_apart\.say_nothing told nothing for 4 s"):
         run_apart(say_nothing, print, silence_s=4)

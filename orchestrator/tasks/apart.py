@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.errors import BadInput, RunFailed
@@ -18,31 +20,40 @@ def run_apart(
 ) -> T:
     """`work(progress, *arguments, **named)` in a spawned process; everything that crosses must be picklable.
 
+    What libraries print there is kept in a file, and left there only where the process dies.
+
     Args:
         work: a function of a module. It may raise BadInput and RunFailed, which are raised here too.
         progress: receives here the lines that the work tells there.
         silence_s: longest wait for a line or the end.
 
     Raises:
-        RunFailed: the process ended before its work, which it then tells on stderr, or told nothing for too long.
+        RunFailed: the process ended before its work, or told nothing for too long; names the file.
     """
+    handle, name = tempfile.mkstemp(prefix=f"{work.__name__.strip('_')}-", suffix=".log")
+    os.close(handle)
+    log = Path(name)
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, work, arguments, named), name=work.__name__)
+    process = context.Process(target=_work, args=(theirs, log, work, arguments, named), name=work.__name__)
     process.start()
     theirs.close()
     try:
         while mine.poll(silence_s):
             kind, told = mine.recv()
-            if kind == "done":
-                result: T = told
-                return result
+            if kind == "line":
+                progress(told)
+                continue
+            log.unlink()
             if kind == "failed":
                 raise told
-            progress(told)
-        raise RunFailed(f"{_of(work)} told nothing for {silence_s:g} s")
+            result: T = told
+            return result
+        raise RunFailed(f"{_of(work)} told nothing for {silence_s:g} s ({log} has what it printed)")
     except EOFError:
-        raise RunFailed(f"{_of(work)} ended before its work was done") from None
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = f": {said[-1][:200]}" if said else ""
+        raise RunFailed(f"{_of(work)} ended before its work was done{last} ({log} has what it printed)") from None
     finally:
         process.kill()
         process.join()
@@ -53,8 +64,15 @@ def _of(work: Callable[..., object]) -> str:
 
 
 def _work(
-    pipe: Connection, work: Callable[..., object], arguments: tuple[object, ...], named: dict[str, object]
+    pipe: Connection,
+    log: Path,
+    work: Callable[..., object],
+    arguments: tuple[object, ...],
+    named: dict[str, object],
 ) -> None:
+    with log.open("ab") as file:
+        for printed in (1, 2):
+            os.dup2(file.fileno(), printed)
     leave_one_gpu(os.environ)
     try:
         pipe.send(("done", work(lambda line: pipe.send(("line", line)), *arguments, **named)))
