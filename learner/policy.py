@@ -261,9 +261,8 @@ def _load(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> PolicyMod
     try:
         settings = load_config(model)
         _disable_dropout(settings)
-        if config.attention == "eager":
-            settings._attn_implementation = "eager"
-        causal_lm = load_model("AutoModelForCausalLM", model, head="whole", config=settings, dtype=dtype)
+        attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+        causal_lm = load_model("AutoModelForCausalLM", model, head="whole", config=settings, dtype=dtype, **attention)
     except ModelError as error:
         raise LearnerError(f"policy.model: {error}") from error
     _check_names(causal_lm, model)

@@ -144,3 +144,14 @@ def test_policy_and_reference_of_one_call_equal_those_of_two_bit_for_bit(model: 
     assert torch.equal(actual, expected) and torch.equal(reference, expected_reference)
     assert not torch.equal(actual, reference)
     assert actual.requires_grad and not reference.requires_grad
+
+
+def test_eager_attention_gives_the_same_log_probabilities(model: str) -> None:
+    block = pack_sequences([(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)])
+    found = []
+    for attention in ("auto", "eager"):
+        policy = load_policy(model, LearnerConfig.model_validate({"attention": attention}), dtype=torch.float32)
+        with torch.no_grad():
+            found.append(policy(block.input_ids, block.positions, block.targets))
+    assert policy.causal_lm.config._attn_implementation == "eager"
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)

@@ -30,7 +30,7 @@ def test_what_the_driver_tells_of_a_step_and_an_evaluation_is_on_the_dashboard()
     step = {"learning_rate", "sync_bytes", "margin_mean", "logratio_negative_mean", *own}
     evaluation = {
         *("identification_accuracy", "steering_gap", "neighbour_overlap", "distinct_responses", "response_length"),
-        *("kendall", "sparsity", "igd_plus", "fraction_of_attainable", "missing"),
+        *("kendall", "sparsity", "igd_plus", "fraction_of_attainable", "missing", "start_logprob"),
         *("step", "policy_version", "seconds"),
     }
     left_out = {f"ray_mi_epo_{key}" for key in step} | {f"ray_mi_epo_evaluation_{key}" for key in evaluation}
