@@ -51,8 +51,8 @@ def run_apart(
             return result
         raise RunFailed(f"{_of(work)} told nothing for {silence_s:g} s ({log} has what it printed)")
     except EOFError:
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = f": {said[-1][:200]}" if said else ""
+        said = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+        last = f": {said[-1][:200]}" if said[-1] else ""
         raise RunFailed(f"{_of(work)} ended before its work was done{last} ({log} has what it printed)") from None
     finally:
         process.kill()
