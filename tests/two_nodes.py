@@ -84,14 +84,24 @@ class Namespace:
         ip("netns", "del", self.name)
 
 
+def network_of(process: int) -> str:
+    """The first three numbers of its addresses.
+
+    Of its own for each test process: `ray start --head` refuses an address at which a head runs anywhere on
+    the machine, and it looks at the command lines of all processes, not at its own network's alone.
+    """
+    return f"10.{process >> 8 & 255}.{process & 255}"
+
+
 class TwoNetworks:
     """Head and worker node; the first label `pool` tells them apart: `learner` and `rollout`."""
 
     def __init__(self, folder: Path, *, cpus: tuple[int, int]) -> None:
         self.cpus = cpus
         self.folder = folder
-        self.head = Namespace(f"mi-epo-a-{os.getpid()}", "10.213.7.1")
-        self.worker = Namespace(f"mi-epo-b-{os.getpid()}", "10.213.7.2")
+        network = network_of(os.getpid())
+        self.head = Namespace(f"mi-epo-a-{os.getpid()}", f"{network}.1")
+        self.worker = Namespace(f"mi-epo-b-{os.getpid()}", f"{network}.2")
         cable = {self.head: f"mea{os.getpid()}", self.worker: f"meb{os.getpid()}"}
         ip("link", "add", cable[self.head], "type", "veth", "peer", "name", cable[self.worker])
         for end, device in cable.items():
