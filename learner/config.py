@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rewards.config import Dtype, NodeLabels, Section
+from rewards.pretrained import Attention
 
 
 class LoraSection(Section):
@@ -65,7 +66,7 @@ class LearnerConfig(Section):
     vector that it needs (mi-epo: 2 responses under w+ and under each w-)."""
     lora: LoraSection | None = None
     """Train low-rank adapters instead of all weights."""
-    attention: Literal["auto", "eager"] = "auto"
+    attention: Attention = "auto"
     """Of transformers' implementations. On a CPU `eager` takes a quarter off the time of short sequences."""
     gradient_checkpointing: bool = False
     """Recompute the layers' activations in the backward pass: less memory, about a third more time."""

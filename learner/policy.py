@@ -261,8 +261,9 @@ def _load(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> PolicyMod
     try:
         settings = load_config(model)
         _disable_dropout(settings)
-        attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-        causal_lm = load_model("AutoModelForCausalLM", model, head="whole", config=settings, dtype=dtype, **attention)
+        causal_lm = load_model(
+            "AutoModelForCausalLM", model, head="whole", attention=config.attention, config=settings, dtype=dtype
+        )
     except ModelError as error:
         raise LearnerError(f"policy.model: {error}") from error
     _check_names(causal_lm, model)

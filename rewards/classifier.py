@@ -113,7 +113,7 @@ def _load_tokenizer(model: str, where: str) -> Any:
 
 
 def _load_model(model: str, dtype: Any, head: str | None) -> Any:
-    renamed = {} if head is None else {"key_mapping": {rf"^{head}\.": "score."}, "num_labels": 1}
+    renamed: dict[str, Any] = {} if head is None else {"key_mapping": {rf"^{head}\.": "score."}, "num_labels": 1}
     try:
         return load_model("AutoModelForSequenceClassification", model, head="judge", dtype=dtype, **renamed)
     except ModelError as error:

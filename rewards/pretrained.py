@@ -11,6 +11,7 @@ from rewards.model_config import BUFFERS, max_positions
 from rewards.model_files import ModelError, read_json, refuse_code, refuse_difference, require_weights
 
 ModelClass = Literal["AutoModelForCausalLM", "AutoModelForSequenceClassification"]
+Attention = Literal["auto", "eager"]
 Head = Literal["whole", "judge", "new"]
 """What must be in the files. `whole`: the model, nothing else; `judge`: it may stand beside other things; `new`: what
 stands above the base model may be missing."""
@@ -44,10 +45,11 @@ def load_config(model: str) -> Any:
         raise ModelError(f"no configuration could be loaded from {model!r}: {describe(error)}") from error
 
 
-def load_model(kind: ModelClass, model: str, *, head: Head, **options: Any) -> Any:
+def load_model(kind: ModelClass, model: str, *, head: Head, attention: Attention = "auto", **options: Any) -> Any:
     """A model with all its weights, out of a folder or hub id.
 
     Args:
+        attention: which of transformers' implementations.
         options: further arguments of transformers' `from_pretrained`; with `device_map="meta"` names and shapes are
             compared and no weight is read.
 
@@ -66,6 +68,7 @@ def load_model(kind: ModelClass, model: str, *, head: Head, **options: Any) -> A
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below
+            **({} if attention == "auto" else {"attn_implementation": attention}),
             **options,
         )
     except Exception as error:  # as above

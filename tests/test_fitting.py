@@ -27,6 +27,7 @@ from orchestrator.tasks.fitting.supervised import (
     run_policy_fit,
 )
 from rewards.config import PreferencesConfig
+from rewards.environment import native_dtype
 
 SMALL = Architecture(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=48, max_positions=64)
 TOKENIZER = ByteLevelBPE(vocab_size=280)
@@ -579,7 +580,11 @@ def test_what_would_multiply_the_batch_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("bf16", "gpus", "mixed"), [(None, 0, False), (None, 1, True), (False, 1, False), (True, 0, True)]
+    ("bf16", "gpus", "mixed"),
+    [
+        *[(None, 0, False), (None, 1, True), (False, 1, False), (True, 0, True)],
+        *[("native", 0, native_dtype() == "bfloat16"), ("native", 1, True)],
+    ],
 )
 def test_precision_is_mixed_on_a_gpu_unless_the_config_says_otherwise(bf16, gpus, mixed, tmp_path):
     optimization = FEW_STEPS.model_copy(update={"bf16": bf16})

@@ -24,7 +24,6 @@ from orchestrator.tasks.fitting.config import Optimization, RewardFitConfig
 from orchestrator.tasks.smollm2.start import save_base, taught_from
 from orchestrator.tasks.smollm2.teaching import Teaching, teach_to_read
 from rewards.config import Section
-from rewards.environment import native_dtype
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -42,7 +41,13 @@ class DialogueSizes(Section):
     longest: int = 160
     """Of the first turns that become prompts, in characters."""
     reward: Optimization = Optimization(
-        steps=160, batch_size=8, learning_rate=2e-5, warmup_steps=10, weight_decay=0.1, group_by_length=True
+        steps=160,
+        batch_size=8,
+        learning_rate=2e-5,
+        warmup_steps=10,
+        weight_decay=0.1,
+        group_by_length=True,
+        bf16="native",
     )
     reward_context: int = 192
     """Tokens of a dialogue that the reward model reads; the start of a longer one is cut."""
@@ -107,8 +112,8 @@ def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", s
             output=str(folder / "rewards" / "harmlessness"),
             model=str(folder / "base"),
             template=REWARD_TEMPLATE,
-            optimization=sizes.reward.model_copy(update={"bf16": native_dtype() == "bfloat16"}),
-            attention="auto" if native_dtype() == "float32" else "eager",
+            optimization=sizes.reward,
+            attention="eager",
             max_length=sizes.reward_context,
             seed=recipe.seed,
         ),

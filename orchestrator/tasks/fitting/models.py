@@ -197,9 +197,7 @@ def _refuse_tied_targets(model: Any, lora: LoraSection) -> None:
 
 def _load(kind: ModelClass, config: FitConfig, *, head: Head, **more: Any) -> Any:
     assert config.model is not None
-    if config.attention != "auto":
-        more["attn_implementation"] = config.attention
     try:
-        return load_model(kind, config.model, head=head, **more)
+        return load_model(kind, config.model, head=head, attention=config.attention, **more)
     except ModelError as error:
         raise BadInput(f"model: {error}") from None

@@ -89,13 +89,9 @@ def _build(say: Progress, folder: Path, objectives: tuple[str, ...], seed: int, 
 
     from orchestrator.tasks.fitting.trainer import quiet
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # with more, sums would depend on how many there are
-    try:
-        with quiet():
-            return _build_parts(MiniatureAssets.at(folder, objectives), seed, spec, say)
-    finally:
-        torch.set_num_threads(threads)
+    with quiet():
+        return _build_parts(MiniatureAssets.at(folder, objectives), seed, spec, say)
 
 
 def _build_parts(parts: MiniatureAssets, seed: int, spec: MiniatureSpec, say: Progress) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Teaching(Section):
     """To each of them."""
     contrast: float = 0.5
     optimization: Optimization = Optimization(
-        epochs=1, batch_size=8, learning_rate=1e-4, warmup_steps=10, final_learning_rate_ratio=0.1
+        epochs=1, batch_size=8, learning_rate=1e-4, warmup_steps=10, final_learning_rate_ratio=0.1, bf16="native"
     )
 
 
@@ -83,9 +83,9 @@ def teach_to_read(
             model=str(folder / "base"),
             objectives=recipe.objective_names,
             preferences=recipe.preferences,
-            optimization=teaching.optimization.model_copy(update={"bf16": native_dtype() == "bfloat16"}),
+            optimization=teaching.optimization,
             contrast=teaching.contrast,
-            attention="auto" if native_dtype() == "float32" else "eager",
+            attention="eager",
             max_length=recipe.rollout.max_model_len,
             seed=recipe.seed,
         ),
