@@ -68,6 +68,9 @@ class LearnerConfig(Section):
     """Train low-rank adapters instead of all weights."""
     attention: Attention = "auto"
     """Of transformers' implementations. On a CPU `eager` takes a quarter off the time of short sequences."""
+    prefix_sharing: Literal["auto", "off"] = "auto"
+    """`auto`: what the responses of a prompt begin with alike, under all its vectors, passes once: the same
+    log-probabilities and gradients up to rounding. A model that cannot is found out when it is loaded, and told."""
     gradient_checkpointing: bool = False
     """Recompute the layers' activations in the backward pass: less memory, about a third more time."""
     logprob_chunk_tokens: int = Field(default=1024, ge=1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from learner.backend import choose_device, choose_dtype, deepspeed_config, start_deepspeed
 from learner.checkpoint import TrainedState, load_state, save_state
 from learner.config import LearnerConfig, learning_rate
-from learner.examples import Batch, Example
+from learner.examples import Batch, Example, longest_sequence
 from learner.methods import Combines, MethodSection, make_method
 from learner.policy import check_settings, load_policy, load_reference, save_policy_folder
 from learner.sequences import Evaluated, SequenceBlock, pack_examples, pack_sequences
@@ -199,18 +199,19 @@ class LearnerEngine:
         """Exactly `micro_batches` lists of examples, each with its share of the step; a filler's share is 0."""
         size = self.config.micro_batch_prompts
         # Examples of similar length share a micro-batch: less padding.
-        examples = sorted(batch.examples, key=_longest_sequence) if self.micro_batches > 1 else batch.examples
+        examples = sorted(batch.examples, key=longest_sequence) if self.micro_batches > 1 else batch.examples
         for index in range(self.micro_batches):
             real = examples[index * size : (index + 1) * size]
             yield (real, len(real) / total) if real else ([batch.filler or batch.examples[0]], 0.0)
 
     def _evaluate(self, examples: Sequence[Example], module: Any) -> Evaluated:
-        block = pack_examples(examples, device=self.device)
+        shared = max(map(longest_sequence, examples)) <= self.policy.longest_shared
+        block = pack_examples(examples, shared=shared, device=self.device)
         reference = None
         if not self.method.uses_reference:
             logprob = self._logprobs(module, block)
         elif self._reference is None:
-            logprob, reference = module(block.input_ids, block.positions, block.targets, with_reference=True)
+            logprob, reference = module(*block.tensors(), with_reference=True)
         else:
             with torch.no_grad():
                 reference = self._reference_logprobs(block)
@@ -251,7 +252,7 @@ class LearnerEngine:
 
     @staticmethod
     def _logprobs(module: Any, block: SequenceBlock) -> Tensor:
-        return module(block.input_ids, block.positions, block.targets)
+        return module(*block.tensors())
 
     def _reference_logprobs(self, block: SequenceBlock) -> Tensor:
         if self._reference is not None:
@@ -317,7 +318,3 @@ class LearnerEngine:
                 f"step {batch.step}: rank {self.rank} takes at most {self.micro_batches} x "
                 f"{self.config.micro_batch_prompts} = {room} examples, got {len(batch.examples)}"
             )
-
-
-def _longest_sequence(example: Example) -> int:
-    return max(map(len, example.prompts)) + max(map(len, example.responses))

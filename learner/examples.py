@@ -65,6 +65,11 @@ class Example(Generic[T]):
             raise ValueError(f"prompts and responses must not be empty, got {self.prompts!r} and {self.responses!r}")
 
 
+def longest_sequence(example: Example[T]) -> int:
+    """Tokens of its longest response under its longest prompt."""
+    return max(map(len, example.prompts)) + max(map(len, example.responses))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch(Generic[T]):
     """All examples of one optimizer step, or one rank's share of them.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from learner.config import LearnerConfig, LoraSection
+from learner.tree_attention import longest_shared, tree_mask
 from learner.types import LearnerError
 from rewards.environment import model_folder, one_line
 from rewards.model_files import ModelError
@@ -94,6 +95,8 @@ class PolicyModule(nn.Module):
         self.model = model
         self.chunk_tokens = chunk_tokens
         self.transform = logit_transform(self.causal_lm.config)
+        self.longest_shared = 0
+        """Tokens of the longest sequence that may pass in a tree of sequences; 0 until `load_policy` has tried."""
 
     @property
     def causal_lm(self) -> Any:
@@ -102,7 +105,14 @@ class PolicyModule(nn.Module):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, targets: Tensor, *, with_reference: bool = False
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        depths: Tensor | None = None,
+        ends: Tensor | None = None,
+        *,
+        with_reference: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """float32 [M]: log pi(targets | the tokens before them). Arguments as in `learner.sequences.SequenceBlock`.
 
@@ -111,17 +121,21 @@ class PolicyModule(nn.Module):
                 Both come from one call because ZeRO-3 prefetches by the order of modules in the last one, and forgets
                 it where a call goes another way.
         """
+        inputs: dict[str, Tensor] = {"input_ids": input_ids}
+        if ends is not None and depths is not None:
+            dtype = self.causal_lm.get_input_embeddings().weight.dtype
+            inputs |= {"position_ids": depths, "attention_mask": tree_mask(ends, dtype)}
         if not with_reference:
-            return self._logprobs(input_ids, positions, targets)
+            return self._logprobs(inputs, positions, targets)
         with torch.no_grad(), self.model.disable_adapter():  # type: ignore[operator]
-            reference = self._logprobs(input_ids, positions, targets)
-        return self._logprobs(input_ids, positions, targets), reference
+            reference = self._logprobs(inputs, positions, targets)
+        return self._logprobs(inputs, positions, targets), reference
 
-    def _logprobs(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+    def _logprobs(self, inputs: dict[str, Tensor], positions: Tensor, targets: Tensor) -> Tensor:
         causal_lm = self.causal_lm
-        hidden_NTH = causal_lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden_RTH = causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
         return chunked_logprobs(
-            hidden_NTH.flatten(0, 1)[positions],
+            hidden_RTH.flatten(0, 1)[positions],
             targets,
             head=causal_lm.get_output_embeddings(),
             transform=self.transform,
@@ -164,6 +178,8 @@ def load_policy(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> Pol
         policy.check_head()
     except ValueError as error:
         raise LearnerError(f"policy.model: {model!r}: {error}") from error
+    if config.prefix_sharing == "auto":
+        policy.longest_shared = longest_shared(policy, policy.causal_lm)
     if config.gradient_checkpointing:
         policy.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.lora is not None:

@@ -1,49 +1,69 @@
-"""Ragged token ids -> one right-padded block; examples -> the passes they need, and what a loss reads after these.
+"""Ragged token ids -> a block for one forward pass; examples -> their passes, and what a loss reads after these.
 
-Shapes: N sequences, T tokens of the longest, M response tokens; E examples, S passes (a response under a prompt), whose
-tokens are the M, P pairs.
+Shapes: N sequences (a prompt and a response), R rows of T tokens, M response tokens; E examples, S passes (a response
+under a prompt), which are the sequences of their block; P pairs.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from learner.examples import Example, T
+from learner.trees import fill_rows, grow, plant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceBlock:
     """N (prompt, response) sequences, ready for one forward pass.
 
-    Attention is causal and the padding stands on the right, so no real token ever sees padding: no mask is needed.
+    Each row holds one sequence, with padding on the right; or trees of sequences, which `depths` and `ends` tell apart.
+    Without these attention is causal, so no real token ever sees padding and no mask is needed.
 
     Example:
-        prompt (1, 4) and response (7, 2) alone: input_ids [[1, 4, 7]], positions [1, 2], targets [7, 2], rows [0, 0]
+        prompt (1, 4) and response (7, 2) alone: input_ids [[1, 4, 7]], positions [1, 2], targets [7, 2], owners [0, 0]
     """
 
     input_ids: Tensor
-    """int64 [N, T]: prompt and response without its last token, which nothing is predicted from."""
+    """int64 [R, T]: prompts and responses, each without its last token, which nothing is predicted from."""
     positions: Tensor
-    """int64 [M]: index into the flattened [N * T] of the token that each response token is predicted from."""
+    """int64 [M]: index into the flattened [R * T] of the token that each response token is predicted from."""
     targets: Tensor
     """int64 [M]: the response tokens."""
-    rows: Tensor
+    owners: Tensor
     """int64 [M]: the sequence each response token belongs to."""
+    num_sequences: int
     num_tokens: int
-    """Prompt and response tokens, padding not counted."""
+    """Tokens that pass, padding not counted."""
+    depths: Tensor | None = None
+    """int64 [R, T], with trees: place of a token in its sequences, from 0."""
+    ends: Tensor | None = None
+    """int64 [R, T], with trees: token q of a row sees token k exactly when k <= q < ends[k] (`learner.trees`)."""
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What `learner.policy.PolicyModule` is called with."""
+        return self.input_ids, self.positions, self.targets, self.depths, self.ends
 
     def sum_by_sequence(self, per_token_M: Tensor) -> Tensor:
         """[N] sums over each sequence's response tokens."""
-        return per_token_M.new_zeros(len(self.input_ids)).index_add(0, self.rows, per_token_M)
+        return per_token_M.new_zeros(self.num_sequences).index_add(0, self.owners, per_token_M)
 
 
 def pack_sequences(
-    prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], *, device: torch.device | str = "cpu"
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    *,
+    together: Sequence[Sequence[int]] | None = None,
+    device: torch.device | str = "cpu",
 ) -> SequenceBlock:
-    """Lay out N sequences side by side; prompts and responses must not be empty.
+    """Lay out N sequences; prompts and responses must not be empty.
+
+    Args:
+        together: sequences that are likely to begin alike, by index, each sequence once: what those of one list have in
+            common passes once. None: every sequence passes whole, in a row of its own.
 
     Raises:
         ValueError: an empty prompt or response, or unequal numbers of them.
@@ -54,22 +74,27 @@ def pack_sequences(
     empty = next((row for row, pair in enumerate(lengths) if not all(pair)), None)
     if empty is not None:
         raise ValueError(f"sequence {empty}: prompt and response must not be empty, got lengths {lengths[empty]}")
-    width = max(prompt + response for prompt, response in lengths) - 1
-    padded = [
-        [*prompt, *response[:-1], *([0] * (width + 1 - len(prompt) - len(response)))]
-        for prompt, response in zip(prompt_ids, response_ids, strict=True)
-    ]
-    positions = [
-        row * width + prompt - 1 + t for row, (prompt, response) in enumerate(lengths) for t in range(response)
-    ]
-    targets = [token for response in response_ids for token in response]
-    rows = [row for row, (_, response) in enumerate(lengths) for _ in range(response)]
+    inputs = [(*prompt, *response[:-1]) for prompt, response in zip(prompt_ids, response_ids, strict=True)]
+    groups = together or [[sequence] for sequence in range(len(inputs))]
+    trees = [grow([inputs[sequence] for sequence in group]) for group in groups]
+    lengths_of_trees = list(map(len, trees))
+    rows = fill_rows(lengths_of_trees, max(lengths_of_trees)) if together else [[tree] for tree in range(len(trees))]
+    forest = plant(trees, rows)
+    predicting = [np.empty(0)] * len(inputs)
+    for start, tree, group in zip(forest.starts, trees, groups, strict=True):
+        for path, sequence in zip(tree.paths, group, strict=True):
+            predicting[sequence] = start + path[lengths[sequence][0] - 1 :]
     return SequenceBlock(
-        input_ids=torch.tensor(padded, device=device),
-        positions=torch.tensor(positions, device=device),
-        targets=torch.tensor(targets, device=device),
-        rows=torch.tensor(rows, device=device),
-        num_tokens=sum(map(sum, lengths)),
+        input_ids=torch.from_numpy(forest.tokens).to(device),
+        positions=torch.from_numpy(np.concatenate(predicting)).to(device),
+        targets=torch.tensor([token for response in response_ids for token in response], device=device),
+        owners=torch.tensor(
+            [sequence for sequence, (_, response) in enumerate(lengths) for _ in range(response)], device=device
+        ),
+        num_sequences=len(inputs),
+        num_tokens=sum(lengths_of_trees),
+        depths=torch.from_numpy(forest.depths).to(device) if together else None,
+        ends=torch.from_numpy(forest.ends).to(device) if together else None,
     )
 
 
@@ -85,16 +110,30 @@ def layout(examples: Sequence[Example[T]]) -> list[tuple[int, int, int]]:
     ]
 
 
-def pack_examples(examples: Sequence[Example[T]], *, device: torch.device | str = "cpu") -> SequenceBlock:
-    """Every response of every example once under each of its prompts, as `layout` orders them."""
+def pack_examples(examples: Sequence[Example[T]], *, shared: bool, device: torch.device | str = "cpu") -> SequenceBlock:
+    """Every response of every example once under each of its prompts, as `layout` orders them.
+
+    Args:
+        shared: what the passes of one example begin with alike passes once.
+    """
     passes = layout(examples)
-    prompts = [examples[e].prompts[m] for m, e, _ in passes]
-    return pack_sequences(prompts, [examples[e].responses[j] for _, e, j in passes], device=device)
+    of_example: list[list[int]] = [[] for _ in examples]
+    for index, (_, e, _) in enumerate(passes):
+        of_example[e].append(index)
+    return pack_sequences(
+        [examples[e].prompts[m] for m, e, _ in passes],
+        [examples[e].responses[j] for _, e, j in passes],
+        together=of_example if shared else None,
+        device=device,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated(Generic[T]):
-    """Example: Evaluated(examples=[example], block=pack_examples([example]), logprob=zeros(7), reference=zeros(7))"""
+    """What a loss reads.
+
+    Example: Evaluated(examples=[example], block=block, logprob=zeros(7), reference=zeros(7))
+    """
 
     examples: Sequence[Example[T]]
     block: SequenceBlock

@@ -1,5 +1,6 @@
 """Learner engines for tests: made-up batches, and DeepSpeed ranks as spawned processes without Ray."""
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -33,6 +34,14 @@ def weights_of_pair(example: Example[PairTargets]) -> tuple[float, float]:
     """(a1, a2)"""
     weight_y1, weight_y2 = example.targets.weight.sum(axis=(0, 1)).tolist()
     return weight_y1, weight_y2
+
+
+def distinct_tokens(batch: Batch) -> int:
+    """Tokens of a batch that any model must compute: in each example, every beginning of a sequence once."""
+    return sum(
+        len({(*prompt, *response)[:n] for prompt, response in passes for n in range(1, len(prompt) + len(response))})
+        for passes in (itertools.product(each.prompts, each.responses) for each in batch.examples)
+    )
 
 
 def make_batch(step: int, num_pairs: int, *, vocab: int = 100, seed: int = 0, negatives: int = 1) -> Batch:

@@ -23,7 +23,7 @@ from learner_engines import (
     train,
     weights_of,
 )
-from learner_ranks import make_batch, method, pair_example, run_ranks
+from learner_ranks import distinct_tokens, make_batch, method, pair_example, run_ranks
 from safetensors import safe_open
 from tiny_models import make_tiny_policy
 from torch import Tensor
@@ -99,9 +99,7 @@ def test_steps_equal_a_plain_torch_loop_when_the_last_micro_batch_is_short(make_
         assert report.metrics == pytest.approx(metrics, abs=2e-5, rel=1e-4)
     assert largest_difference(weights_of(engine), expected_weights) < 1e-5
     assert reports[0].metrics["loss_identifiability"] == pytest.approx(math.log(2), abs=1e-6)
-    assert reports[0].learner_tokens == sum(
-        2 * sum(map(len, each.responses)) + 2 * sum(map(len, each.prompts)) for each in make_batch(0, 5).examples
-    )
+    assert reports[0].learner_tokens == distinct_tokens(make_batch(0, 5))
 
 
 def test_length_normalised_log_ratios_are_means_over_response_tokens(make_engine: MakeEngine) -> None:
@@ -151,10 +149,7 @@ def test_steps_with_several_w_minus_and_prompts_of_several_pairs_equal_a_plain_t
     for batch, metrics in zip(batches, expected, strict=True):
         report = engine.update(batch, total=3)
         assert report.metrics == pytest.approx(metrics, abs=2e-5, rel=1e-4)
-        assert report.learner_tokens == sum(
-            4 * sum(map(len, each.responses)) + len(each.responses) * sum(map(len, each.prompts))
-            for each in batch.examples
-        ), "each response passes once under each prompt"
+        assert report.learner_tokens == distinct_tokens(batch), "what responses begin with alike passes once"
     assert largest_difference(weights_of(engine), expected_weights) < 1e-5
 
 
@@ -191,9 +186,7 @@ def test_without_beta_w_both_spellings_agree_bit_for_bit_and_run_half_the_tokens
     assert reports == others
     assert largest_difference(weights_of(by_method), weights_of(by_beta)) == 0
     assert "identification_accuracy" not in reports[0].metrics
-    assert reports[0].learner_tokens == sum(
-        sum(map(len, each.responses)) + 2 * len(each.prompts[0]) for each in make_batch(0, 5, negatives=0).examples
-    )
+    assert reports[0].learner_tokens == distinct_tokens(make_batch(0, 5, negatives=0))
 
 
 def test_gradients_combined_with_c_of_zero_give_the_per_objective_steps_and_with_more_other_ones(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fake_engines import FakeEngine
-from learner_ranks import make_batch, method, weights_of_pair
+from learner_ranks import distinct_tokens, make_batch, method, weights_of_pair
 from safetensors.torch import load_file
 from tiny_models import make_tiny_policy
 from torch import Tensor
@@ -151,9 +151,7 @@ def test_first_update_has_the_mean_loss_over_all_pairs(two_ranks: LearnerGroup) 
     report = two_ranks.update_async(batch).result(timeout=60)
     mass = sum(sum(weights_of_pair(example)) for example in batch.examples) / PAIRS
     assert report.metrics["loss"] == pytest.approx((mass + 1) * math.log(2), abs=1e-5)
-    assert report.learner_tokens == sum(
-        2 * sum(map(len, each.responses)) + 2 * sum(map(len, each.prompts)) for each in batch.examples
-    )
+    assert report.learner_tokens == distinct_tokens(batch)
 
 
 def test_a_push_from_zero_3_delivers_the_exported_weights_to_every_engine(

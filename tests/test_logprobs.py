@@ -41,13 +41,13 @@ def full_logprobs(causal_lm: torch.nn.Module) -> Tensor:
 
 
 def run(policy: PolicyModule, block: SequenceBlock) -> Tensor:
-    result: Tensor = policy(block.input_ids, block.positions, block.targets)
+    result: Tensor = policy(*block.tensors())
     return result
 
 
 def test_packing_lays_out_prompt_and_response_and_points_at_the_predicting_token() -> None:
     block = pack_sequences(PROMPTS, RESPONSES)
-    assert block.num_tokens == 22
+    assert block.num_tokens == 19
     flat = block.input_ids.flatten()
     assert flat[block.positions].tolist() == [4, 30, 31, 4, 32, 33, 34, 35, 4]
     assert block.targets.tolist() == [token for response in RESPONSES for token in response]
@@ -56,7 +56,7 @@ def test_packing_lays_out_prompt_and_response_and_points_at_the_predicting_token
 
 def test_examples_are_packed_by_prompt_then_example_then_response_and_found_there_again() -> None:
     examples = [pair_example(((10 + i,), (20 + i,), (30 + i,)), ((5,), (6, 7))) for i in range(2)]
-    block = pack_examples(examples)
+    block = pack_examples(examples, shared=False)
     assert block.input_ids[:, 0].tolist() == [10, 10, 11, 11, 20, 20, 21, 21, 30, 30, 31, 31]
     at = Evaluated(examples=examples, block=block, logprob=block.targets.float(), reference=torch.zeros(18))
     assert at.lengths().tolist() == [1, 2] * 6

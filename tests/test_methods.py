@@ -40,7 +40,7 @@ def label(name: str, scores: Any, preference: Any, seed: int = 0, **settings: An
 
 
 def evaluated(examples: list[Example], generator_seed: int = 0) -> Evaluated:
-    block = pack_examples(examples)
+    block = pack_examples(examples, shared=False)
     generator = torch.Generator().manual_seed(generator_seed)
     logprob = (-torch.rand(len(block.targets), generator=generator)).requires_grad_()
     return Evaluated(examples=examples, block=block, logprob=logprob, reference=-torch.ones(len(block.targets)))
@@ -137,7 +137,7 @@ def test_two_pairs_of_a_prompt_weigh_as_much_as_one() -> None:
     [single] = made.examples(group_of([[1, 0], [0, 1]], [0.3, 0.7]))
     both = evaluated([double, single])
     parts = [evaluated([double]), evaluated([single])]
-    rows = both.block.rows
+    rows = both.block.owners
     parts = [
         dataclasses.replace(parts[0], logprob=both.logprob[rows < 3], reference=both.require_reference()[rows < 3]),
         dataclasses.replace(parts[1], logprob=both.logprob[rows >= 3], reference=both.require_reference()[rows >= 3]),
@@ -190,7 +190,7 @@ def test_grpo_s_loss_weighs_responses_of_a_prompt_and_prompts_equally() -> None:
     assert per_response.shape == (5,)
     terms = []
     for row, advantage in enumerate(np.concatenate(advantages)):
-        own = at.block.rows == row
+        own = at.block.owners == row
         plain = (at.logprob - old).exp()[own]
         terms.append(-torch.minimum(plain * advantage, ratio[own] * advantage).mean().item())
     assert made.loss(at).loss.item() == pytest.approx((np.mean(terms[:2]) + np.mean(terms[2:])) / 2, abs=1e-5)

@@ -79,13 +79,13 @@ class Grpo(Method[Advantages]):
         counts = [len(targets.advantage) for targets in at.targets]
         share = [1 / (count * len(counts)) for count in counts for _ in range(count)]
         columns = (torch.tensor(column).to(at.logprob) for column in (advantage, share))
-        advantage_S, share_S = (column[at.block.rows] for column in columns)
+        advantage_S, share_S = (column[at.block.owners] for column in columns)
         return grpo_loss(
             at.logprob,
             torch.tensor(old).to(at.logprob),
             at.require_reference(),
             advantage_S,
-            share_S / at.lengths()[at.block.rows],
+            share_S / at.lengths()[at.block.owners],
             clip=self.config.clip,
             kl=self.config.kl,
         )
