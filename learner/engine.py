@@ -99,6 +99,13 @@ class LearnerEngine:
         """What goes to the rollout engines; iterate its buckets on all ranks."""
         self._state = TrainedState(self._engine, policy)
 
+    def remarks(self) -> list[str]:
+        """What a user should know of how this model computes, a line each."""
+        if self.config.prefix_sharing == "off" or self.policy.longest_shared:
+            return []
+        kind = type(self.policy.causal_lm).__name__
+        return [f"{kind} computes no trees of sequences: every response passes with the whole of its prompt"]
+
     def update(self, batch: Batch, *, total: int) -> StepReport:
         """One optimizer step on the mean loss over all ranks' examples.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors.processes import reserve
 from learner.config import LearnerConfig
@@ -53,8 +53,8 @@ class LearnerGroup:
 
     def __init__(self, config: LearnerConfig, *, placement: PlacementGroup | None) -> None:
         self.config = config
-        self.info: list[dict[str, int | str]] = []
-        """What each rank runs: rank, pid, library versions."""
+        self.info: list[dict[str, Any]] = []
+        """What each rank runs: rank, pid, library versions, remarks."""
         self.make_room: Callable[[], None] = lambda: None
         """Called before the ranks compute; for those who share their GPUs."""
         self._ranks = Ranks([])
@@ -118,6 +118,11 @@ class LearnerGroup:
             group.close()
             raise
         return group
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of how the model computes, a line each."""
+        return list(self.info[0]["remarks"])
 
     def update(self, batch: Batch) -> StepReport:
         """One optimizer step; see `update_async`."""

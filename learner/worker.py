@@ -47,7 +47,7 @@ class LearnerWorker:
         """Join the process group and load the engine; `options` are `LearnerEngine`'s keyword arguments.
 
         Returns:
-            rank, pid and library versions.
+            rank, pid, library versions, and the engine's remarks.
         """
         os.environ["LOCAL_RANK"] = "0"  # Ray shows each actor its own GPU only
         os.environ.update(network_environment())
@@ -69,6 +69,7 @@ class LearnerWorker:
             "torch": torch.__version__,
             "deepspeed": deepspeed.__version__,
             "transformers": transformers.__version__,
+            "remarks": self._engine.remarks(),
         }
 
     def update(self, batch: Batch, total: int) -> StepReport:

@@ -102,6 +102,24 @@ def test_steps_equal_a_plain_torch_loop_when_the_last_micro_batch_is_short(make_
     assert reports[0].learner_tokens == distinct_tokens(make_batch(0, 5))
 
 
+def test_a_model_that_computes_no_trees_passes_every_response_whole_and_says_so(
+    make_engine: MakeEngine, model: str, tmp_path: Path
+) -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    plain = shutil.copytree(model, tmp_path / "bloom")
+    (plain / "model.safetensors").unlink()
+    sizes = {"vocab_size": 100, "hidden_size": 32, "n_layer": 2, "n_head": 2}
+    BloomForCausalLM(BloomConfig(**sizes, hidden_dropout=0.0)).save_pretrained(plain)
+    engine = new_engine(str(plain))
+    report = engine.update(make_batch(0, 5), total=5)
+    assert [remark.split(":")[0] for remark in engine.remarks()] == ["BloomForCausalLM computes no trees of sequences"]
+    assert report.learner_tokens == sum(
+        2 * sum(map(len, each.responses)) - 4 + 2 * sum(map(len, each.prompts)) for each in make_batch(0, 5).examples
+    )
+    assert make_engine().remarks() == []
+
+
 def test_length_normalised_log_ratios_are_means_over_response_tokens(make_engine: MakeEngine) -> None:
     whole, per_token = (
         make_engine(by=method(beta_c=0.3, beta_w=0, length_normalized=normalized)) for normalized in (False, True)

@@ -62,6 +62,11 @@ def test_a_run_leaves_everything_the_run_directory_promises(run_recipe):
     assert failures(run) == []
 
 
+def test_what_the_ranks_remark_of_the_model_is_said(run_recipe):
+    _, _, said = run_recipe("loop.steps=1")
+    assert "what its ranks say of the model" in said
+
+
 @pytest.mark.parametrize("name", METHOD_NAMES)
 @pytest.mark.parametrize("step", [2, 5])
 def test_a_killed_run_given_again_ends_as_the_undisturbed_one_under_every_method(run_recipe, name, step):

@@ -58,6 +58,9 @@ class CrewLearner(Updates, Protocol):
     """`learner.group.LearnerGroup`."""
 
     @property
+    def remarks(self) -> list[str]: ...
+
+    @property
     def token_logprobs(self) -> TokenLogprobs: ...
 
     def save_policy(self, path: Path) -> None: ...

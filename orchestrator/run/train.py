@@ -176,6 +176,8 @@ def _train(
     say: Callable[[str], None],
 ) -> int:
     renderer, first_step, policy_version = inputs.renderer, 0, 0
+    for remark in crew.learner.remarks:
+        say(remark)
     if resumed is not None:
         first_step, policy_version = resumed.meta.next_step, resumed.meta.policy_version
         crew.learner.load_checkpoint(resumed.path)
