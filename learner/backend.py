@@ -82,20 +82,18 @@ def start_deepspeed(device: torch.device, *, timeout_s: float) -> Any:
     return deepspeed
 
 
-def deepspeed_config(
-    config: LearnerConfig, *, dtype: torch.dtype, micro_batches: int, max_grad_norm: float
-) -> dict[str, Any]:
+def deepspeed_config(config: LearnerConfig, *, dtype: torch.dtype, max_grad_norm: float) -> dict[str, Any]:
     """DeepSpeed's own configuration for this section.
 
     Args:
-        micro_batches: forward-backward passes of one rank per optimizer step.
         max_grad_norm: 0 leaves clipping to the caller.
     """
     # Below stage 2 DeepSpeed's bfloat16 optimizers hide their float32 copy, or sum gradients in bfloat16.
     stage = max(config.zero_stage, 2) if dtype == torch.bfloat16 else config.zero_stage
     return {
-        "train_micro_batch_size_per_gpu": config.micro_batch_prompts,
-        "gradient_accumulation_steps": micro_batches,
+        # Neither number means anything here: the engine is told which micro-batch of a step is the last.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rewards.config import Dtype, NodeLabels, Section
-from rewards.pretrained import Attention
 
 
 class LoraSection(Section):
@@ -61,13 +60,11 @@ class LearnerConfig(Section):
     """Learning rate at the end of the run, as a share of `learning_rate` (ignored by `constant`)."""
     max_grad_norm: float = Field(default=1.0, gt=0)
 
-    micro_batch_prompts: int = Field(default=8, ge=1)
-    """Prompts of one forward-backward pass on one rank: each with the responses that the method uses, once under each
-    vector that it needs (mi-epo: 2 responses under w+ and under each w-)."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens of one forward-backward pass on one rank, padding counted. A prompt is not divided: its responses
+    pass together, once under each vector that the method needs (mi-epo: 2 responses under w+ and under each w-)."""
     lora: LoraSection | None = None
     """Train low-rank adapters instead of all weights."""
-    attention: Attention = "auto"
-    """Of transformers' implementations. On a CPU `eager` takes a quarter off the time of short sequences."""
     prefix_sharing: Literal["auto", "off"] = "auto"
     """`auto`: what the responses of a prompt begin with alike, under all its vectors, passes once: the same
     log-probabilities and gradients up to rounding. A model that cannot is found out when it is loaded, and told."""

@@ -20,11 +20,12 @@ from torch import Tensor
 from learner.backend import choose_device, choose_dtype, deepspeed_config, start_deepspeed
 from learner.checkpoint import TrainedState, load_state, save_state
 from learner.config import LearnerConfig, learning_rate
-from learner.examples import Batch, Example, longest_sequence
+from learner.dealing import Share
+from learner.examples import Example
 from learner.methods import Combines, MethodSection, make_method
 from learner.policy import check_settings, load_policy, load_reference, save_policy_folder
 from learner.sequences import Evaluated, SequenceBlock, pack_examples, pack_sequences
-from learner.types import LearnerError, PoisonedUpdateError, StepReport
+from learner.types import PoisonedUpdateError, StepReport
 from learner.weights import AdapterSource, BucketSource, WeightSource
 from rewards.environment import derive_seed
 
@@ -37,7 +38,6 @@ class LearnerEngine:
         model: Hugging Face folder or hub id of the starting policy, which is also the reference.
         method: the recipe's `method` section.
         total_steps: optimizer steps of the run, for the learning-rate schedule.
-        examples_per_step: largest batch of one optimizer step, over all ranks.
         seed: of adapter initialisation and adapter dropout.
 
     Raises:
@@ -51,20 +51,17 @@ class LearnerEngine:
         model: str,
         method: MethodSection,
         total_steps: int,
-        examples_per_step: int,
         seed: int,
     ) -> None:
         self.config = config
         self.model = model
         self.total_steps = total_steps
         self.method = make_method(method)
-        self.examples_per_step = examples_per_step
         self.seed = seed
         self.device = choose_device(config)
         self.dtype = choose_dtype(config, self.device)
         deepspeed = start_deepspeed(self.device, timeout_s=config.step_timeout_s)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.micro_batches = math.ceil(examples_per_step / (self.world_size * config.micro_batch_prompts))
 
         torch.manual_seed(seed)
         policy = load_policy(model, config, dtype=self.dtype)
@@ -85,7 +82,6 @@ class LearnerEngine:
         settings = deepspeed_config(
             config,
             dtype=self.dtype,
-            micro_batches=self.micro_batches,
             max_grad_norm=0.0 if self._clips_here else config.max_grad_norm,
         )
         self._engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
@@ -99,66 +95,66 @@ class LearnerEngine:
         """What goes to the rollout engines; iterate its buckets on all ranks."""
         self._state = TrainedState(self._engine, policy)
 
-    def remarks(self) -> list[str]:
+    def remarks(self) -> tuple[str, ...]:
         """What a user should know of how this model computes, a line each."""
         if self.config.prefix_sharing == "off" or self.policy.longest_shared:
-            return []
+            return ()
         kind = type(self.policy.causal_lm).__name__
-        return [f"{kind} computes no trees of sequences: every response passes with the whole of its prompt"]
+        return (f"{kind} computes no trees of sequences: every response passes with the whole of its prompt",)
 
-    def update(self, batch: Batch, *, total: int) -> StepReport:
-        """One optimizer step on the mean loss over all ranks' examples.
-
-        Args:
-            batch: this rank's share of the examples; may hold none but a filler.
-            total: examples of all ranks.
+    def update(self, share: Share) -> StepReport:
+        """One optimizer step on the mean loss over all ranks' examples, of which `share` has this rank's.
 
         Returns:
             The same report on every rank, over all examples.
 
         Raises:
-            LearnerError: more examples than planned.
             PoisonedUpdateError: a loss or gradient that is not finite. The engine is of no further use: its gradients
                 hold what was found, and its weights may.
         """
-        self._check_batch(batch, total)
-        step_rate = learning_rate(self.config, step=batch.step, total_steps=self.total_steps)
+        step_rate = learning_rate(self.config, step=share.step, total_steps=self.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = step_rate
-        coefficients = self._coefficients(batch, total) if isinstance(self.method, Combines) else None
-        self._seed_dropout(batch.step)
+        coefficients: Tensor | None = None
+        references: list[Tensor | None] = [None] * len(share.micro_batches)
+        if isinstance(self.method, Combines):
+            coefficients, references = self._coefficients(share)
+        self._seed_dropout(share.step)
         sums: dict[str, Tensor] = {}
         learner_tokens = 0
-        for index, (examples, share) in enumerate(self._micro_batches(batch, total)):
-            at = self._evaluate(examples, self._engine)
+        for index, (examples, part) in enumerate(_micro_batches(share)):
+            self._engine.set_gradient_accumulation_boundary(index + 1 == len(share.micro_batches))
+            at = self._evaluate(examples, self._engine, shared=share.shared, reference=references[index])
             output = self.method.loss(at, coefficients)
             # DeepSpeed averages gradients over the ranks; the loss is a mean over the examples of all of them.
-            self._engine.backward(output.loss * (share * self.world_size), scale_wrt_gas=False)
-            learner_tokens += at.block.num_tokens if share else 0
+            self._engine.backward(output.loss * (part * self.world_size), scale_wrt_gas=False)
+            learner_tokens += at.block.num_tokens if part else 0
             for name, value in output.metrics.items():
-                sums[name] = sums.get(name, 0.0) + value * share
-            if index + 1 < self.micro_batches:
-                self._engine.step()
+                sums[name] = sums.get(name, 0.0) + value * part
         metrics, learner_tokens = self._reduce(sums, learner_tokens)
         if not math.isfinite(metrics["loss"]):
             raise PoisonedUpdateError(
-                f"step {batch.step}: the loss is {metrics['loss']}; the optimizer step was not taken", batch.step
+                f"step {share.step}: the loss is {metrics['loss']}; the optimizer step was not taken", share.step
             )
-        metrics["grad_norm"] = self._optimizer_step(batch.step)
+        metrics["grad_norm"] = self._optimizer_step(share.step)
         metrics["learning_rate"] = step_rate
         if coefficients is not None:
             metrics["coefficient_max"] = float(coefficients.max())
-        return StepReport(step=batch.step, metrics=metrics, learner_tokens=learner_tokens)
+        return StepReport(step=share.step, metrics=metrics, learner_tokens=learner_tokens)
 
     @torch.no_grad()
     def token_logprobs(
-        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], *, reference: bool = False
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        response_ids: Sequence[Sequence[int]],
+        *,
+        rows: int = 8,
+        reference: bool = False,
     ) -> list[list[float]]:
         """Per response token, log pi(token | prompt and tokens before it) under the policy, or under the reference.
 
-        Every rank must pass the same number of sequences (which may differ between ranks).
+        Every rank must pass the same number of sequences (which may differ between ranks), `rows` at a time.
         """
-        rows = self.config.micro_batch_prompts * (4 if self.method.negatives else 2)
         result: list[list[float]] = []
         self.policy.eval()  # adapter dropout off
         for first in range(0, len(prompt_ids), rows):
@@ -202,20 +198,12 @@ class LearnerEngine:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _micro_batches(self, batch: Batch, total: int) -> Iterator[tuple[Sequence[Example], float]]:
-        """Exactly `micro_batches` lists of examples, each with its share of the step; a filler's share is 0."""
-        size = self.config.micro_batch_prompts
-        # Examples of similar length share a micro-batch: less padding.
-        examples = sorted(batch.examples, key=longest_sequence) if self.micro_batches > 1 else batch.examples
-        for index in range(self.micro_batches):
-            real = examples[index * size : (index + 1) * size]
-            yield (real, len(real) / total) if real else ([batch.filler or batch.examples[0]], 0.0)
-
-    def _evaluate(self, examples: Sequence[Example], module: Any) -> Evaluated:
-        shared = max(map(longest_sequence, examples)) <= self.policy.longest_shared
+    def _evaluate(
+        self, examples: Sequence[Example], module: Any, *, shared: bool, reference: Tensor | None = None
+    ) -> Evaluated:
+        """`reference`: its log-probabilities, where the same examples have passed before."""
         block = pack_examples(examples, shared=shared, device=self.device)
-        reference = None
-        if not self.method.uses_reference:
+        if not self.method.uses_reference or reference is not None:
             logprob = self._logprobs(module, block)
         elif self._reference is None:
             logprob, reference = module(*block.tensors(), with_reference=True)
@@ -225,33 +213,37 @@ class LearnerEngine:
             logprob = self._logprobs(module, block)
         return Evaluated(examples=examples, block=block, logprob=logprob, reference=reference)
 
-    def _coefficients(self, batch: Batch, total: int) -> Tensor:
-        """[K] by the method, from its objectives' gradients over all ranks' examples."""
+    def _coefficients(self, share: Share) -> tuple[Tensor, list[Tensor | None]]:
+        """[K] by the method, from its objectives' gradients over all ranks' examples; and each micro-batch's reference
+        log-probabilities."""
         assert isinstance(self.method, Combines)
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        self._seed_dropout(batch.step)
+        self._seed_dropout(share.step)
         gradients_KD: Tensor | None = None
-        weight_K = torch.zeros(len((batch.filler or batch.examples[0]).preference), dtype=torch.float64)
-        for examples, share in self._micro_batches(batch, total):
+        weight_K = torch.zeros(len(share.filler.preference), dtype=torch.float64)
+        references: list[Tensor | None] = []
+        for examples, part in _micro_batches(share):
             # Not through DeepSpeed's engine, which lets no gradient out but by its own `backward`.
-            losses_K = self.method.objective_losses(self._evaluate(examples, self.policy)) * share
+            at = self._evaluate(examples, self.policy, shared=share.shared)
+            references.append(at.reference)
+            losses_K = self.method.objective_losses(at) * part
             rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses_K]
             part_KD = torch.stack([torch.cat([each.flatten().float() for each in row]) for row in rows])
             gradients_KD = part_KD if gradients_KD is None else gradients_KD + part_KD
-            if share:
+            if part:
                 weight_K += torch.tensor([example.preference for example in examples], dtype=torch.float64).sum(0)
         assert gradients_KD is not None
-        weight_K = weight_K.to(self.device) / total
+        weight_K = weight_K.to(self.device) / share.total
         if self.world_size > 1:
             dist.all_reduce(gradients_KD)
             dist.all_reduce(weight_K)
         gram_KK = (gradients_KD @ gradients_KD.T).double()
         if not gram_KK.isfinite().all():
             raise PoisonedUpdateError(
-                f"step {batch.step}: an objective's gradient is not finite; the optimizer step was not taken",
-                batch.step,
+                f"step {share.step}: an objective's gradient is not finite; the optimizer step was not taken",
+                share.step,
             )
-        return self.method.combine(gram_KK.cpu(), weight_K.cpu()).to(self.device)
+        return self.method.combine(gram_KK.cpu(), weight_K.cpu()).to(self.device), references
 
     def _seed_dropout(self, step: int) -> None:
         """Adapter dropout is a function of (seed, step, rank), so a resumed run repeats it."""
@@ -264,8 +256,9 @@ class LearnerEngine:
     def _reference_logprobs(self, block: SequenceBlock) -> Tensor:
         if self._reference is not None:
             return self._logprobs(self._reference, block)
-        with self.policy.model.disable_adapter():  # type: ignore[operator]
-            return self._logprobs(self._engine, block)
+        # Not without the adapters alone: what ZeRO-3 has prefetched of them by then would never be given back, and the
+        # next to gather them would find nothing.
+        return self._engine(*block.tensors(), with_reference=True)[1]
 
     def _reduce(self, sums: dict[str, Tensor], learner_tokens: int) -> tuple[dict[str, float], int]:
         """Totals over all ranks, in one small all-reduce. A loss that is not finite anywhere is so everywhere."""
@@ -313,15 +306,8 @@ class LearnerEngine:
             "lora": None if self.config.lora is None else self.config.lora.model_dump(mode="json"),
         }
 
-    def _check_batch(self, batch: Batch, total: int) -> None:
-        if not 0 < total <= self.examples_per_step:
-            raise LearnerError(
-                f"step {batch.step}: the examples of a step must number between 1 and examples_per_step = "
-                f"{self.examples_per_step}, got {total}"
-            )
-        room = self.micro_batches * self.config.micro_batch_prompts
-        if len(batch.examples) > room:
-            raise LearnerError(
-                f"step {batch.step}: rank {self.rank} takes at most {self.micro_batches} x "
-                f"{self.config.micro_batch_prompts} = {room} examples, got {len(batch.examples)}"
-            )
+
+def _micro_batches(share: Share) -> Iterator[tuple[Sequence[Example], float]]:
+    """Each with its part of the step; a filler's is 0."""
+    for real in share.micro_batches:
+        yield (real, len(real) / share.total) if real else ([share.filler], 0.0)

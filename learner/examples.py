@@ -72,7 +72,7 @@ def longest_sequence(example: Example[T]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch(Generic[T]):
-    """All examples of one optimizer step, or one rank's share of them.
+    """All examples of one optimizer step.
 
     Example:
         Batch(step=12, examples=(example, another_example))
@@ -81,10 +81,4 @@ class Batch(Generic[T]):
     step: int
     """Index of the step in the run, from 0; the learning rate follows from it."""
     examples: tuple[Example[T], ...]
-    """May be fewer than planned where samples were dropped, and none on a rank."""
-    filler: Example[T] | None = None
-    """What a rank without an example left passes, times zero; None: its first one."""
-
-    def share(self, rank: int, ranks: int) -> Batch[T]:
-        """What rank `rank` of `ranks` gets of a batch that is not empty: every `ranks`-th example."""
-        return Batch(step=self.step, examples=self.examples[rank::ranks], filler=self.examples[0])
+    """May be fewer than planned where samples were dropped."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.processes import reserve
 from learner.config import LearnerConfig
+from learner.dealing import deal
 from learner.examples import Batch
 from learner.methods import MethodSection
 from learner.ranks import Ranks
-from learner.types import LearnerError, StepReport, SyncReport, WeightSyncError
+from learner.types import LearnerError, RankInfo, StepReport, SyncReport, WeightSyncError
 from learner.worker import LearnerWorker
 from rewards.environment import process_environment, whole_threads
 
@@ -53,8 +54,8 @@ class LearnerGroup:
 
     def __init__(self, config: LearnerConfig, *, placement: PlacementGroup | None) -> None:
         self.config = config
-        self.info: list[dict[str, Any]] = []
-        """What each rank runs: rank, pid, library versions, remarks."""
+        self.info: list[RankInfo] = []
+        """What each rank runs."""
         self.make_room: Callable[[], None] = lambda: None
         """Called before the ranks compute; for those who share their GPUs."""
         self._ranks = Ranks([])
@@ -68,7 +69,6 @@ class LearnerGroup:
         model: str,
         method: MethodSection,
         total_steps: int,
-        examples_per_step: int,
         seed: int,
         run_name: str,
         reserved: PlacementGroup | None = None,
@@ -110,7 +110,6 @@ class LearnerGroup:
                 "model": model,
                 "method": method,
                 "total_steps": total_steps,
-                "examples_per_step": examples_per_step,
                 "seed": seed,
             }
             group.info = group._ranks.call("start", *endpoint, engine_options, timeout_s=limit)
@@ -120,16 +119,16 @@ class LearnerGroup:
         return group
 
     @property
-    def remarks(self) -> list[str]:
+    def remarks(self) -> tuple[str, ...]:
         """What a user should know of how the model computes, a line each."""
-        return list(self.info[0]["remarks"])
+        return self.info[0].remarks
 
     def update(self, batch: Batch) -> StepReport:
         """One optimizer step; see `update_async`."""
         return self.update_async(batch).result()
 
     def update_async(self, batch: Batch) -> PendingUpdate:
-        """Deal the examples to the ranks round-robin and start one optimizer step on the mean loss over all of them.
+        """Deal the examples to the ranks and start one optimizer step on the mean loss over all of them.
 
         Raises:
             LearnerError: there is none, or the ranks are no longer in step.
@@ -137,8 +136,13 @@ class LearnerGroup:
         if not batch.examples:
             raise LearnerError(f"step {batch.step}: an update needs an example, got none")
         self.make_room()
-        ranks, total = self.config.ranks, len(batch.examples)
-        references = self._ranks.start("update", [(batch.share(rank, ranks), total) for rank in range(ranks)])
+        shares = deal(
+            batch,
+            ranks=self.config.ranks,
+            micro_batch_tokens=self.config.micro_batch_tokens,
+            longest_shared=self.info[0].longest_shared,
+        )
+        references = self._ranks.start("update", [(share,) for share in shares])
         return PendingUpdate(self._ranks, references, step=batch.step, timeout_s=self.config.step_timeout_s)
 
     def token_logprobs(
@@ -153,8 +157,10 @@ class LearnerGroup:
         self.make_room()
         # Ranks need equal numbers of sequences: the last deal wraps around, and what it repeats is left out again.
         width = -(-total // ranks)
-        deals = [[(rank + ranks * row) % total for row in range(width)] for rank in range(ranks)]
-        shares = [([prompt_ids[i] for i in deal], [response_ids[i] for i in deal], reference) for deal in deals]
+        hands = [[(rank + ranks * row) % total for row in range(width)] for rank in range(ranks)]
+        longest = max(map(sum, zip(map(len, prompt_ids), map(len, response_ids), strict=True)))
+        rows = max(1, self.config.micro_batch_tokens // longest)
+        shares = [([prompt_ids[i] for i in hand], [response_ids[i] for i in hand], rows, reference) for hand in hands]
         references = self._ranks.start("token_logprobs", shares)
         replies = self._ranks.wait(references, "token_logprobs", timeout_s=self.config.step_timeout_s)
         return [replies[index % ranks][index // ranks] for index in range(total)]

@@ -277,9 +277,7 @@ def _load(model: str, config: LearnerConfig, *, dtype: torch.dtype) -> PolicyMod
     try:
         settings = load_config(model)
         _disable_dropout(settings)
-        causal_lm = load_model(
-            "AutoModelForCausalLM", model, head="whole", attention=config.attention, config=settings, dtype=dtype
-        )
+        causal_lm = load_model("AutoModelForCausalLM", model, head="whole", config=settings, dtype=dtype)
     except ModelError as error:
         raise LearnerError(f"policy.model: {error}") from error
     _check_names(causal_lm, model)

@@ -15,6 +15,24 @@ META = "learner.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankInfo:
+    """What one rank runs.
+
+    Example:
+        RankInfo(rank=0, pid=4711, versions={"torch": "2.9.0"}, longest_shared=0, remarks=("this model ...",))
+    """
+
+    rank: int
+    pid: int
+    versions: dict[str, str]
+    """Library -> version."""
+    longest_shared: int
+    """Tokens of the longest sequence that passes in a tree of sequences; 0: none does."""
+    remarks: tuple[str, ...]
+    """What a user should know of how the model computes, a line each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What one optimizer step did, over all ranks.
 

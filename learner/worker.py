@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from actors.processes import network_environment
 from learner.config import LearnerConfig
-from learner.examples import Batch
-from learner.types import StepReport, WeightManifest, WeightSyncError
+from learner.dealing import Share
+from learner.types import RankInfo, StepReport, WeightManifest, WeightSyncError
 from rewards.environment import whole_threads
 
 if TYPE_CHECKING:
@@ -43,12 +43,8 @@ class LearnerWorker:
         self._listener = socket.create_server((ray.util.get_node_ip_address(), 0))
         return self._listener.getsockname()
 
-    def start(self, address: str, port: int, options: dict[str, Any]) -> dict[str, Any]:
-        """Join the process group and load the engine; `options` are `LearnerEngine`'s keyword arguments.
-
-        Returns:
-            rank, pid, library versions, and the engine's remarks.
-        """
+    def start(self, address: str, port: int, options: dict[str, Any]) -> RankInfo:
+        """Join the process group and load the engine; `options` are `LearnerEngine`'s keyword arguments."""
         os.environ["LOCAL_RANK"] = "0"  # Ray shows each actor its own GPU only
         os.environ.update(network_environment())
         import deepspeed
@@ -63,24 +59,24 @@ class LearnerWorker:
         join_group(self.config, address, port, rank=self.rank, listener=self._listener)
         self._engine = LearnerEngine(self.config, **options)
         self._give_back_cache()
-        return {
-            "rank": self.rank,
-            "pid": os.getpid(),
-            "torch": torch.__version__,
-            "deepspeed": deepspeed.__version__,
-            "transformers": transformers.__version__,
-            "remarks": self._engine.remarks(),
-        }
+        libraries = (torch, deepspeed, transformers)
+        return RankInfo(
+            rank=self.rank,
+            pid=os.getpid(),
+            versions={library.__name__: library.__version__ for library in libraries},
+            longest_shared=self._engine.policy.longest_shared,
+            remarks=self._engine.remarks(),
+        )
 
-    def update(self, batch: Batch, total: int) -> StepReport:
-        report = self._engine.update(batch, total=total)
+    def update(self, share: Share) -> StepReport:
+        report = self._engine.update(share)
         self._give_back_cache()
         return report
 
     def token_logprobs(
-        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], reference: bool
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], rows: int, reference: bool
     ) -> list[list[float]]:
-        logprobs = self._engine.token_logprobs(prompt_ids, response_ids, reference=reference)
+        logprobs = self._engine.token_logprobs(prompt_ids, response_ids, rows=rows, reference=reference)
         self._give_back_cache()
         return logprobs
 

@@ -194,12 +194,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> "Recipe":
-        per_pass = self.learner.ranks * self.learner.micro_batch_prompts
-        if self.loop.prompts_per_step % per_pass:
+        if self.learner.micro_batch_tokens < self.example_tokens:
             raise ValueError(
-                f"loop.prompts_per_step must be a multiple of learner.ranks * learner.micro_batch_prompts = "
-                f"{self.learner.ranks} * {self.learner.micro_batch_prompts} = {per_pass}, "
-                f"got {self.loop.prompts_per_step}"
+                f"learner.micro_batch_tokens must hold the longest example, {self.example_tokens} tokens "
+                f"({self.passed_vectors} vectors x (rollout.max_model_len + rollout.max_new_tokens for every response "
+                f"after the first)), got {self.learner.micro_batch_tokens}"
             )
         reference = self.evaluate.reference_point
         if isinstance(reference, tuple) and len(reference) != self.num_objectives:
@@ -290,9 +289,16 @@ class Recipe(Section):
         return tuple(objective.name for objective in self.objectives)
 
     @property
-    def examples_per_step(self) -> int:
-        """Most examples of one optimizer step."""
-        return self.loop.prompts_per_step * make_method(self.method).examples_per_prompt(self.loop.responses_per_prompt)
+    def passed_vectors(self) -> int:
+        """Vectors under which the learner passes a response."""
+        return 1 + self.preferences.negatives * make_method(self.method).negatives
+
+    @property
+    def example_tokens(self) -> int:
+        """Most tokens of one example in the learner, each of its prompts once."""
+        responses = self.loop.responses_per_prompt
+        together = responses // make_method(self.method).examples_per_prompt(responses)
+        return self.passed_vectors * (self.rollout.max_model_len + (together - 1) * self.rollout.max_new_tokens)
 
     @property
     def has_audit(self) -> bool:

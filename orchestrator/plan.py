@@ -254,17 +254,16 @@ def _batch_rows(recipe: "Recipe") -> list[str]:
     loop, learner = recipe.loop, recipe.learner
     responses = loop.responses_per_prompt * loop.prompts_per_step
     method = make_method(recipe.method)
-    micro_batches = recipe.examples_per_step // (learner.ranks * learner.micro_batch_prompts)
     vectors = f"w+ and {recipe.preferences.negatives} w-" if method.negatives else "w+ alone"
     reference = "policy and reference" if method.uses_reference else "the policy"
     grid, prompts = len(evaluation_grid(recipe.num_objectives)), recipe.evaluate.prompts
-    samples, size = recipe.evaluate.samples, learner.micro_batch_prompts
+    samples = recipe.evaluate.samples
     tokens = loop.steps * responses * recipe.rollout.max_new_tokens
     asked = f"{loop.prompts_per_step} prompts x {loop.responses_per_prompt} = {responses} responses"
     measured = f"{grid} vectors x {prompts} prompts x {samples} = {grid * prompts * samples} responses"
     return [
         row("one optimizer step", asked),
-        row("learner", f"{learner.ranks} rank(s) x {micro_batches} micro-batch(es) x {size} examples"),
+        row("learner", f"{learner.ranks} rank(s), micro-batches of at most {learner.micro_batch_tokens} tokens"),
         row("one response", f"passed under {vectors}, by {reference}"),
         row("whole run", f"{loop.steps} steps, {loop.steps * responses} responses, <= {tokens} generated tokens"),
         row("staleness", f"<= {loop.max_staleness}"),

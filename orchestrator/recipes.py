@@ -32,7 +32,8 @@ MOVED = {
     "learner.length_normalized": "method.length_normalized",
     "learner.min_margin": "method.min_margin",
     "learner.routing": "method.routing",
-    "learner.micro_batch_pairs": "learner.micro_batch_prompts",
+    "learner.micro_batch_pairs": "learner.micro_batch_tokens",
+    "learner.micro_batch_prompts": "learner.micro_batch_tokens",
 }
 """Keys of earlier recipes -> where they stand now."""
 

@@ -95,7 +95,7 @@ class FakeLearner:
         self.grad_norm = grad_norm
         self.policy = 0
         self.updates: list[int] = []
-        self.remarks = ["what its ranks say of the model"]
+        self.remarks = ("what its ranks say of the model",)
 
     def update(self, batch):
         if self.troubles.get(batch.step):

@@ -11,7 +11,9 @@ from learner_ranks import free_port, make_batch, method, rank_environment
 from torch import Tensor
 
 from learner.config import LearnerConfig
+from learner.dealing import deal
 from learner.engine import LearnerEngine
+from learner.examples import Batch
 from learner.methods import MethodSection
 from learner.types import StepReport
 
@@ -21,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.1,
     "warmup_steps": 2,
     "max_grad_norm": 0.5,  # below every norm here, so clipping is at work
-    "micro_batch_prompts": 2,
+    "micro_batch_tokens": 80,
     "schedule": "linear",
 }
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
@@ -47,22 +49,25 @@ def group_of_one() -> Iterator[None]:
     os.environ.update(before)
 
 
-def new_engine(
-    model: str, *, examples_per_step: int = 5, by: MethodSection | None = None, seed: int = 0, **section: Any
-) -> LearnerEngine:
+def new_engine(model: str, *, by: MethodSection | None = None, seed: int = 0, **section: Any) -> LearnerEngine:
     """`section`: what differs from SETTINGS in the recipe's `learner` section."""
     return LearnerEngine(
         LearnerConfig.model_validate({**SETTINGS, **section}),
         model=model,
         method=by or method(**BETAS),
         total_steps=10,
-        examples_per_step=examples_per_step,
         seed=seed,
     )
 
 
+def update(engine: LearnerEngine, batch: Batch, *, rank: int = 0, ranks: int = 1) -> StepReport:
+    """With what `rank` of `ranks` is dealt."""
+    limit, longest = engine.config.micro_batch_tokens, engine.policy.longest_shared
+    return engine.update(deal(batch, ranks=ranks, micro_batch_tokens=limit, longest_shared=longest)[rank])
+
+
 def train(engine: LearnerEngine, steps: range, num_pairs: int = 5, negatives: int = 1) -> list[StepReport]:
-    return [engine.update(make_batch(step, num_pairs, negatives=negatives), total=num_pairs) for step in steps]
+    return [update(engine, make_batch(step, num_pairs, negatives=negatives)) for step in steps]
 
 
 def weights_of(engine: LearnerEngine) -> dict[str, Tensor]:

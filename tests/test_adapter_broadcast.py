@@ -195,7 +195,6 @@ def start_learner(model: Path, name: str, **changes: Any) -> LearnerGroup:
         model=str(model),
         method=method(),
         total_steps=4,
-        examples_per_step=4,
         seed=0,
         run_name=f"test-adapters-{name}",
     )

@@ -23,7 +23,7 @@ PROMPTS = [f"how do i fix thing {i} ?" for i in range(40)]
 
 
 def make_batcher(*overrides, skipped=()):
-    recipe = load_recipe(MINIATURE, ["loop.prompts_per_step=4", "learner.micro_batch_prompts=4", *overrides])
+    recipe = load_recipe(MINIATURE, ["loop.prompts_per_step=4", *overrides])
     return Batcher(recipe, PROMPTS, make_renderer(recipe, WordTokenizer()), NORMALIZER, skipped=skipped)
 
 

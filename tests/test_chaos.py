@@ -27,7 +27,6 @@ CASES = (("mi-epo", 0), ("mi-epo", 1), ("raco", 1), ("ric", 0))
 """Strictly on-policy, with a batch in flight, with combined gradients, and with half a run's batches in flight."""
 MINIATURE = (
     "loop.prompts_per_step=16",
-    "learner.micro_batch_prompts=16",
     "evaluate.prompts=4",
     "evaluate.samples=2",
     "evaluate.identification_responses=16",

@@ -96,11 +96,11 @@ def test_every_figure_that_is_expected_of_the_miniature_is_one_that_a_run_gives(
 def test_the_useful_operations_of_an_update_are_those_of_the_formula():
     size = Size(layers=1, hidden=4, mlp=8, heads=2, kv_heads=1, head=2, vocabulary=10)
     assert size.layer_parameters == 4 * 2 * (4 + 2) + 3 * 4 * 8  # queries, output, keys, values; gate, up, down
-    load = Load(examples=1, per_pass=1, prompt=6, response=2, lora=True)
+    load = Load(examples=1, micro_batch_tokens=64, prompt=6, response=2, lora=True)
     attention = 4 * 2 * 2 * 8 / 2
-    assert useful_flops(size, load, 100) == 100 * (3 * 2 * (144 + 40 * 2 / 8) + 4 * attention)
-    full = Load(examples=1, per_pass=1, prompt=6, response=2, lora=False)
-    assert useful_flops(size, full, 1) - useful_flops(size, load, 1) == 2 * (144 + 10)
+    assert useful_flops(size, load, 100) == 3 * 2 * (100 * 144 + 8 * 40) + 4 * 100 * attention
+    full = Load(examples=1, micro_batch_tokens=64, prompt=6, response=2, lora=False)
+    assert useful_flops(size, full, 1) - useful_flops(size, load, 1) == 2 * (144 + 8 * 40)
 
 
 def test_the_sizes_are_those_of_the_models_they_are_named_after():

@@ -80,7 +80,7 @@ def test_learner_engine_judge_and_fit_refuse_what_transformers_would_fill_with_r
     for model in (policy, judge):
         change_weights(Path(model), change)
     with pytest.raises(LearnerError, match=f"^policy.model: '{policy}': {rule}"):
-        load_policy(policy, LearnerConfig(learning_rate=1e-4, micro_batch_prompts=1), dtype=torch.float32)
+        load_policy(policy, LearnerConfig(learning_rate=1e-4), dtype=torch.float32)
     with pytest.raises(ModelError, match=f"^'{policy}': {rule}"):
         check_model(RolloutConfig(max_model_len=64), policy)
     with pytest.raises(ScorerError, match=f"^classifier: '{judge}': {rule}"):

@@ -33,7 +33,7 @@ with cluster.connect(load_recipe(sys.argv[1], ["cluster.dashboard=true"])):
 
     method = METHODS["mi-epo"].Config()
     options = dict(
-        model=sys.argv[2], method=method, total_steps=1, examples_per_step=2, seed=0, run_name="look"
+        model=sys.argv[2], method=method, total_steps=1, seed=0, run_name="look"
     )
     with LearnerGroup.start(LearnerConfig(num_cpus=0.1, ranks=2), **options) as learner:
         time.sleep(3)

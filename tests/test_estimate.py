@@ -69,8 +69,7 @@ def test_what_a_rank_keeps_is_sharded_by_its_stage(
     stage: int, weights: float, optimizer: float, gradients: float
 ) -> None:
     ranks = 1 if stage == 0 else 4
-    shape = recipe(*ON_GPU, f"learner.zero_stage={stage}", f"learner.ranks={ranks}", f"rollout.engines={ranks}",
-                   "learner.micro_batch_prompts=8")  # fmt: skip
+    shape = recipe(*ON_GPU, f"learner.zero_stage={stage}", f"learner.ranks={ranks}", f"rollout.engines={ranks}")
     rank = memory.rank_memory(shape, SMALL)
     assert (rank.weights, rank.reference, rank.optimizer) == (weights, weights, optimizer)
     assert rank.gradients == gradients + REDUCE_BUCKET_BYTES
@@ -89,8 +88,9 @@ def test_under_adapters_they_alone_have_a_state_and_there_is_no_second_copy() ->
 
 @pytest.mark.parametrize(("stage", "gradients"), [(1, 4000 / 4), (3, 0)])
 def test_an_offloaded_optimizer_is_in_host_memory(stage: int, gradients: float) -> None:
-    of = recipe(*ON_GPU, f"learner.zero_stage={stage}", "learner.ranks=4", "rollout.engines=4",
-                "learner.micro_batch_prompts=8", "learner.offload_optimizer=true")  # fmt: skip
+    of = recipe(
+        *ON_GPU, f"learner.zero_stage={stage}", "learner.ranks=4", "rollout.engines=4", "learner.offload_optimizer=true"
+    )
     rank = memory.rank_memory(of, SMALL)
     assert (rank.optimizer, rank.offloaded) == (0, 20_000 / 4)
     assert rank.gradients == gradients + REDUCE_BUCKET_BYTES
@@ -108,7 +108,7 @@ def test_a_method_that_combines_gradients_holds_one_for_each_objective() -> None
 
 
 def test_activations_are_of_all_layers_or_of_one_and_the_inputs_of_all() -> None:
-    tokens = 32 * 2 * 2 * 64  # prompts, responses, vectors, longest sequence
+    tokens = 8192  # of a micro-batch
     layer = 2 * 6 * 8 + 2 * 2 * 8 + 2 * (3 * 8 + 2 * 4) + 4 * 2 * 16
     assert memory.layer_activations(SMALL, 2, lora=False) == layer
     assert memory.layer_activations(SMALL, 2, lora=True) == layer + 3 * (5 * 8 + 8 + 16)
@@ -116,8 +116,8 @@ def test_activations_are_of_all_layers_or_of_one_and_the_inputs_of_all() -> None
     checkpointed = memory.rank_memory(recipe(*ON_GPU, "learner.gradient_checkpointing=true"), SMALL)
     assert checkpointed.activations == (2 * 2 * 8 + layer) * tokens
     assert checkpointed.logits == 1024 * 100 * 16
-    short = memory.rank_memory(recipe(*ON_GPU, "learner.micro_batch_prompts=1"), SMALL)
-    assert short.logits == 2 * 2 * 32 * 100 * 16, "no more rows than there are response tokens"
+    short = memory.rank_memory(recipe(*ON_GPU, "learner.micro_batch_tokens=192"), SMALL)
+    assert short.logits == 192 * 100 * 16, "no more rows than there are tokens"
 
 
 def test_an_engine_holds_its_part_of_the_weights_and_of_the_cache() -> None:
@@ -205,7 +205,7 @@ def test_nothing_is_refused_where_the_policy_is_not_known() -> None:
 
 
 def test_an_update_makes_two_products_for_each_parameter_token_and_pass() -> None:
-    tokens = 32 * 2 * 2 * (18 + 32)
+    tokens = 32 * 2 * (18 + 2 * 32)  # a prompt once under each of its two vectors
     assert speed.learner_flops(recipe(), SMALL, 18) == 2 * 4 * 1000 * tokens  # forward, back twice, reference
     checkpointed = ("learner.gradient_checkpointing=true", "learner.lora={rank: 3}")
     assert speed.learner_flops(recipe(*checkpointed), SMALL, 18) == 2 * 4 * 1000 * tokens  # one back, one again

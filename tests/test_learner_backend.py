@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from learner_engines import LORA, MakeEngine, group_of_one, largest_difference, new_engine, train, weights_of
+from learner_engines import (
+    LORA,
+    MakeEngine,
+    group_of_one,
+    largest_difference,
+    new_engine,
+    train,
+    update,
+    weights_of,
+)
 from learner_ranks import make_batch, method, run_ranks
 from tiny_models import make_tiny_policy
 
@@ -16,7 +25,7 @@ from learner.examples import Batch
 from learner.policy import load_policy
 from learner.sequences import pack_sequences
 
-BFLOAT16: dict[str, Any] = {"dtype": "bfloat16", "micro_batch_prompts": 1}
+BFLOAT16: dict[str, Any] = {"dtype": "bfloat16", "micro_batch_tokens": 1}
 NO_DROPOUT = {**LORA, "dropout": 0.0}
 
 
@@ -32,10 +41,10 @@ def make_engine(model: str) -> Iterator[MakeEngine]:
 
 
 def norms_of_repeats(engine: LearnerEngine, *, repeats: int, ranks: int = 1) -> list[float]:
-    """Gradient norms of two steps whose batch is one example over and over."""
-    examples = make_batch(0, 1).examples * repeats
+    """Gradient norms of two steps whose batch is one example over and over, `repeats` times on every rank."""
+    examples = make_batch(0, 1).examples * (repeats * ranks)
     batches = [Batch(step=step, examples=examples) for step in range(2)]
-    return [engine.update(batch, total=repeats * ranks).metrics["grad_norm"] for batch in batches]
+    return [update(engine, batch, rank=engine.rank, ranks=ranks).metrics["grad_norm"] for batch in batches]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +62,7 @@ def test_sixty_four_micro_batches_of_one_example_take_the_step_of_one(
     make_engine: MakeEngine, section: dict[str, Any]
 ) -> None:
     """Each has 1/64 of the gradient, exactly, and float32 adds these up exactly; bfloat16 would lose 1 in 400."""
-    one, many = (make_engine(**BFLOAT16, **section, examples_per_step=repeats) for repeats in (1, 64))
+    one, many = (make_engine(**BFLOAT16, **section) for _ in range(2))
     assert norms_of_repeats(many, repeats=64) == norms_of_repeats(one, repeats=1)
     assert largest_difference(weights_of(many), weights_of(one)) == 0
 
@@ -62,14 +71,14 @@ def repeat_in_rank(rank: int, model: str) -> list[tuple[list[float], dict[str, A
     """In each of two spawned processes: norms and weights after 16 micro-batches, where stages shard gradients."""
     results = []
     for stage in (2, 3):
-        engine = new_engine(model, **BFLOAT16, zero_stage=stage, ranks=2, examples_per_step=32)
+        engine = new_engine(model, **BFLOAT16, zero_stage=stage, ranks=2)
         norms = norms_of_repeats(engine, repeats=16, ranks=2)
         results.append((norms, {name: tensor.float().numpy() for name, tensor in weights_of(engine).items()}))
     return results
 
 
 def test_micro_batches_of_two_ranks_take_the_step_of_one(make_engine: MakeEngine, model: str) -> None:
-    one = make_engine(**BFLOAT16, examples_per_step=1)
+    one = make_engine(**BFLOAT16)
     expected = norms_of_repeats(one, repeats=1)
     for replies in run_ranks(2, repeat_in_rank, model):
         for norms, weights in replies:
@@ -114,7 +123,7 @@ def test_under_stage_3_only_the_norm_of_an_offloaded_step_is_rounded_otherwise(
 def test_zero_3_prefetches_from_the_second_micro_batch_on(
     make_engine: MakeEngine, lora: dict[str, Any] | None, gradient_checkpointing: bool
 ) -> None:
-    engine = make_engine(zero_stage=3, lora=lora, gradient_checkpointing=gradient_checkpointing, micro_batch_prompts=1)
+    engine = make_engine(zero_stage=3, lora=lora, gradient_checkpointing=gradient_checkpointing, micro_batch_tokens=1)
     order, loss, known = engine._engine.optimizer.parameter_offload.get_param_coordinator(), engine.method.loss, []
 
     def watched_loss(*arguments: Any) -> Any:
@@ -144,14 +153,3 @@ def test_policy_and_reference_of_one_call_equal_those_of_two_bit_for_bit(model: 
     assert torch.equal(actual, expected) and torch.equal(reference, expected_reference)
     assert not torch.equal(actual, reference)
     assert actual.requires_grad and not reference.requires_grad
-
-
-def test_eager_attention_gives_the_same_log_probabilities(model: str) -> None:
-    block = pack_sequences([(3, 20, 21), (3, 22)], [(30, 31, 1), (32,)])
-    found = []
-    for attention in ("auto", "eager"):
-        policy = load_policy(model, LearnerConfig.model_validate({"attention": attention}), dtype=torch.float32)
-        with torch.no_grad():
-            found.append(policy(block.input_ids, block.positions, block.targets))
-    assert policy.causal_lm.config._attn_implementation == "eager"
-    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)

@@ -15,7 +15,7 @@ from learner.types import WeightEntry, WeightManifest
     [
         ({"beta_C": 0.1}, "beta_C"),
         ({"zero_stage": 4}, "zero_stage"),
-        ({"micro_batch_prompts": 0}, "micro_batch_prompts"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens"),
         ({"adam_betas": [0.9, 1.0]}, "adam_betas.1"),
         ({"num_gpus": 2}, "num_gpus"),
         ({"lora": {"rank": 0}}, "lora.rank"),

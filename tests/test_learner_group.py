@@ -31,7 +31,7 @@ PAIRS = 5  # not a multiple of two ranks
 PROMPTS, RESPONSES = [(3, 20, 21), (3, 22), (3, 23, 24)], [(30, 31, 1), (32,), (33, 34)]
 SETTINGS: dict[str, Any] = {
     "num_cpus": 0.5,
-    "micro_batch_prompts": 2,
+    "micro_batch_tokens": 80,
     "learning_rate": 1e-2,
     "bucket_bytes": 60_000,
     "start_timeout_s": 180,
@@ -89,7 +89,6 @@ def start_group(model: str, run_name: str, **section: Any) -> LearnerGroup:
         model=model,
         method=method(beta_w=0.1),
         total_steps=10,
-        examples_per_step=PAIRS,
         seed=0,
         run_name=run_name,
     )
@@ -105,7 +104,7 @@ def two_ranks(ray_cluster: None, model: str) -> Iterator[LearnerGroup]:
 def test_ranks_are_named_actors_and_tell_what_they_run(two_ranks: LearnerGroup) -> None:
     import ray
 
-    assert [info["rank"] for info in two_ranks.info] == [0, 1]
+    assert [info.rank for info in two_ranks.info] == [0, 1]
     assert ray.get_actor("two/learner-1") == two_ranks._ranks.workers[1]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_ranks import make_batch, method, pair_example
+from learner_ranks import method, pair_example
 
 from learner.examples import Example, Group
 from learner.methods import METHODS, Combines, Work, adopt, make_method
@@ -273,10 +273,3 @@ def test_raco_needs_its_gradients_whole() -> None:
 def test_an_example_without_a_token_is_refused() -> None:
     with pytest.raises(ValueError, match="prompts and responses must not be empty"):
         pair_example(((1,), (2,)), ((2,), ()))
-
-
-def test_a_rank_s_share_of_a_batch_has_a_filler_of_its_own() -> None:
-    batch = make_batch(3, 3)
-    shares = [batch.share(rank, 4) for rank in range(4)]
-    assert [len(share.examples) for share in shares] == [1, 1, 1, 0]
-    assert all(share.filler == batch.examples[0] and share.step == 3 for share in shares)

@@ -99,7 +99,7 @@ def test_what_can_be_known_before_start_is_said_in_one_line_with_code_2(capsys, 
     ("override", "said"),
     [
         (
-            "learner.ranks=4 learner.micro_batch_prompts=8 cluster.num_cpus=1",
+            "learner.ranks=4 cluster.num_cpus=1",
             "this machine has no room for the recipe: learner: there is room for 2 of its 4 actors",
         ),
         ("rollout.num_gpus=1 cluster.num_cpus=8", "all actors together need 1 GPUs, the nodes have 0"),
@@ -258,7 +258,7 @@ def test_every_actor_of_a_recipe_is_asked_for():
 @pytest.mark.parametrize(("share", "gpus"), [(0, 0), (0.45, 0.9)])
 def test_an_engine_and_its_rank_on_one_gpu_are_asked_for_as_one(share, gpus):
     overrides = ["rollout.colocated=true", f"rollout.num_gpus={share}", f"learner.num_gpus={share}"]
-    overrides += ["rollout.engines=2", "learner.ranks=2", "learner.micro_batch_prompts=16", "rollout.num_cpus=2"]
+    overrides += ["rollout.engines=2", "learner.ranks=2", "rollout.num_cpus=2"]
     pair, *judges = demands(load_recipe(MINIATURE, overrides))
     assert (pair.role, pair.count, pair.num_cpus, pair.num_gpus) == ("rollout+learner", 2, 2.35, gpus)
     assert [judge.role for judge in judges] == ["reward-helpfulness", "reward-harmlessness"]

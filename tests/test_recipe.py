@@ -53,7 +53,10 @@ def test_objectives_keep_the_order_of_the_recipe():
         ("learner.learning_rat=1", "learner.learning_rat: unknown key"),
         ("loop.steps=many", "loop.steps"),
         ("loop.steps=0", "loop.steps"),
-        ("loop.prompts_per_step=33", "multiple of learner.ranks * learner.micro_batch_prompts"),
+        (
+            "learner.micro_batch_tokens=191",
+            "must hold the longest example, 192 tokens (2 vectors x (rollout.max_model_len + rollout.max_new_tokens",
+        ),
         ("objectives.1.name=helpfulness", "'helpfulness' more than once"),
         ("objectives.7.name=x", "index below 2"),
         ("preferences.alpha=-1", "preferences.alpha"),
@@ -168,7 +171,7 @@ def test_each_key_that_has_moved_is_told_with_its_new_place():
     assert str(error.value).splitlines() == [
         f"{MINIATURE}: learner.beta_c: moved to method.beta_c",
         f"{MINIATURE}: learner.routing: moved to method.routing",
-        f"{MINIATURE}: learner.micro_batch_pairs: moved to learner.micro_batch_prompts",
+        f"{MINIATURE}: learner.micro_batch_pairs: moved to learner.micro_batch_tokens",
     ]
 
 

@@ -47,7 +47,7 @@ def said_by_plan(capsys, folder, conditioning):
         "preferences": {"conditioning": conditioning},
         "data": {"train": str(folder / "prompts.jsonl"), "heldout": str(folder / "prompts.jsonl")},
         "rollout": {"num_cpus": 0.5, "max_model_len": 128},
-        "learner": {"num_cpus": 0.5, "micro_batch_prompts": 1},
+        "learner": {"num_cpus": 0.5},
         "loop": {"steps": 1, "prompts_per_step": 1},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

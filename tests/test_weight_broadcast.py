@@ -294,7 +294,6 @@ def test_after_an_update_and_a_push_engine_and_learner_agree(
         model=str(policy),
         method=method(),
         total_steps=4,
-        examples_per_step=4,
         seed=0,
         run_name=f"test-broadcast-{name}",
     ) as learner:

@@ -32,7 +32,7 @@ def tiny_recipe(folder, *, prompt_words=3, second="rewards.functions:brevity"):
         "data": {"train": str(folder / "train.jsonl"), "heldout": str(folder / "heldout.jsonl")},
         "rollout": {"num_cpus": 0.3, "max_model_len": 45 + prompt_words, "max_new_tokens": 8},
         "method": {"type": "mi-epo", "beta_c": 0.3, "beta_w": 0.03},
-        "learner": {"num_cpus": 0.3, "micro_batch_prompts": 4, "learning_rate": 1e-2},
+        "learner": {"num_cpus": 0.3, "micro_batch_tokens": 256, "learning_rate": 1e-2},
         "loop": {"steps": 4, "prompts_per_step": 8},
         "evaluate": {"prompts": 4, "samples": 2, "normalizer_prompts": 16, "identification_responses": 16},
         "cluster": {"num_cpus": 1, "dashboard": False, "object_store_bytes": 200 << 20},

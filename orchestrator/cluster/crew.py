@@ -61,7 +61,6 @@ def start_actors(
                         model=model,
                         method=recipe.method,
                         total_steps=recipe.loop.steps,
-                        examples_per_step=recipe.examples_per_step,
                         seed=recipe.seed,
                         run_name=run_name,
                         reserved=reserved,

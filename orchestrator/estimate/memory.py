@@ -122,14 +122,11 @@ def rank_memory(recipe: "Recipe", shape: Shape) -> RankMemory:
         gradients += REDUCE_BUCKET_BYTES
     if isinstance(method, Combines):
         gradients += 4 * recipe.num_objectives * trained  # a float32 gradient of each objective
-    responses = recipe.loop.responses_per_prompt
-    passes = responses * (1 + recipe.preferences.negatives * method.negatives) // method.examples_per_prompt(responses)
-    sequences = learner.micro_batch_prompts * passes
-    tokens = sequences * recipe.rollout.max_model_len
+    tokens = learner.micro_batch_tokens
     layer = layer_activations(shape, width, lora=lora is not None) * tokens
     only_adapters = lora is not None and learner.broadcast == "auto"
     inputs = width * shape.hidden * tokens
-    rows = min(learner.logprob_chunk_tokens, sequences * recipe.rollout.max_new_tokens)
+    rows = min(learner.logprob_chunk_tokens, tokens)
     return RankMemory(
         weights=(shape.parameters + adapters) * width / weight_shards,
         reference=0 if lora else shape.parameters * width / weight_shards,

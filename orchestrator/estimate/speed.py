@@ -102,13 +102,15 @@ def learner_flops(recipe: "Recipe", shape: Shape, prompt_tokens: float) -> float
     """Products of one update over all ranks, two for each parameter and token and pass.
 
     Forward and back to the activations; back to the weights unless these are frozen under adapters; the reference
-    forward; forward again with gradient checkpointing.
+    forward; forward again with gradient checkpointing. A prompt passes once under each of its vectors.
     """
     learner, method = recipe.learner, make_method(recipe.method)
     passes = 2 + (learner.lora is None) + method.uses_reference + learner.gradient_checkpointing
-    vectors = 1 + recipe.preferences.negatives * method.negatives
-    sequences = recipe.loop.prompts_per_step * recipe.loop.responses_per_prompt * vectors
-    return 2 * passes * shape.parameters * sequences * (prompt_tokens + recipe.rollout.max_new_tokens)
+    loop = recipe.loop
+    together = loop.responses_per_prompt // method.examples_per_prompt(loop.responses_per_prompt)
+    tokens = recipe.passed_vectors * (prompt_tokens + together * recipe.rollout.max_new_tokens)
+    examples = loop.prompts_per_step * method.examples_per_prompt(loop.responses_per_prompt)
+    return 2 * passes * shape.parameters * examples * tokens
 
 
 def score_s(recipe: "Recipe", card: Card, prompt_tokens: float) -> float:

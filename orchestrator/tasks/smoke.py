@@ -81,7 +81,7 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
     }
     tree["learner"] |= {
         **{"ranks": ranks, "num_cpus": 0.3, "num_gpus": 0, "node_labels": {}, "dtype": "auto"},
-        **{"warmup_steps": min(1, recipe.learner.warmup_steps), "micro_batch_prompts": PROMPTS_PER_PASS},
+        **{"warmup_steps": min(1, recipe.learner.warmup_steps), "micro_batch_tokens": 8192},
     }
     steps = recipe.num_objectives * math.ceil(STEPS / recipe.num_objectives)  # which experts can share
     tree["loop"] |= {"steps": steps, "prompts_per_step": ranks * PROMPTS_PER_PASS, "checkpoint_every": 2}

@@ -83,7 +83,7 @@ objectives:
 preferences: {{conditioning: {{style: chat}}}}
 data: {{train: "{prompts}", heldout: "{prompts}"}}
 rollout: {{max_model_len: 512, max_new_tokens: {tokens}, max_num_seqs: 128}}
-learner: {{learning_rate: 1.0e-6, micro_batch_prompts: 4}}
+learner: {{learning_rate: 1.0e-6, micro_batch_tokens: 8192}}
 loop: {{steps: {steps}, prompts_per_step: 16, max_staleness: 0, probe_every: 5}}
 evaluate: {{prompts: 2, samples: 2, normalizer_prompts: 8, identification_responses: 16, information_responses: 4}}
 """

@@ -14,24 +14,36 @@ from orchestrator.bench.check.models import SIZES, Size, make_model
 STEPS = 4
 """The first is not counted: allocator and kernels warm up in it."""
 
+W_TOKENS = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What one update works on. Example: Load(examples=8, per_pass=4, prompt=256, response=256, lora=True)"""
+    """What one update works on.
+
+    Example: Load(examples=8, micro_batch_tokens=8192, prompt=256, response=256, lora=True)
+    """
 
     examples: int
-    per_pass: int
-    """Prompts of one forward and backward pass; each with two responses under w+ and one w-."""
-    prompt: int  # tokens
-    response: int  # tokens
+    """Prompts, each with two responses under w+ and one w-."""
+    micro_batch_tokens: int
+    prompt: int
+    """Tokens, of which the last `W_TOKENS` say w."""
+    response: int
+    """Tokens."""
     lora: bool
+
+    @property
+    def response_tokens(self) -> int:
+        """Of all passes of the update."""
+        return self.examples * 2 * 2 * self.response
 
 
 LOADS = {
-    "tiny": Load(examples=2, per_pass=2, prompt=8, response=8, lora=True),
-    "135M": Load(examples=32, per_pass=16, prompt=128, response=128, lora=False),
-    "1.7B": Load(examples=16, per_pass=8, prompt=256, response=256, lora=True),
-    "8B": Load(examples=8, per_pass=4, prompt=256, response=256, lora=True),
+    "tiny": Load(examples=2, micro_batch_tokens=4096, prompt=8, response=8, lora=True),
+    "135M": Load(examples=32, micro_batch_tokens=16384, prompt=128, response=128, lora=False),
+    "1.7B": Load(examples=16, micro_batch_tokens=16384, prompt=256, response=256, lora=True),
+    "8B": Load(examples=8, micro_batch_tokens=8192, prompt=256, response=256, lora=True),
 }
 
 
@@ -46,6 +58,7 @@ def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | N
     import torch
 
     from learner.config import LearnerConfig, LoraSection
+    from learner.dealing import deal
     from learner.engine import LearnerEngine
     from learner.methods.mi_epo import MiEpo
 
@@ -59,21 +72,26 @@ def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | N
         num_gpus=0 if cpu else 1,
         lora=LoraSection(rank=64) if load.lora else None,
         gradient_checkpointing=load.lora,
-        micro_batch_prompts=load.per_pass,
+        micro_batch_tokens=load.micro_batch_tokens,
     )
     engine = LearnerEngine(
         config,
         model=str(folder),
         method=MiEpo.Config(),
         total_steps=STEPS,
-        examples_per_step=load.examples,
         seed=0,
     )
     seconds, tokens = [], 0
     for step in range(STEPS):
         batch = _batch(step, load, size.vocabulary)
         started = time.perf_counter()
-        tokens = engine.update(batch, total=load.examples).learner_tokens  # waits for the device to tell its norm
+        [share] = deal(
+            batch,
+            ranks=1,
+            micro_batch_tokens=config.micro_batch_tokens,
+            longest_shared=engine.policy.longest_shared,
+        )
+        tokens = engine.update(share).learner_tokens  # waits for the device to tell its norm
         seconds.append(time.perf_counter() - started)
     engine.close()
     best = min(seconds[1:])
@@ -97,12 +115,10 @@ def useful_flops(size: Size, load: Load, tokens: int) -> float:
     Attention adds 4 x heads x head size for each layer and earlier token, half of the sequence on average.
     """
     passes = 3 if load.lora else 4
-    length = load.prompt + load.response
-    attention = 4 * size.layers * size.heads * size.head * length / 2
+    attention = 4 * size.layers * size.heads * size.head * (load.prompt + load.response) / 2
+    parameters = tokens * size.layer_parameters + load.response_tokens * size.head_parameters
     # Forward in policy and reference, and backward twice a forward: to queries, keys and values alike.
-    return tokens * (
-        passes * 2 * (size.layer_parameters + size.head_parameters * load.response / length) + 4 * attention
-    )
+    return passes * 2 * parameters + 4 * tokens * attention
 
 
 def _batch(step: int, load: Load, vocabulary: int) -> Any:
@@ -114,12 +130,16 @@ def _batch(step: int, load: Load, vocabulary: int) -> Any:
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(rng.randrange(3, vocabulary) for _ in range(count))
 
+    def prompts() -> tuple[tuple[int, ...], ...]:
+        before_w = tokens(load.prompt - W_TOKENS)
+        return before_w + tokens(W_TOKENS), before_w + tokens(W_TOKENS)
+
     targets = PairTargets(responses=((0, 1),), weight=np.array([np.diag([0.7, 0.3])]))
     return Batch(
         step=step,
         examples=tuple(
             Example(
-                prompts=(tokens(load.prompt), tokens(load.prompt)),
+                prompts=prompts(),
                 responses=(tokens(load.response), tokens(load.response)),
                 targets=targets,
                 preference=(0.7, 0.3),
