@@ -1,8 +1,8 @@
 """Hugging Face folder -> the modules DeepSpeed runs, and trained weights -> Hugging Face folder.
 
 The modules give log-probabilities of response tokens without a [B, T, V] block of logits: only the hidden states that
-predict a response token reach the LM head, a chunk at a time; the backward pass recomputes each chunk's logits. Peak
-memory of the head is one [chunk, V] block of float32. Shapes: M response tokens, H hidden.
+predict a response token reach the LM head, a chunk at a time; where they are many, the backward pass recomputes each
+chunk's logits, and peak memory of the head is one [chunk, V] block of float32. Shapes: M response tokens, H hidden.
 """
 
 import os
@@ -24,6 +24,8 @@ from rewards.model_files import ModelError
 from rewards.pretrained import load_config, load_model, load_tokenizer
 
 MAX_SHARD_SIZE = "5GB"
+KEPT_LOGITS_BYTES = 64 << 20
+"""Logits that take more are made again in the backward pass, which costs as much as making them did."""
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest difference of two ways to the same log-probability (nats) that rounding explains, by parameter dtype."""
 
@@ -35,6 +37,7 @@ def chunked_logprobs(
     head: Callable[[Tensor], Tensor],
     transform: Callable[[Tensor], Tensor],
     chunk_tokens: int,
+    recompute: bool,
 ) -> Tensor:
     """float32 [M]: log softmax(transform(head(hidden)))[target], exact in value and gradient.
 
@@ -44,6 +47,7 @@ def chunked_logprobs(
         head: hidden [m, H] -> logits [m, V].
         transform: what the model does to its float32 logits after the head.
         chunk_tokens: rows whose logits exist at once.
+        recompute: the backward pass makes the logits again; otherwise those of all rows are kept for it.
     """
 
     def logprobs(hidden_mH: Tensor, targets_m: Tensor) -> Tensor:
@@ -51,7 +55,7 @@ def chunked_logprobs(
         return logits_mV.gather(-1, targets_m[:, None])[:, 0] - logits_mV.logsumexp(-1)
 
     chunks = zip(hidden_MH.split(chunk_tokens), targets_M.split(chunk_tokens), strict=True)
-    if torch.is_grad_enabled():
+    if recompute and torch.is_grad_enabled():
         return torch.cat(
             [checkpoint(logprobs, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         )
@@ -140,6 +144,7 @@ class PolicyModule(nn.Module):
             head=causal_lm.get_output_embeddings(),
             transform=self.transform,
             chunk_tokens=self.chunk_tokens,
+            recompute=4 * len(targets) * causal_lm.config.get_text_config().vocab_size > KEPT_LOGITS_BYTES,
         )
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from learner.config import LearnerConfig
-from learner.policy import PolicyModule, load_policy
+from learner.policy import PolicyModule, chunked_logprobs, load_policy
 from learner.sequences import Evaluated, SequenceBlock, pack_examples, pack_sequences
 from learner.types import LearnerError
 
@@ -87,6 +87,22 @@ def test_values_and_gradients_equal_those_of_whole_logits(
     for (name, parameter), other in zip(policy.causal_lm.named_parameters(), expected_model.parameters(), strict=True):
         assert parameter.grad is not None and other.grad is not None, name
         torch.testing.assert_close(parameter.grad, other.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_logits_that_are_made_again_give_the_same_bits_as_those_that_were_kept() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50)
+    found = []
+    for recompute in (False, True):
+        hidden = torch.linspace(-1, 1, 56).reshape(7, 8).requires_grad_()
+        logprob = chunked_logprobs(
+            hidden, torch.arange(7), head=head, transform=torch.tanh, chunk_tokens=3, recompute=recompute
+        )
+        head.zero_grad()
+        logprob.prod().backward()
+        assert hidden.grad is not None and head.weight.grad is not None
+        found.append((logprob.detach(), hidden.grad, head.weight.grad.clone()))
+    assert all(map(torch.equal, *found))
 
 
 def test_adapters_take_part_and_only_they_get_gradients(tmp_path: Path) -> None:
