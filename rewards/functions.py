@@ -16,9 +16,11 @@ def brevity(prompts: Sequence[str], responses: Sequence[str], *, enough: int = 0
     return [-math.log1p(max(enough, len(response.split()))) for response in responses]
 
 
-def detail(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+def detail(prompts: Sequence[str], responses: Sequence[str], *, enough: int | None = None) -> list[float]:
     """log(1 + words): 0 for an empty response, rising by about the same with each doubling.
 
-    Fooled by repetition, padding, and never coming to an end.
+    Fooled by repetition, padding, and never coming to an end, unless so many words are `enough`: a longer response then
+    scores no better.
     """
-    return [math.log1p(len(response.split())) for response in responses]
+    counts = (len(response.split()) for response in responses)
+    return [math.log1p(count if enough is None else min(enough, count)) for count in counts]

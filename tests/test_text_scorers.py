@@ -1,5 +1,6 @@
 """Scorers that count words, syllables and friendly words: what they say of texts whose scores are known."""
 
+import math
 import subprocess
 import sys
 
@@ -18,6 +19,11 @@ HARD = "Notwithstanding organisational difficulties, international negotiations 
 def test_saying_less_than_enough_is_no_briefer():
     texts = ["", "one", "one two", "one two three"]
     assert brevity([""] * 4, texts, enough=2) == brevity([""] * 4, ["one two"] * 3 + ["one two three"])
+
+
+def test_enough_detail_is_enough():
+    scores = detail([""] * 3, ["one", "one two", "one two three"], enough=2)
+    assert scores[0] < scores[1] == scores[2] == pytest.approx(math.log(3))
 
 
 def test_brevity_and_detail_are_opposites():
