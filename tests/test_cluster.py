@@ -37,7 +37,7 @@ with cluster.connect(load_recipe(sys.argv[1], ["cluster.dashboard=true"])):
     )
     with LearnerGroup.start(LearnerConfig(num_cpus=0.1, ranks=2), **options) as learner:
         time.sleep(3)
-        names = {rank["pid"]: f"rank {rank['rank']}" for rank in learner.info}
+        names = {rank.pid: f"rank {rank.rank}" for rank in learner.info}
         family = [psutil.Process(), *psutil.Process().children(recursive=True)]
         hosts = {
             (names.get(process.pid, process.name()), connection.laddr.ip)
