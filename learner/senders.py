@@ -72,7 +72,7 @@ class Engines:
                 raise EngineLostError(late, index, died=False) from None
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
-                failed = f"rollout engine {index}: {method} failed: {cause}"
+                failed = f"rollout engine {index}: {method} failed: {str(cause) or type(cause).__name__}"
                 if isinstance(error, losses()) or isinstance(cause, losses()):
                     raise EngineLostError(failed, index, died=not leaves_process(cause)) from error
                 raise WeightSyncError(failed) from error
