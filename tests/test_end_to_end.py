@@ -202,9 +202,7 @@ def test_a_killed_comparison_goes_on_where_it_was_and_runs_every_cell_once(joine
     results = json.loads((folder / "results.json").read_text())
     mi_epo_cell, mo_odpo_cell = results["cells"]
     assert mi_epo_cell["prompts"] == mo_odpo_cell["prompts"] == 32
-    assert (
-        mi_epo_cell["learner_tokens"] > 1.2 * mo_odpo_cell["learner_tokens"]
-    )  # its prompts pass once, its responses twice
+    assert mi_epo_cell["learner_tokens"] > 1.5 * mo_odpo_cell["learner_tokens"]
     assert mi_epo_cell["evaluations"][0]["points"] == mo_odpo_cell["evaluations"][0]["points"]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}
     assert "2 of 2 runs are finished already" in mi_epo(*asked, **joined)
