@@ -256,9 +256,12 @@ class LearnerEngine:
     def _reference_logprobs(self, block: SequenceBlock) -> Tensor:
         if self._reference is not None:
             return self._logprobs(self._reference, block)
-        # Not without the adapters alone: what ZeRO-3 has prefetched of them by then would never be given back, and the
-        # next to gather them would find nothing.
-        return self._engine(*block.tensors(), with_reference=True)[1]
+        if self.config.zero_stage == 3:
+            # Never without the adapters alone: what was prefetched of them by then would not be given back, and the
+            # next to gather them would find nothing.
+            return self._engine(*block.tensors(), with_reference=True)[1]
+        with self.policy.model.disable_adapter():  # type: ignore[operator]
+            return self._logprobs(self._engine, block)
 
     def _reduce(self, sums: dict[str, Tensor], learner_tokens: int) -> tuple[dict[str, float], int]:
         """Totals over all ranks, in one small all-reduce. A loss that is not finite anywhere is so everywhere."""
