@@ -263,7 +263,7 @@ def test_a_probability_that_is_none_is_refused(value):
         bradley_terry._by_prompt([{"prompt": "p", "chosen": "a", "rejected": "b", "probability": value}])
 
 
-LEVELS = [
+BY_PREFERENCE = [
     {"prompt": f"{word}?", "response": f" {answer}!", "preference": [float(low), float(1 - low)]}
     for word in ("red", "blue", "green", "black")
     for answer, low in (("no", 1), ("yes", 0))
@@ -281,16 +281,16 @@ def test_a_contrast_teaches_which_answer_goes_with_which_preference(tmp_path):
     def gap(name, contrast):
         """Mean of log pi under a row's own preference minus that under the other."""
         config = _policy_config(tmp_path / name, contrast=contrast, heldout_fraction=0, **section)
-        fit_policy(config, LEVELS * 2)
+        fit_policy(config, BY_PREFERENCE * 2)
         model = AutoModelForCausalLM.from_pretrained(tmp_path / name).requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
-        swapped = [{**row, "preference": row["preference"][::-1]} for row in LEVELS]
+        swapped = [{**row, "preference": row["preference"][::-1]} for row in BY_PREFERENCE]
         own, other = (
             [
                 -float(_response_loss(model, _collator(0)([each]))) * sum(label >= 0 for label in each["labels"])
                 for each in _encode(config, tokenizer, rows)[0]
             ]
-            for rows in (LEVELS, swapped)
+            for rows in (BY_PREFERENCE, swapped)
         )
         return np.mean(np.subtract(own, other))
 

@@ -41,6 +41,16 @@ class Shape:
             "down_proj": (self.intermediate, self.hidden),
         }
 
+    @property
+    def layer_parameters(self) -> int:
+        """Of all layers' linear modules; embeddings and norms left out."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears.values())
+
+    @property
+    def head_parameters(self) -> int:
+        """Of the matrix from the last hidden state to the vocabulary's logits."""
+        return self.hidden * self.vocabulary
+
 
 def _shape(architecture: str, parameters: int, sizes: tuple[int, int, int, int, int, int, int]) -> Shape:
     layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary = sizes
@@ -65,13 +75,14 @@ SHAPES = {
     "PKU-Alignment/beaver-7b-v1.0-cost": _BEAVER,
     "PKU-Alignment/beaver-7b-v1.0-reward": _BEAVER,
     "Qwen/Qwen3-0.6B": _shape("qwen3", 596_049_920, (28, 1024, 3072, 16, 8, 128, 151_936)),
+    "Qwen/Qwen3-1.7B": _shape("qwen3", 1_720_574_976, (28, 2048, 6144, 16, 8, 128, 151_936)),
     "Qwen/Qwen3-8B": _shape("qwen3", 8_190_735_360, (36, 4096, 12_288, 32, 8, 128, 151_936)),
     "Ray2333/gpt2-large-harmless-reward_model": _GPT2_LARGE,
     "Ray2333/gpt2-large-helpful-reward_model": _GPT2_LARGE,
     "mohameddhiab/humor-no-humor": _shape("distilbert", 66_955_010, (6, 768, 3072, 12, 12, 64, 30_522)),
 }
-"""Hub id -> shape, of the models that deploy/recipes names: sizes of the published configurations, and the parameters
-that follow from them (a judge's single output instead of an LM head)."""
+"""Hub id -> shape, of the models that deploy/recipes and deploy/gpu/check.sh name: sizes of the published
+configurations, and the parameters that follow from them (a judge's single output instead of an LM head)."""
 
 
 def model_shape(model: str) -> Shape | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.bench.check.models import SIZES, Size, make_model
+from orchestrator.bench.check.models import SIZES, make_model
+from orchestrator.estimate.shapes import Shape
 
 STEPS = 4
 """The first is not counted: allocator and kernels warm up in it."""
@@ -62,8 +63,8 @@ def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | N
     from learner.engine import LearnerEngine
     from learner.methods.mi_epo import MiEpo
 
-    size, load = SIZES[name], LOADS[name]
-    make_model(size, folder, device="cpu" if cpu else "cuda")
+    shape, load = SIZES[name], LOADS[name]
+    make_model(shape, folder, device="cpu" if cpu else "cuda")
     _alone()
     if not cpu:
         torch.cuda.empty_cache()
@@ -83,7 +84,7 @@ def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | N
     )
     seconds, tokens = [], 0
     for step in range(STEPS):
-        batch = _batch(step, load, size.vocabulary)
+        batch = _batch(step, load, shape.vocabulary)
         started = time.perf_counter()
         [share] = deal(
             batch,
@@ -95,7 +96,7 @@ def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | N
         seconds.append(time.perf_counter() - started)
     engine.close()
     best = min(seconds[1:])
-    flops = useful_flops(size, load, tokens)
+    flops = useful_flops(shape, load, tokens)
     return {
         "model": name,
         "lora": load.lora,
@@ -107,7 +108,7 @@ def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | N
     }
 
 
-def useful_flops(size: Size, load: Load, tokens: int) -> float:
+def useful_flops(shape: Shape, load: Load, tokens: int) -> float:
     """Products and sums that an update of `tokens` cannot do without; recomputed activations do not count.
 
     A token costs 2 operations for each parameter that it passes: forward in the policy and in the reference, backward
@@ -115,8 +116,8 @@ def useful_flops(size: Size, load: Load, tokens: int) -> float:
     Attention adds 4 x heads x head size for each layer and earlier token, half of the sequence on average.
     """
     passes = 3 if load.lora else 4
-    attention = 4 * size.layers * size.heads * size.head * (load.prompt + load.response) / 2
-    parameters = tokens * size.layer_parameters + load.response_tokens * size.head_parameters
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * (load.prompt + load.response) / 2
+    parameters = tokens * shape.layer_parameters + load.response_tokens * shape.head_parameters
     # Forward in policy and reference, and backward twice a forward: to queries, keys and values alike.
     return passes * 2 * parameters + 4 * tokens * attention
 
