@@ -14,9 +14,11 @@ class LoraSection(Section):
     """Low-rank adapters (peft), merged into the weights on export."""
 
     rank: int = Field(default=64, ge=1)
+    """Inner dimension of an adapter."""
     alpha: float = Field(default=128, gt=0)
     """Adapter output is scaled by alpha / rank."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Share of an adapter's inputs that are left out in an update."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Module names that get an adapter; `all-linear` is every linear layer but the LM head."""
 
@@ -50,8 +52,11 @@ class LearnerConfig(Section):
     2."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
+    """Of Adam, at its highest."""
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the running means of gradient and squared gradient."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled (AdamW)."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the learning rate rises linearly."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -59,6 +64,7 @@ class LearnerConfig(Section):
     final_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
     """Learning rate at the end of the run, as a share of `learning_rate` (ignored by `constant`)."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients, over all parameters, are scaled down to it."""
 
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens of one forward-backward pass on one rank, padding counted. A prompt is not divided: its responses

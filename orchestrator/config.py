@@ -69,6 +69,7 @@ class DataConfig(Section):
     heldout: Found = Field(min_length=1)
     """Prompts to evaluate on, never trained on."""
     prompt_field: str = "prompt"
+    """Key of a row that holds its prompt."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Take only the first so many training prompts."""
 
@@ -77,6 +78,7 @@ class LoopConfig(Section):
     steps: int = Field(ge=1)
     """Optimizer steps."""
     prompts_per_step: int = Field(ge=1)
+    """Prompts of one optimizer step, over all ranks."""
     responses_per_prompt: int = Field(default=2, ge=1, le=64)
     """Sampled under one w+. Methods on pairs use two of them or more: each objective's best and its worst."""
     max_staleness: int = Field(default=1, ge=0)
@@ -90,6 +92,7 @@ class LoopConfig(Section):
     """Optimizer steps between checkpoints (0: only after the last step and when stopped); what a kill can cost at most.
     The last step always leaves one, from which `--resume` goes on with more steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest so many; older ones are removed."""
 
 
 class EvaluateConfig(Section):
@@ -117,7 +120,9 @@ class TelemetryConfig(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online when a key is configured, offline otherwise."""
     project: str = "mi-epo"
+    """In wandb."""
     samples_per_step: int = Field(default=2, ge=0)
+    """Prompts of each step whose responses and scores are written to `samples.jsonl`."""
 
 
 class HealthConfig(Section):
@@ -125,6 +130,7 @@ class HealthConfig(Section):
     """What follows when `metrics.jsonl` names the same problem `patience` steps in a row; a stop keeps the checkpoints
     that are there and makes none."""
     patience: int = Field(default=10, ge=1)
+    """Steps in a row that a problem must be named before `rule` follows."""
     max_logratio: float = Field(default=200, gt=0)
     """Mean log-ratio of policy to reference (nats per response, either sign) above which it is called exploding."""
     max_skipped_updates: int = Field(default=3, ge=0)
@@ -143,6 +149,7 @@ class ClusterConfig(Section):
     """Incidents (an actor or a node lost, a deadline missed) within `failure_window_s` that a run survives, and starts
     from the same checkpoint that it makes; one more ends it."""
     failure_window_s: float = Field(default=3600, gt=0)
+    """Seconds over which `max_failures` are counted."""
     dashboard: bool = True
     """Serve the Ray dashboard of a local cluster, on the loopback address only."""
     card: str = "H100 80GB"
@@ -159,14 +166,17 @@ class ClusterConfig(Section):
 
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Of the recipe: runs, actors and reports are named after it."""
     seed: int = Field(default=0, ge=0)
+    """Of all that is drawn: prompts, vectors, responses, adapters, assets. `{seed}` in `assets.directory` is it."""
     method: Annotated[SerializeAsAny[MethodSection], BeforeValidator(_method_section)] = Field(
         default_factory=METHODS["mi-epo"].Config
     )
-    """A name of `learner.methods`, or a mapping of it as `type` and the method's own settings."""
+    """A method's name, or a mapping with it as `type` and the method's own settings. Without it: `mi-epo`."""
     assets: AssetsConfig | None = None
     policy: PolicyConfig
     objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1)
+    """At most five. Their order is the order of w everywhere."""
     preferences: PreferencesConfig = PreferencesConfig()
     data: DataConfig
     rollout: RolloutConfig = RolloutConfig()

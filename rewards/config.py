@@ -34,6 +34,7 @@ class Section(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
         protected_namespaces=(),
+        use_attribute_docstrings=True,  # so that a schema and docs/recipe.md tell what a field means
     )
 
 
@@ -46,9 +47,11 @@ class HuggingFaceScorerConfig(Section):
     template: str = "{prompt} {response}"
     """What the classifier reads. ``{response}`` is required, ``{prompt}`` is optional, each at most once."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of its weights and products."""
     max_length: int = Field(default=512, ge=1)
     """Longest input in tokens, special tokens included. Longer inputs lose the start of the prompt."""
     batch_size: int = Field(default=64, ge=1)
+    """Most responses in one forward pass."""
     label: int = Field(default=0, ge=0)
     """Index of the logit that is the score."""
     negate: bool = False
@@ -58,6 +61,7 @@ class HuggingFaceScorerConfig(Section):
     head: str | None = Field(default=None, pattern=r"^\w+$")
     """What the checkpoint calls the layer that gives one score, where transformers would call it ``score``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the GPU that the objective has by `num_gpus`, else the CPU."""
 
     @field_validator("template")
     @classmethod
@@ -87,11 +91,13 @@ class HTTPScorerConfig(Section):
 
     type: Literal["http"] = "http"
     url: str
+    """Where to post; http or https, without a user name or a password."""
     timeout_s: float = Field(default=30, gt=0)
     """Longest wait for one try of one batch."""
     retries: int = Field(default=3, ge=0)
     """Further tries after a refused connection, a timeout, or status 429, 500, 502, 503 or 504."""
     batch_size: int = Field(default=64, ge=1)
+    """Most responses in one request."""
     token_env: str | None = None
     """Environment variable that holds a bearer token. The token itself never stands in a recipe."""
 
@@ -145,6 +151,8 @@ class ConditioningConfig(Section):
     """
 
     style: Literal["text", "chat"] = "text"
+    """`text`: `template` is the whole input of the model. `chat`: it is the user's turn in the tokenizer's chat
+    template."""
     template: str = "Human: {prompt} {weights} Assistant:"
     """``{prompt}`` and ``{weights}`` once each. With ``style: chat`` the default is ``{prompt} {weights}``."""
     weight: str = "<{name}> {weight}"

@@ -200,6 +200,6 @@ def _cell(metric: Metric, found: Estimate) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    head, *body = table
+    head, *body = ([cell.replace("|", r"\|") for cell in line] for line in table)
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -21,17 +21,25 @@ class Architecture(Section):
     """A new Llama of any size, with random weights."""
 
     hidden_size: int = Field(ge=8)
+    """Of the hidden states."""
     num_layers: int = Field(ge=1)
+    """Transformer blocks."""
     num_heads: int = Field(ge=1)
     """The CPU engine serves head dims 32, 64, ...; `hidden_size / num_heads` should be one of them for a policy."""
     num_kv_heads: int | None = Field(default=None, ge=1)
     """Null: as many as heads."""
     intermediate_size: int = Field(ge=8)
+    """Inner size of a block's MLP."""
     max_positions: int = Field(default=2048, ge=2)
+    """Longest sequence, in tokens."""
     rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary position embeddings."""
     norm_eps: float = Field(default=1e-6, gt=0)
+    """Added to the mean square in RMSNorm."""
     tie_embeddings: bool = True
+    """Whether the LM head is the embedding matrix."""
     init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the initial weights."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -50,9 +58,13 @@ class ByteLevelBPE(Section):
     """A tokenizer trained on the rows' own text; no character is unknown to it."""
 
     vocab_size: int = Field(default=4096, ge=260)
+    """Most tokens, special ones included."""
     min_frequency: int = Field(default=2, ge=1)
+    """Times that a pair must occur in the rows to become a token."""
     eos_token: str = "<eos>"
+    """Text of the token that ends a response."""
     pad_token: str = "<pad>"
+    """Text of the token that fills up a batch."""
     special_words: tuple[str, ...] = ()
     """Texts that are always one token of their own, e.g. `Human:` (decoded like any other text)."""
 
@@ -67,19 +79,26 @@ class Optimization(Section):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """As many of them per forward pass; must divide `batch_size`. Null: all at once."""
     learning_rate: float = Field(gt=0)
+    """Of AdamW, at its highest."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly."""
     final_learning_rate_ratio: float = Field(default=0.05, ge=0, le=1)
     """Last learning rate as a share of the peak (cosine only)."""
     adam_betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the running means of gradient and squared gradient."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled (AdamW)."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients, over all parameters, are scaled down to it."""
     group_by_length: bool = False
     """Batch rows of similar length: less padding, at the price of less random batches."""
     bf16: bool | Literal["native"] | None = None
     """Mixed precision: products in bfloat16, trained weights in float32. Null: on a GPU. `native`: there, and where the
     processor multiplies bfloat16."""
     gradient_checkpointing: bool = False
+    """Recompute the layers' activations in the backward pass: less memory, about a third more time."""
     log_every: int = Field(default=50, ge=1)
     """Optimizer steps between progress lines."""
 
@@ -113,6 +132,7 @@ class FitConfig(Section):
     heldout: Found | None = None
     """Rows to measure on. Null: `heldout_fraction` of `data`, drawn by `seed`."""
     heldout_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the rows that are not fitted, where `heldout` names none."""
     output: Written = Field(min_length=1)
     """Folder of the fitted model in Hugging Face format, with its tokenizer; must not hold a model yet."""
     model: Found | None = None
@@ -123,7 +143,9 @@ class FitConfig(Section):
     max_length: int = Field(default=512, ge=2)
     """Longest row in tokens. A longer one loses the start of its prompt, then (policy) the end of its response."""
     optimization: Optimization
+    """How long, how large and how fast the steps are."""
     seed: int = Field(default=0, ge=0)
+    """Of initial weights, of the order of rows and of those held out."""
     device: Literal["auto", "cpu"] = "auto"
     """auto: a GPU when there is one."""
     attention: Attention = "auto"
