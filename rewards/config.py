@@ -34,7 +34,7 @@ class Section(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
         protected_namespaces=(),
-        use_attribute_docstrings=True,  # so that a schema and docs/recipe.md tell what a field means
+        use_attribute_docstrings=True,  # so that a schema and docs/reference.md tell what a field means
     )
 
 

@@ -107,7 +107,10 @@ STEP_METRICS = (
     Metric(key="prompts", digits=0, definition="Prompts answered in the step."),
     Metric(key="prompts_dropped", better="lower", digits=0, definition="Prompts left out because a score was missing."),
     Metric(key="generated_tokens", digits=0, definition="Tokens sampled for the step."),
-    Metric(key="learner_tokens", digits=0, definition="Tokens of prompts and responses in the learner, under each w."),
+    Metric(
+        key="learner_tokens", digits=0,
+        definition="Tokens that pass the learner's policy; what a prompt's responses begin with alike counts once.",
+    ),
     Metric(key="sync_bytes", digits=0, definition="Size of the weights sent to the engines after the step, or 0."),
     Metric(key="engine_mismatch", label="engine against learner", unit="nats a token", better="lower", digits=5,
         definition="Mean over tokens of the absolute difference between their log pi as an engine sampled them and as "

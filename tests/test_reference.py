@@ -1,4 +1,4 @@
-"""docs/recipe.md is current, and tells of every key what it means."""
+"""docs/reference.md is current, and tells of every key what it means."""
 
 from pathlib import Path
 from typing import Literal
@@ -37,8 +37,8 @@ class Cake(Section):
 
 
 def test_the_reference_in_docs_is_current() -> None:
-    page = (REPOSITORY / "docs" / "recipe.md").read_text(encoding="utf-8")
-    assert page == recipe_page(), "python -m orchestrator.bench.reference > docs/recipe.md"
+    page = (REPOSITORY / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert page == recipe_page(), "python -m orchestrator.bench.reference > docs/reference.md"
 
 
 @pytest.mark.parametrize("model", [Recipe, PolicyFitConfig, RewardFitConfig])

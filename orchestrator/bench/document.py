@@ -24,6 +24,31 @@ PAGE = """# Metrics
 What files, console, wandb, Ray's metrics, reports and comparisons tell of a run. A key that ends in `/<...>` stands for
 one figure of each. A share is stored in [0, 1] and shown in percent; log-probabilities are those of whole responses.
 
+## The main ones in formulas
+
+An evaluation asks every held-out prompt under every vector w of a grid. r(w) [K] is the mean of the answers' scores
+under w, each objective's normalised by the starting policy's mean and standard deviation on training prompts, measured
+once and frozen; y are single answers.
+
+```
+MIP                 mean over w of  w . r(w)                                  does each user get what they asked for
+hypervolume         volume of the union over w of the boxes from the reference point to r(w)
+CRD                 mean over w of  det Cov(scores of the answers under w)    how much answers under one w scatter
+Spearman of k       rank correlation over the grid of w_k and r_k(w)          1: more weight, more reward
+steering gap        mean over w of  max over v of w . r(v)  -  w . r(w)       what another vector's answers would add
+information about w mean over y of  log pi(y | x, own w) - log mean over v of pi(y | x, v)
+KL to the start     mean over y of  log pi(y | x, w) - log pi_start(y | x, w)
+```
+
+The reference point is -3 in every objective unless `evaluate.reference_point` says otherwise.
+
+## What training came to, in one line
+
+Below the table before and after, and at the top of `report.html`: `steered` in green; in red `collapsed` (answers
+repeat themselves), `judges over-optimised` (up by the reward models, down by the audit judge), `worse`, `nothing
+learned` or `not steered`. What a collapse made better is not shown as a gain. `orchestrator/bench/verdict.py` has the
+rules and their thresholds.
+
 ## Of an optimizer step
 
 A line of `metrics.jsonl`; null is what the step did not measure. wandb has the same keys, Ray's metrics `mi_epo_<key>`

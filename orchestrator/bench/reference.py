@@ -1,6 +1,6 @@
-"""docs/recipe.md: every key of a recipe and of a fit, from the models that read them.
+"""docs/reference.md: every key of a recipe and of a fit, from the models that read them.
 
-`python -m orchestrator.bench.reference > docs/recipe.md` writes it again.
+`python -m orchestrator.bench.reference > docs/reference.md` writes it again.
 """
 
 import json
@@ -93,7 +93,7 @@ def _row(key: str, schema: Schema, required: bool, titles: Mapping[str, str]) ->
         _type(schema) if not _references(schema) else "section" if schema.get("type") != "array" else "list of sections"
     )
     default = "**required**" if required else _default(schema)
-    links = ", ".join(f"[{title}](#{_anchor(title)})" for title in inside)
+    links = ", ".join(f"[{title}](#{anchor(title)})" for title in inside)
     meaning = " ".join(filter(None, (" ".join(schema.get("description", "").split()), links and f"See {links}.")))
     return [f"`{key}`", kind, default, meaning.replace("``", "`")]
 
@@ -130,7 +130,7 @@ def _references(schema: Schema) -> list[str]:
     return [name for option in inner for name in _references(option)]
 
 
-def _anchor(title: str) -> str:
+def anchor(title: str) -> str:
     """As code forges make it of a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
