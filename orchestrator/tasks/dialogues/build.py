@@ -21,8 +21,8 @@ from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.dialogues.prepare import ASSISTANT, DialoguePair, plain_prompt, read_transcripts
 from orchestrator.tasks.fitting.config import Optimization, RewardFitConfig
-from orchestrator.tasks.smollm2.start import save_base, taught_from
-from orchestrator.tasks.smollm2.teaching import Teaching, teach_to_read
+from orchestrator.tasks.smollm2.start import save_base
+from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
 from rewards.config import Section
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class DialogueSizes(Section):
     )
     reward_context: int = 192
     """Tokens of a dialogue that the reward model reads; the start of a longer one is cut."""
-    teaching: Teaching = Teaching()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +77,10 @@ def build_dialogues(
     """
     assert recipe.assets is not None and recipe.assets.source is not None
     key = {
-        **taught_from(recipe, sizes.teaching),
+        **taught_from(recipe),
+        "weights": recipe.assets.weights,
         "sizes": sizes.model_dump(mode="json"),
-        "code": code_digest("dialogues", "smollm2", "fitting"),
+        "code": code_digest("dialogues", "smollm2", "teaching", "fitting"),
         "data": source_digest(recipe.assets.source),
     }
     build = partial(run_apart, _build, progress, recipe=recipe, sizes=sizes)
@@ -128,7 +128,7 @@ def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", s
         f"harmlessness: {reward.heldout_accuracy:.3f} of {reward.heldout_rows} held-out pairs ranked as labelled "
         f"(95 % interval {low:.3f} to {high:.3f})"
     )
-    taught = teach_to_read(progress, folder, training, recipe, sizes.teaching)
+    taught = teach_to_read(progress, folder, str(folder / "base"), training, recipe)
     return {
         "weights": weights,
         "pairs": len(transcripts.pairs),

@@ -11,8 +11,7 @@ from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.smollm2.questions import split_questions
 from orchestrator.tasks.smollm2.source import find_weights, hub_folder, package_folder, save_weights
-from orchestrator.tasks.smollm2.teaching import Teaching, teach_to_read
-from rewards.sampling import SamplingSection
+from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -25,7 +24,6 @@ def build_smollm2(
     directory: Path,
     recipe: "Recipe",
     *,
-    teaching: Teaching = Teaching(),  # noqa: B008  # immutable
     progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Build (or find) DIR/policy and DIR/prompts/{train,heldout}.jsonl for this recipe; returns the manifest.
@@ -34,32 +32,20 @@ def build_smollm2(
         BadInput: the weights are nowhere, cut short or another model's, or a judge cannot be loaded.
         RunFailed: the model could not be sampled from.
     """
-    key = {**taught_from(recipe, teaching), "code": code_digest("smollm2", "fitting")}
-    build = partial(run_apart, _build, progress, recipe=recipe, teaching=teaching)
-    return build_once(directory, key, lambda folder: build(folder=folder), progress=progress)
-
-
-def taught_from(recipe: "Recipe", teaching: Teaching) -> dict[str, Any]:
-    """All of the recipe that a taught policy depends on, for `build_once`."""
     assert recipe.assets is not None
-    return {
-        "teaching": teaching.model_dump(mode="json"),
-        "weights": recipe.assets.weights,
-        "objectives": {objective.name: objective.scorer.model_dump(mode="json") for objective in recipe.objectives},
-        "preferences": recipe.preferences.model_dump(mode="json"),
-        "sampling": recipe.rollout.model_dump(mode="json", include={*SamplingSection.model_fields, "max_model_len"}),
-        "seed": recipe.seed,
-    }
+    own = {"weights": recipe.assets.weights, "code": code_digest("smollm2", "teaching", "fitting")}
+    build = partial(run_apart, _build, progress, recipe=recipe)
+    return build_once(directory, {**taught_from(recipe), **own}, lambda folder: build(folder=folder), progress=progress)
 
 
-def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", teaching: Teaching) -> dict[str, Any]:
+def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe") -> dict[str, Any]:
     assert recipe.assets is not None
     started = time.monotonic()
     weights = save_base(progress, folder, recipe.assets.weights)
     training, heldout = split_questions(heldout=HELDOUT, seed=recipe.seed)
     for name, questions in (("train", training), ("heldout", heldout)):
         write_lines(folder / "prompts" / f"{name}.jsonl", ({"prompt": question} for question in questions))
-    taught = teach_to_read(progress, folder, training, recipe, teaching)
+    taught = teach_to_read(progress, folder, str(folder / "base"), training, recipe)
     return {"weights": weights, "taught": taught, "seconds": time.monotonic() - started}
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from actors.config import RolloutConfig
 from actors.engine import engine_environment, load_engine, sampling_params
@@ -15,7 +14,7 @@ SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 def sample_answers(
     progress: Callable[[str], None],
-    model: Path,
+    model: str,
     prompt_ids: Sequence[Sequence[int]],
     config: RolloutConfig,
     *,
@@ -29,9 +28,9 @@ def sample_answers(
     Raises:
         RunFailed: the engine did not load or did not answer; one line.
     """
-    os.environ |= engine_environment(config, str(model))
+    os.environ |= engine_environment(config, model)
     try:
-        llm = load_engine(config, model=str(model), seed=seed)
+        llm = load_engine(config, model=model, seed=seed)
         tokenizer = llm.get_tokenizer()
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompt_ids for _ in range(per_prompt)]
         progress(f"sampling {len(inputs)} answers ...")

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.config import RolloutConfig
+from learner.types import sha256_of
 from orchestrator.errors import BadInput
 from orchestrator.plan import load_tokenizer
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig
-from orchestrator.tasks.smollm2.answers import sample_answers, whole_sentences
-from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, ScorerConfig, Section
+from orchestrator.tasks.teaching.answers import sample_answers, whole_sentences
+from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, ScorerConfig
 from rewards.environment import native_dtype
 from rewards.judges import build_scorer
+from rewards.paths import is_file
 from rewards.preferences import quantize
+from rewards.sampling import SamplingSection
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -31,27 +34,30 @@ SHARPNESS = 2.0
 Fewer, and 1.0 against 0.0, which share their digits with 0.0 against 1.0, are read the wrong way round."""
 
 
-class Teaching(Section):
-    """The defaults take about ten minutes on two CPU cores with AMX."""
-
-    questions: int = 150
-    """Training questions whose answers the start learns from."""
-    answers: int = 6
-    """To each of them."""
-    contrast: float = 0.5
-    optimization: Optimization = Optimization(
-        epochs=1, batch_size=8, learning_rate=1e-4, warmup_steps=10, final_learning_rate_ratio=0.1, bf16="native"
-    )
+def taught_from(recipe: "Recipe") -> dict[str, Any]:
+    """All of the recipe that a taught policy depends on, but for its model and prompts; for `build_once`."""
+    assert recipe.assets is not None
+    scorers = {objective.name: objective.scorer for objective in recipe.objectives}
+    files = [scorer.function.rpartition(":")[0] for scorer in scorers.values() if scorer.type == "python"]
+    return {
+        "teaching": recipe.assets.teaching.model_dump(mode="json"),
+        "objectives": {name: scorer.model_dump(mode="json") for name, scorer in scorers.items()},
+        "functions": {file: sha256_of(Path(file)) for file in files if is_file(file)},
+        "preferences": recipe.preferences.model_dump(mode="json"),
+        "sampling": recipe.rollout.model_dump(mode="json", include={*SamplingSection.model_fields, "max_model_len"}),
+        "seed": recipe.seed,
+    }
 
 
 def teach_to_read(
-    progress: Callable[[str], None], folder: Path, questions: Sequence[str], recipe: "Recipe", teaching: Teaching
+    progress: Callable[[str], None], folder: Path, base: str, prompts: Sequence[str], recipe: "Recipe"
 ) -> dict[str, Any]:
-    """From FOLDER/base to FOLDER/policy; returns what there is to report.
+    """Write FOLDER/policy, which reads w; returns what there is to report.
 
     Args:
         folder: what the recipe's `assets.directory` will be; judges that are built with it are there already.
-        questions: to train on; as many as `teaching` says are used.
+        base: folder or hub id of the model that does not.
+        prompts: to train on; as many as the recipe's `assets.teaching` says are used.
 
     Raises:
         BadInput: a judge cannot be loaded, fails, or tells no answers apart.
@@ -59,13 +65,14 @@ def teach_to_read(
     """
     from orchestrator.tasks.fitting.supervised import fit_policy
 
-    started = time.monotonic()
-    asked = list(questions[: teaching.questions])
-    tokenizer = load_tokenizer(str(folder / "base"))
+    assert recipe.assets is not None
+    started, teaching = time.monotonic(), recipe.assets.teaching
+    asked = list(prompts[: teaching.prompts])
+    tokenizer = load_tokenizer(base)
     answers = run_apart(
         sample_answers,
         progress,
-        folder / "base",
+        base,
         [plain_prompt(tokenizer, question, recipe.preferences.conditioning) for question in asked],
         _sampling(recipe),
         per_prompt=teaching.answers,
@@ -80,10 +87,17 @@ def teach_to_read(
     report = fit_policy(
         PolicyFitConfig(
             output=str(folder / "policy"),
-            model=str(folder / "base"),
+            model=base,
             objectives=recipe.objective_names,
             preferences=recipe.preferences,
-            optimization=teaching.optimization,
+            optimization=Optimization(
+                epochs=1,
+                batch_size=teaching.batch_size,
+                learning_rate=teaching.learning_rate,
+                warmup_steps=10,
+                final_learning_rate_ratio=0.1,
+                bf16="native",
+            ),
             contrast=teaching.contrast,
             attention="eager",
             max_length=recipe.rollout.max_model_len,

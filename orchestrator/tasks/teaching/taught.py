@@ -1,0 +1,61 @@
+"""What a recipe with `assets.build: taught` reads: its model, taught to read w on the recipe's own prompts."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.data import load_prompts
+from orchestrator.tasks.apart import run_apart
+from orchestrator.tasks.assets import build_once, code_digest
+from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
+from rewards.environment import local_folder
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+
+def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str], None] = print) -> dict[str, Any]:
+    """Build (or find) DIR/policy for this recipe; returns the manifest.
+
+    Raises:
+        BadInput: the prompts or the model cannot be read, or a judge cannot be loaded.
+        RunFailed: the model could not be sampled from.
+    """
+    assert recipe.assets is not None and recipe.assets.model is not None
+    prompts = load_prompts(recipe.data.train, field=recipe.data.prompt_field, limit=recipe.data.max_prompts)
+    asked = some_prompts(prompts, recipe.assets.teaching.prompts, seed=recipe.seed)
+    key = {
+        **taught_from(recipe),
+        "model": recipe.assets.model,
+        "files": model_files(recipe.assets.model),
+        "prompts": asked,
+        "code": code_digest("teaching", "fitting"),
+    }
+    build = partial(run_apart, _build, progress, recipe=recipe, prompts=asked)
+    return build_once(directory, key, lambda folder: build(folder=folder), progress=progress)
+
+
+def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", prompts: list[str]) -> dict[str, Any]:
+    assert recipe.assets is not None and recipe.assets.model is not None
+    started = time.monotonic()
+    taught = teach_to_read(progress, folder, recipe.assets.model, prompts, recipe)
+    return {"taught": taught, "seconds": time.monotonic() - started}
+
+
+def some_prompts(prompts: list[str], count: int, *, seed: int) -> list[str]:
+    """So many different ones, or all there are, in an order drawn by `seed`."""
+    different = list(dict.fromkeys(prompts))
+    order = np.random.default_rng([seed, 21]).permutation(len(different))
+    return [different[index] for index in order[:count]]
+
+
+def model_files(model: str) -> dict[str, list[int]]:
+    """Name -> [bytes, time of the last change in ns] of a folder's files; nothing of a hub id, which names itself."""
+    folder = local_folder(model)
+    if folder is None:
+        return {}
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(folder.iterdir())}
