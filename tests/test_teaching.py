@@ -1,6 +1,5 @@
 """What a start that reads w learns from, and what it is built anew for."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from orchestrator.config import AssetsConfig
 from orchestrator.errors import BadInput
 from orchestrator.recipes import load_recipe
+from orchestrator.tasks.smoke import make_tokenizer
 from orchestrator.tasks.teaching.answers import whole_sentences
 from orchestrator.tasks.teaching.taught import model_files, some_prompts
 from orchestrator.tasks.teaching.teach import (
@@ -72,18 +72,18 @@ def test_a_judge_of_the_assets_is_looked_for_where_they_are_built():
     assert list(judges) == list(recipe.objective_names) and other == recipe.objectives[1].scorer
 
 
-class MessageTokenizer:
-    """A message is a token."""
+def test_a_prompt_is_asked_without_w_and_with_what_else_the_recipe_writes():
+    tokenizer = make_tokenizer()
 
-    def apply_chat_template(self, messages, add_generation_prompt):
-        return {"input_ids": [f"{message['role']}: {message['content']}" for message in messages]}
+    def asked(conditioning: ConditioningConfig) -> str:
+        return tokenizer.decode(plain_prompt(tokenizer, "Why?", conditioning))
 
-
-def test_a_question_is_asked_without_w_and_with_what_else_the_chat_says():
-    ask = partial(plain_prompt, MessageTokenizer(), "Why?")
+    assert asked(ConditioningConfig()) == "Human: Why? Assistant:"
+    assert asked(ConditioningConfig(template="{prompt}\n\n[{weights}]\nAnswer:")) == "Why?\nAnswer:"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}; {% endfor %}"
     brief = ConditioningConfig(style="chat", system="Be brief.", template="{prompt} [{weights}]")
-    assert ask(brief) == ["system: Be brief.", "user: Why?"]
-    assert ask(ConditioningConfig(style="chat", system="Heed {weights}.")) == ["user: Why?"]
+    assert asked(brief) == "system: Be brief.; user: Why?; "
+    assert asked(ConditioningConfig(style="chat", system="Heed {weights}.")) == "user: Why?; "
 
 
 def test_answers_are_scored_by_the_judges_on_one_scale():

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from actors.config import RolloutConfig
 from actors.engine import engine_environment, load_engine, sampling_params
@@ -21,7 +22,9 @@ def sample_answers(
     per_prompt: int,
     seed: int,
 ) -> list[list[str]]:
-    """`per_prompt` different answers to each prompt, special tokens left out; the same for the same seed.
+    """`per_prompt` answers to each prompt, special tokens left out; the same for the same seed.
+
+    One that was cut at the limit ends with its last whole sentence, and is empty where it has none.
 
     For `run_apart`: a process has one engine.
 
@@ -41,8 +44,13 @@ def sample_answers(
         outputs = llm.generate(inputs, sampling, use_tqdm=False)
     except Exception as error:  # the engine raises many kinds
         raise RunFailed(f"{model} could not be sampled from: {one_line(error)}") from None
-    texts = [tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=True).strip() for output in outputs]
+    texts = [_text(tokenizer, output.outputs[0]) for output in outputs]
     return [texts[first : first + per_prompt] for first in range(0, len(texts), per_prompt)]
+
+
+def _text(tokenizer: Any, answer: Any) -> str:
+    text = str(tokenizer.decode(answer.token_ids, skip_special_tokens=True)).strip()
+    return whole_sentences(text) if answer.finish_reason == "length" else text
 
 
 def whole_sentences(text: str) -> str:

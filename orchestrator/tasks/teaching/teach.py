@@ -5,6 +5,7 @@ answer, and it is learned under the w that says what it is. A contrast with othe
 cross-entropy, whose gradient is nearly all about content, leaves w unread after twice as many steps.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,12 @@ from orchestrator.errors import BadInput
 from orchestrator.plan import load_tokenizer
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig
-from orchestrator.tasks.teaching.answers import sample_answers, whole_sentences
+from orchestrator.tasks.teaching.answers import sample_answers
 from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, ScorerConfig
 from rewards.environment import native_dtype
 from rewards.judges import build_scorer
 from rewards.paths import is_file
-from rewards.preferences import quantize
+from rewards.preferences import PromptRenderer, quantize
 from rewards.sampling import SamplingSection
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 SHARPNESS = 2.0
 """Of w = softmax(SHARPNESS z): with two independent normal scores a seventh of the answers stands at either corner.
 Fewer, and 1.0 against 0.0, which share their digits with 0.0 against 1.0, are read the wrong way round."""
+
+WEIGHTS = re.compile(r"\s*\S*\{weights\}\S*")
 
 
 def taught_from(recipe: "Recipe") -> dict[str, Any]:
@@ -73,15 +76,19 @@ def teach_to_read(
         sample_answers,
         progress,
         base,
-        [plain_prompt(tokenizer, question, recipe.preferences.conditioning) for question in asked],
+        [plain_prompt(tokenizer, prompt, recipe.preferences.conditioning) for prompt in asked],
         _sampling(recipe),
         per_prompt=teaching.answers,
         seed=recipe.seed,
         silence_s=recipe.rollout.generate_timeout_s + recipe.rollout.start_timeout_s,
     )
-    whole = [[text for text in map(whole_sentences, texts) if text] for texts in answers]
-    scores = score_answers(judges_within(folder, recipe), asked, whole)
-    rows = described_rows(asked, whole, scores, decimals=recipe.preferences.decimals)
+    answers = [list(filter(None, texts)) for texts in answers]
+    scores = score_answers(judges_within(folder, recipe), asked, answers)
+    rows = described_rows(asked, answers, scores, decimals=recipe.preferences.decimals)
+    if not rows:
+        raise BadInput(
+            f"{base}: no answer to {len(asked)} prompts can be learned from: all are empty or without a score"
+        )
     correlation_KK = np.corrcoef(np.concatenate(scores), rowvar=False)
     progress(f"{len(rows)} answers to learn from, after {time.monotonic() - started:.0f} s")
     report = fit_policy(
@@ -127,12 +134,18 @@ def judges_within(folder: Path, recipe: "Recipe") -> dict[str, ScorerConfig]:
     return judges
 
 
-def plain_prompt(tokenizer: Any, question: str, conditioning: ConditioningConfig) -> list[int]:
-    """Token ids of a question as the recipe's chat asks it, without w."""
-    messages = [{"role": "user", "content": question}]
-    if conditioning.system is not None and "{weights}" not in conditioning.system:
-        messages.insert(0, {"role": "system", "content": conditioning.system})
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+def plain_prompt(tokenizer: Any, prompt: str, conditioning: ConditioningConfig) -> list[int]:
+    """Token ids of a prompt as the recipe asks it, without w and what is written against it.
+
+    Example: "Human: {prompt} {weights} Assistant:" asks "Human: why? Assistant:"
+    """
+    system = conditioning.system
+    without_w = {
+        "template": WEIGHTS.sub("", conditioning.template).strip(),
+        "system": None if system is None or "{weights}" in system else system,
+    }
+    renderer = PromptRenderer(conditioning.model_copy(update=without_w), ("w",), 1, tokenizer)
+    return renderer.token_ids(prompt, [1.0])
 
 
 def score_answers(
