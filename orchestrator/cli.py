@@ -81,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     miniature.add_argument("--objectives", default="helpfulness,harmlessness", help="comma-separated, in order")
     miniature.add_argument("--seed", type=int, default=0)
 
+    init = command(_init, "write a recipe, two rewards and twenty prompts to begin with")
+    init.add_argument("directory", metavar="DIR", type=_path)
+
     for run, what in (
         (_fit_policy, "a starting policy by supervised training"),
         (_fit_reward, "a reward model on pairs"),
@@ -297,6 +300,13 @@ def _miniature(arguments: argparse.Namespace) -> None:
     objectives = tuple(name.strip() for name in arguments.objectives.split(","))
     build_miniature(arguments.directory, objectives=objectives, seed=arguments.seed, progress=_say)
     print(arguments.directory)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from orchestrator.tasks.starter.starter import write_starter
+
+    for file in write_starter(arguments.directory):
+        print(file)
 
 
 def _fit_policy(arguments: argparse.Namespace) -> None:

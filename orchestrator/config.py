@@ -49,8 +49,10 @@ class TeachingConfig(Section):
     """To each of them."""
     contrast: float = Field(default=0.5, ge=0)
     """Weight of the term that makes an answer likelier under its own w than under another."""
+    epochs: float = Field(default=1, gt=0)
+    """How often each answer is learned."""
     batch_size: int = Field(default=8, ge=1)
-    """Answers in one step; every answer is learned once."""
+    """Answers in one step."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Of AdamW, at its highest."""
 
@@ -63,7 +65,7 @@ class AssetsConfig(Section):
     recipe's prompts. `smollm2`: SmolLM2-135M-Instruct so, on everyday questions. `dialogues`: the same on those of
     `source`, with a harmlessness model. Null: the folder must be there."""
     model: Found | None = None
-    """With build: taught: folder or hub id of the model that is taught."""
+    """With build: taught: folder or hub id of the model that is taught, or `miniature` for that of the small world."""
     source: Found | None = None
     """With build: dialogues: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`."""
     weights: Found | None = None
