@@ -1,5 +1,6 @@
 """What processes of every room need: models by their names, their environment, seeds; what errors say and mean."""
 
+import ctypes
 import hashlib
 import os
 from pathlib import Path
@@ -110,3 +111,14 @@ def derive_seed(*parts: object) -> int:
     """
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def trim_heap() -> None:
+    """Give memory that this process has freed back to the system, where the C library is glibc.
+
+    Its heaps keep freed blocks below a threshold that grows to 32 MiB. After passes of different sizes these are
+    gigabytes, which the other processes of a small machine lack.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
