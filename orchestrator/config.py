@@ -26,7 +26,7 @@ def _method_section(value: object) -> object:
     if not isinstance(tree, dict):
         raise ValueError(f"must be a method's name, or a mapping with it as type, got {value!r}")
     name = tree.get("type")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"type must be one of {', '.join(METHODS)}, got {name!r}")
     for key in tree.keys() - METHODS[name].Config.model_fields.keys():
         if others := [other for other, method in METHODS.items() if key in method.Config.model_fields]:

@@ -10,6 +10,7 @@ import numpy as np
 from orchestrator.errors import BadInput
 from orchestrator.files import text_lines
 from rewards.environment import one_line
+from rewards.strict_json import parse_json
 
 
 def load_prompts(path: str, *, field: str, limit: int | None = None) -> list[str]:
@@ -66,12 +67,12 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parse_line(line: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except json.JSONDecodeError as error:
         raise BadInput(
             f"{place}: not valid JSON: {error.msg} at column {error.colno}, got {line.strip()!r:.100}"
         ) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+    except ValueError as error:  # a key twice, a number of thousands of digits, brackets within brackets
         raise BadInput(f"{place}: not valid JSON: {error}, got {line.strip()!r:.100}") from None
     if not isinstance(row, dict):
         raise BadInput(f"{place}: must be a JSON object, got {type(row).__name__}")

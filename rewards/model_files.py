@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.environment import local_folder, one_line
+from rewards.strict_json import parse_json
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -51,10 +52,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Raises ModelError: no such file, or no JSON object."""
     try:
         content = path.read_bytes()
-        tree = json.loads(content)
+        tree = parse_json(content)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = POINTER_RULE if content.startswith(POINTER) else f"is not valid JSON: {one_line(error)}"
         raise ModelError(f"{path}: {reason}") from None
     if not isinstance(tree, dict):

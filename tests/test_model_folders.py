@@ -39,6 +39,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return questions
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text[:-2] + ', "vocab_size": 7}', "the key 'vocab_size' must stand once, stands 2 times"),
+        (lambda text: "\ufeff" + text, "is not valid JSON: Unexpected UTF-8 BOM"),
+    ],
+)
+@pytest.mark.parametrize("model", ["policy", "judge"])
+def test_a_configuration_that_can_be_read_in_two_ways_is_refused(capsys, workplace, model, change, said):
+    file = workplace / model / "config.json"
+    file.write_text(change(file.read_text()))
+    assert f"{file}: is not valid JSON: " in (line := planned(capsys, workplace)) and said in line
+
+
 def name_code(folder: Path, file: str) -> None:
     """Make a file of the folder name code beside it as its own, as a model of unknown classes does."""
     (folder / "own.py").write_text(CODE)

@@ -190,7 +190,7 @@ def test_a_broken_row_is_named_by_file_line_and_key(change, said, tmp_path):
         ({"objectives": ("a", "")}, "prepare: objectives.1: .*at least 1"),
         ({"objectives": ("a", "a")}, "prepare: objectives: must differ, got a, a"),
         ({"format": "csv"}, "prepare: format: .*got 'csv'"),
-        ({"format": "saferlhf"}, r"rows\.jsonl\.gz:1: prompt: Field required"),
+        ({"format": "saferlhf"}, r"rows\.jsonl\.gz:1: prompt, response_0, .*, safer_response_id: Field required"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_is_written(options, said, questions, tmp_path):
