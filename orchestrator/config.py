@@ -10,8 +10,8 @@ from learner.config import LearnerConfig
 from learner.methods import METHODS, MethodSection, Work, make_method
 from orchestrator.cards import CARDS
 from orchestrator.packages import OWN_PACKAGES
-from rewards.config import ObjectiveConfig, PreferencesConfig, Section
-from rewards.paths import Found, FunctionName
+from rewards.config import ObjectiveConfig, PreferencesConfig, Section, Seed
+from rewards.paths import Built, Found, FunctionName
 from rewards.preferences import parse_preference
 
 EVALUATION_LATTICE_LIMIT = 5
@@ -56,7 +56,7 @@ class TeachingConfig(Section):
 
 
 class AssetsConfig(Section):
-    directory: Found = Field(min_length=1)
+    directory: Built = Field(min_length=1)
     """Folder that `{assets}` stands for in the rest of the recipe; may contain `{seed}`."""
     build: Literal["miniature", "dialogues", "smollm2", "taught"] | None = None
     """What is built in it on first use. `miniature`: the small world. `taught`: `model`, taught to read w on the
@@ -193,7 +193,7 @@ class ClusterConfig(Section):
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """Of the recipe: runs, actors and reports are named after it."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of all that is drawn: prompts, vectors, responses, adapters, assets. `{seed}` in `assets.directory` is it."""
     method: Annotated[SerializeAsAny[MethodSection], BeforeValidator(_method_section)] = Field(
         default_factory=METHODS["mi-epo"].Config

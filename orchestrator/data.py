@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.errors import BadInput
 from orchestrator.files import text_lines
-from rewards.environment import one_line
+from rewards.environment import is_unicode, one_line
 from rewards.strict_json import parse_json
 
 
@@ -39,15 +39,6 @@ def text_of(row: dict[str, Any], field: str, place: str, *, may_be_empty: bool =
     if not is_unicode(text):
         raise BadInput(f"{place}: {field!r} must be whole characters, got half of one in {text!r:.100}")
     return text
-
-
-def is_unicode(text: str) -> bool:
-    """False for a lone surrogate, which JSON can say and no file or tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:

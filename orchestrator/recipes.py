@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from learner.methods import METHODS, adopt
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
+from orchestrator.files import open_file
 from orchestrator.trees import dump_yaml, parse_yaml, read_yaml
 from rewards.config import Section
 from rewards.environment import one_line
@@ -108,10 +109,10 @@ def _key(location: Sequence[str | int], given: object) -> str:
 
 def read_record(kind: type[S], file: Path) -> S:
     """What a run wrote into a JSON file, as the section that it is. Raises BadInput when there is none or it is not."""
+    with open_file(file) as opened:
+        content = opened.read()
     try:
-        record = parse_json(file.read_bytes())
-    except OSError as error:
-        raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
+        record = parse_json(content)
     except ValueError as error:
         raise BadInput(f"{file}: not valid JSON: {one_line(error)}") from None
     return check(kind.model_validate, record, file)
@@ -171,7 +172,10 @@ def _fill_assets(tree: dict[str, Any], beside: Path | None) -> dict[str, Any]:
     assets = tree.get("assets")
     if not isinstance(assets, dict) or not isinstance(assets.get("directory"), str):
         return tree
-    directory = find(assets["directory"].replace("{seed}", str(tree.get("seed", 0))), beside)
+    try:
+        directory = find(assets["directory"].replace("{seed}", str(tree.get("seed", 0))), beside)
+    except ValueError:
+        return tree
 
     def fill(node: Any) -> Any:
         if isinstance(node, dict):

@@ -3,6 +3,7 @@
 Numbers are decimal, as people write them: 010 is ten, 1e-4 a number, 12:30 and 0x1F are texts, as a date is.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import BadInput
+from orchestrator.files import open_file
 
 MAX_NODES = 10_000
 """Values of a file, far above any that a person writes: a small file of aliases can unfold to billions."""
@@ -42,14 +44,14 @@ _Loader.add_constructor(INT, lambda loader, node: int(loader.construct_scalar(no
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a file. Raises BadInput: there is none that can be read; names file, key and lines."""
-    if path.is_dir():
-        own = f"; the recipe of this run is {path / 'config.yaml'}" if (path / "config.yaml").is_file() else ""
-        raise BadInput(f"{path}: must be a YAML file, got a folder{own}")
+    if os.path.isfile(path / "config.yaml"):
+        raise BadInput(f"{path}: must be a file, got a folder; the recipe of this run is {path / 'config.yaml'}")
+    with open_file(path) as file:
+        content = file.read()
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    tree = parse_yaml(text, path)
+        tree = parse_yaml(content.decode(), path)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{path}: must hold a mapping of sections, got {type(tree).__name__}")
     return tree

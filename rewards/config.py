@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from rewards.environment import native_dtype
+from rewards.environment import MAX_SEED, native_dtype
 from rewards.paths import Found, FunctionName
 
 CHAT_TEMPLATE = "{prompt} {weights}"
@@ -25,6 +25,9 @@ Dtype = Annotated[
 ]
 """Of a model's weights and products. `native` is read as what is fastest on this machine's processor: bfloat16 where it
 multiplies bfloat16 itself, else float32; the recipe of the run says which."""
+
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class Section(BaseModel):

@@ -5,6 +5,7 @@ No number in a header is believed before it has been compared with the size of i
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WHOLE] if (folder / WHOLE).is_file() else []
     names = sorted(set(_weight_map(folder).values()))
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{folder / INDEX}: must name files of its folder, got {name!r}, which is not there")
+        if Path(name).name != name or not os.path.isfile(folder / name):
+            raise ModelError(f"{folder / INDEX}: must name files of its folder, got {name!r:.100}, which is not there")
     if (folder / WHOLE).is_file() and WHOLE not in names:
         raise ModelError(f"{folder}: must hold {WHOLE} or an index of other files, got both ({INDEX})")
     return [folder / name for name in names]

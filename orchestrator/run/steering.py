@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import Field
 
 from learner.methods import METHODS
-from orchestrator.data import is_unicode
 from orchestrator.errors import BadInput
 from orchestrator.plan import check_renderer, load_tokenizer
 from orchestrator.recipes import read_record
 from rewards.config import PreferencesConfig
+from rewards.environment import is_unicode
 from rewards.model_files import ModelError
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 from rewards.pretrained import load_model

@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from orchestrator.data import is_unicode, read_rows
+from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
 from orchestrator.files import write_lines
 from orchestrator.recipes import check
 from orchestrator.tasks.assets import whole_folder
-from rewards.config import Section
-from rewards.environment import one_line
+from rewards.config import Section, Seed
+from rewards.environment import is_unicode, one_line
 from rewards.preferences import sample_preference_pairs
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -115,7 +115,7 @@ class PrepareOptions(Section):
     """Prompts to evaluate on; the same ones for any `train`."""
     multi_turn: Literal["skip", "keep"] = "skip"
     """Transcripts of more than one human turn: a prompt with turn markers inside suits no chat template."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     objectives: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=("helpfulness", "harmlessness"), min_length=1
     )
