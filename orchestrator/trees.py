@@ -39,7 +39,7 @@ class _Dumper(yaml.SafeDumper):
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(INT, WHOLE, list("-+0123456789"))
     _kind.add_implicit_resolver(FLOAT, DECIMAL, list("-+.0123456789"))
-_Loader.add_constructor(INT, lambda loader, node: int(loader.construct_scalar(node).replace("_", "")))
+_Loader.add_constructor(INT, lambda loader, node: int(str(node.value).replace("_", "")))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

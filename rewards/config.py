@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rewards.environment import MAX_SEED, native_dtype
 from rewards.paths import Found, FunctionName
@@ -28,6 +28,17 @@ multiplies bfloat16 itself, else float32; the recipe of the run says which."""
 
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+ObjectiveName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"must differ, got {', '.join(names)}")
+    return names
+
+
+ObjectiveNames = Annotated[tuple[ObjectiveName, ...], AfterValidator(_distinct)]
+"""In the order of w."""
 
 
 class Section(BaseModel):
@@ -135,6 +146,10 @@ class HTTPScorerConfig(Section):
             raise ValueError(f"must look like http://host:port/path or https://host/path, got {url!r}")
         if parts.username is not None or parts.password is not None:
             raise ValueError("must not hold a user name or password; name the token's variable in token_env")
+        try:
+            _ = parts.hostname.encode("idna"), parts.port
+        except ValueError as error:
+            raise ValueError(f"must name a host and a port that there can be, got {url!r}: {error}") from None
         return url
 
 
@@ -147,7 +162,7 @@ ScorerConfig = Annotated[
 class ObjectiveConfig(Section):
     """One thing a response can be good at, and who judges it."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    name: ObjectiveName
     """Written into prompts, logs and plots."""
     scorer: ScorerConfig
     audit: ScorerConfig | None = None

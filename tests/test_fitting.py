@@ -96,6 +96,12 @@ def test_an_optimizer_that_cannot_be_is_refused(changes, said):
         Optimization(**{"steps": 3, "batch_size": 4, "learning_rate": 1e-2, **changes})
 
 
+@pytest.mark.parametrize("objectives", [("a", "a"), ("",), ("é",), ("Help ful",)])
+def test_objectives_of_a_fit_have_names_that_a_recipe_takes_too(tmp_path, objectives):
+    with pytest.raises(ValidationError, match="objectives"):
+        _policy_config(tmp_path, objectives=objectives)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**31, 2**70])
 def test_a_seed_is_one_that_every_generator_takes(tmp_path, seed):
     for config in (partial(_policy_config, tmp_path), partial(_reward_config, tmp_path), PrepareOptions):

@@ -156,6 +156,10 @@ BROKEN_INDEX: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "must name files of its folder, got '../judge/model.safetensors'",
     ),
+    "a shard of a name that no file can have": (
+        lambda folder: change_json(folder / "model.safetensors.index.json", weight_map={"norm": "x" * 300}),
+        "must name files of its folder, got 'xxx",
+    ),
     "an index of nothing": (
         lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
         "must hold a weight_map of tensor names and files",
@@ -183,7 +187,7 @@ def test_an_index_that_does_not_fit_its_folder_is_refused(capsys, workplace, mod
     shutil.copy(workplace / "whole", workplace / model / "model.safetensors")
     for shard in (workplace / model).glob("model-*"):
         shard.unlink()
-    if "elsewhere" in case or "index" in case.split()[:2]:
+    if "elsewhere" in case or "name" in case or "index" in case.split()[:2]:
         (workplace / model / "model.safetensors").unlink()
         (workplace / model / "model.safetensors.index.json").write_text("{}")
     break_it, rule = BROKEN_INDEX[case]

@@ -15,7 +15,7 @@ from learner.methods import METHODS
 from orchestrator.errors import BadInput
 from orchestrator.plan import check_renderer, load_tokenizer
 from orchestrator.recipes import read_record
-from rewards.config import PreferencesConfig
+from rewards.config import ObjectiveNames, PreferencesConfig
 from rewards.environment import is_unicode
 from rewards.model_files import ModelError
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
@@ -36,7 +36,7 @@ PLAIN_PROMPT = "hello"
 class PolicyConditioning(SamplingSection):
     """RUN/policy/mi_epo.json."""
 
-    objectives: tuple[str, ...] = Field(min_length=1)
+    objectives: ObjectiveNames = Field(min_length=1)
     preferences: PreferencesConfig
     asks_for: AsksFor = "weights"
     """What is printed for a user's w: the weights, or the reward levels that they map to (method ric)."""

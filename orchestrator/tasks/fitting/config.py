@@ -11,7 +11,7 @@ from learner.config import AdamBetas, LoraSection
 from orchestrator.errors import BadInput
 from orchestrator.recipes import check
 from orchestrator.trees import read_yaml
-from rewards.config import HuggingFaceScorerConfig, PreferencesConfig, Section, Seed
+from rewards.config import HuggingFaceScorerConfig, ObjectiveNames, PreferencesConfig, Section, Seed
 from rewards.environment import local_folder, native_dtype
 from rewards.paths import BESIDE, Found, Written
 from rewards.pretrained import Attention
@@ -172,7 +172,7 @@ class PolicyFitConfig(FitConfig):
     is written as G(x, w) by the renderer of the online stage. A row without one is already the model's whole input.
     """
 
-    objectives: tuple[str, ...] = ()
+    objectives: ObjectiveNames = ()
     """Names in order; needed when rows carry preferences."""
     preferences: PreferencesConfig = PreferencesConfig()
     contrast: float = Field(default=0.0, ge=0)
