@@ -118,7 +118,7 @@ def _type(schema: Schema) -> str:
         return f"{len(parts)} of: {_type(parts[0])}" if parts else f"list of: {_type(schema['items'])}"
     if kind == "object":
         return "mapping"
-    bounds = " and ".join(f"{sign} {schema[name]:g}" for name, sign in BOUNDS.items() if name in schema)
+    bounds = " and ".join(f"{sign} {schema[name]:.10g}" for name, sign in BOUNDS.items() if name in schema)
     return f"{NAMES.get(str(kind), 'anything')} {bounds}".strip()
 
 

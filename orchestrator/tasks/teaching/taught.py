@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.data import load_prompts
+from orchestrator.errors import BadInput
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
@@ -69,8 +70,13 @@ def some_prompts(prompts: list[str], count: int, *, seed: int) -> list[str]:
 
 
 def model_files(model: str) -> dict[str, list[int]]:
-    """Name -> [bytes, time of the last change in ns] of a folder's files; nothing of a hub id, which names itself."""
+    """Name -> [bytes, time of the last change in ns] of a folder's files; nothing of a hub id, which names itself.
+
+    Raises BadInput: no such folder is there.
+    """
     folder = local_folder(model)
     if folder is None:
         return {}
+    if not folder.is_dir():
+        raise BadInput(f"assets.model: must be a folder that is there, or a hub id, got {model!r}")
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(folder.iterdir())}
