@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     miniature.add_argument("--seed", type=options.seed, default=0)
 
     init = command(_init, "write a recipe, two rewards and twenty prompts to begin with")
-    init.add_argument("directory", metavar="DIR", type=_path)
+    init.add_argument("directory", metavar="DIR", type=options.folder)
 
     for run, what in (
         (_fit_policy, "a starting policy by supervised training"),

@@ -34,7 +34,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(BadInput, match="must be a new or an empty folder"):
         write_starter(tmp_path)
-    assert main(["init", str(tmp_path / "notes.txt")]) == 2
+    assert main(["init", str(tmp_path)]) == 2
     assert "must be a new or an empty folder" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
