@@ -5,15 +5,23 @@ response only; a scorer that fails as a whole raises ScorerError. Shape: N respo
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import numpy as np
 
 from rewards.config import PythonScorerConfig
-from rewards.environment import describe
+from rewards.environment import describe, process_environment
 from rewards.paths import is_file
 from rewards.sources import load_file
+
+PROBE_PROMPT, PROBE_RESPONSE = "How do I boil an egg?", "In water, for eight minutes."
+"""What a scorer is asked about before a run, the prompt where the run's own are not known."""
+FUNCTION_PROBE_S = 10.0
+"""Longest wait for a function's first score; importing torch alone takes some seconds."""
 
 
 class ScorerError(RuntimeError):
@@ -63,13 +71,49 @@ class PythonScorer:
         return as_scores(values, len(responses), where=where)
 
 
+def asked_apart(config: PythonScorerConfig, prompt: str) -> str | None:
+    """What is wrong with a function that cannot score a first response; None also where it takes its time.
+
+    It is loaded and called in a process of its own, without a GPU: what it loads, or never returns from, stays there.
+    """
+    context = multiprocessing.get_context("spawn")  # which has no threads to fork
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_ask, args=(theirs, config, prompt, os.getcwd()))
+    process.start()
+    theirs.close()
+    try:
+        problem: str | None = mine.recv() if mine.poll(FUNCTION_PROBE_S) else None
+        return problem
+    except EOFError:
+        process.join()
+        return f"scorer {config.function} ended its process, with exit code {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+
+
+def _ask(pipe: Connection, config: PythonScorerConfig, prompt: str, folder: str) -> None:
+    os.chdir(folder)
+    os.environ |= process_environment(threads=1, num_gpus=0)
+    with open(os.devnull, "wb") as nowhere:
+        for printed in (1, 2):
+            os.dup2(nowhere.fileno(), printed)
+    try:
+        PythonScorer(config).score([prompt], [PROBE_RESPONSE])
+        pipe.send(None)
+    except ScorerError as error:
+        pipe.send(str(error))
+
+
 def as_scores(values: Any, count: int, *, where: str) -> np.ndarray:
     """What a scorer returned -> float64 [N]; None, NaN and infinities become NaN.
 
-    Raises ScorerError for a wrong length or an entry that is no number.
+    Raises ScorerError for what has no order of its own, a wrong length, or an entry that is no real number.
     """
-    if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
-        raise ScorerError(f"{where} must return {count} scores, got {type(values).__name__}")
+    # bytes are numbers to Python, and a set gives its entries in any order
+    not_scores = (str, bytes, bytearray, memoryview, Mapping, Set)
+    if isinstance(values, not_scores) or not isinstance(values, Iterable):
+        raise ScorerError(f"{where} must return {count} scores in order, got {type(values).__name__}")
     entries = list(values)
     if len(entries) != count:
         raise ScorerError(f"{where} must return {count} scores, got {len(entries)}")
@@ -80,8 +124,10 @@ def as_scores(values: Any, count: int, *, where: str) -> np.ndarray:
         if isinstance(entry, (str, bytes)):
             raise ScorerError(f"{where}: score {index} must be a number or null, got {entry[:40]!r}")
         try:
+            if isinstance(entry, np.complexfloating):
+                raise TypeError  # float() would take its real part
             scores_N[index] = float(entry)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor
             raise ScorerError(f"{where}: score {index} must be a number or null, got {type(entry).__name__}") from None
     scores_N[~np.isfinite(scores_N)] = np.nan
     return scores_N
