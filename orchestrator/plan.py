@@ -1,6 +1,6 @@
 """Everything about a run that can be known before it starts: is the input usable, does it fit, what will it cost.
 
-No model is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
+No weight is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
 """
 
 import contextlib

@@ -5,11 +5,12 @@ response only; a scorer that fails as a whole raises ScorerError. Shape: N respo
 """
 
 import importlib
-import multiprocessing
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -76,33 +77,40 @@ def asked_apart(config: PythonScorerConfig, prompt: str) -> str | None:
 
     It is loaded and called in a process of its own, without a GPU: what it loads, or never returns from, stays there.
     """
-    context = multiprocessing.get_context("spawn")  # which has no threads to fork
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_ask, args=(theirs, config, prompt, os.getcwd()))
-    process.start()
-    theirs.close()
+    asked = {"function": config.function, "options": config.options, "prompt": prompt}
+    # Not `multiprocessing`, which would run the main script again.
+    own_path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     try:
-        problem: str | None = mine.recv() if mine.poll(FUNCTION_PROBE_S) else None
-        return problem
-    except EOFError:
-        process.join()
-        return f"scorer {config.function} ended its process, with exit code {process.exitcode}"
-    finally:
-        process.kill()
-        process.join()
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", "from rewards.scorers import answer_once; answer_once()"],
+            input=json.dumps(asked, default=str),
+            env=os.environ | process_environment(threads=1, num_gpus=0) | own_path,
+            timeout=FUNCTION_PROBE_S,
+            capture_output=True,
+            text=True,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    if not done.stdout:
+        return f"scorer {config.function} ended its process, with exit code {done.returncode}"
+    problem: str | None = json.loads(done.stdout)
+    return problem
 
 
-def _ask(pipe: Connection, config: PythonScorerConfig, prompt: str, folder: str) -> None:
-    os.chdir(folder)
-    os.environ |= process_environment(threads=1, num_gpus=0)
-    with open(os.devnull, "wb") as nowhere:
-        for printed in (1, 2):
-            os.dup2(nowhere.fileno(), printed)
+def answer_once() -> NoReturn:
+    """The other end of `asked_apart`: asked on standard input, it says on standard output what is wrong."""
+    asked = json.load(sys.stdin)
+    answer, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    for printed in (1, 2):
+        os.dup2(nowhere, printed)
+    problem = None
     try:
-        PythonScorer(config).score([prompt], [PROBE_RESPONSE])
-        pipe.send(None)
+        config = PythonScorerConfig(function=asked["function"], options=asked["options"])
+        PythonScorer(config).score([asked["prompt"]], [PROBE_RESPONSE])
     except ScorerError as error:
-        pipe.send(str(error))
+        problem = str(error)
+    os.write(answer, json.dumps(problem).encode())
+    os._exit(0)  # whatever threads the function has left
 
 
 def as_scores(values: Any, count: int, *, where: str) -> np.ndarray:
