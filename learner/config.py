@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from rewards.config import Dtype, NodeLabels, Section
 
+AdamBetas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+
 
 class LoraSection(Section):
     """Low-rank adapters (peft), merged into the weights on export."""
@@ -53,7 +55,7 @@ class LearnerConfig(Section):
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Of Adam, at its highest."""
-    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    adam_betas: AdamBetas = (0.9, 0.999)
     """Decay of the running means of gradient and squared gradient."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled (AdamW)."""

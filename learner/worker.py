@@ -12,7 +12,7 @@ from actors.processes import network_environment
 from learner.config import LearnerConfig
 from learner.dealing import Share
 from learner.types import RankInfo, StepReport, WeightManifest, WeightSyncError
-from rewards.environment import whole_threads
+from rewards.environment import trim_heap, whole_threads
 
 if TYPE_CHECKING:
     from learner.senders import WeightSender
@@ -111,8 +111,10 @@ class LearnerWorker:
         raise WeightSyncError(f"weight_backend must be 'host' or 'nccl', got {backend!r}")
 
     def _give_back_cache(self) -> None:
-        """What torch keeps for the next pass goes to those who share the GPU."""
-        if 0 < self.config.num_gpus < 1:
+        """What is kept for the next pass goes to those who share the GPU, or the machine's memory."""
+        if not self.config.num_gpus:
+            trim_heap()
+        elif self.config.num_gpus < 1:
             import torch
 
             torch.cuda.empty_cache()

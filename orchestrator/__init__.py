@@ -12,6 +12,7 @@ config    the recipe: all sections composed, and the rules between them
 cards     GPUs by their names, and those of this machine
 data      prompts from files, batches from prompts
 files     JSON lines, whole texts, locks; aligned cells
+options   what options of the command line may be
 errors    bad input, a failed run, a lost component
 
 Inside, each imports only what stands below it in this list; outside, actors, learner and rewards.

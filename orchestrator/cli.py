@@ -1,15 +1,14 @@
-"""The `mi-epo` command. Only the standard library is imported before the arguments are parsed.
+"""The `mi-epo` command. Before its arguments are read, nothing is imported but the standard library and this project.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130/143 stopped by a signal.
 """
 
 import argparse
 import errno
-import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.packages import clash
@@ -18,7 +17,9 @@ EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    import orchestrator.options as options  # which imports `rewards`, and that may be a file of the user's
+
+    parser = options.Parser(
         prog="mi-epo", description="Train one language model that answers as a preference vector asks (MI-EPO on Ray)."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -27,75 +28,83 @@ def build_parser() -> argparse.ArgumentParser:
         """Called as `run` is."""
         parser = commands.add_parser(run.__name__[1:].replace("_", "-"), help=what)
         parser.set_defaults(run=run)
+        parser.register("type", None, options.text)  # of what names no other type
         return parser
 
+    def add_recipe(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("recipe", metavar="RECIPE", type=options.readable, help="YAML file, see deploy/recipes/")
+        parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="dotted overrides of the recipe")
+
     train = command(_train, "train a policy; evaluates before and after")
-    _add_recipe(train)
-    train.add_argument("--run-dir", type=_path, help="folder of the run (default: runs/NAME-TIME)")
+    add_recipe(train)
+    train.add_argument("--run-dir", type=options.folder, help="folder of the run (default: runs/NAME-TIME)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir under a changed recipe")
     train.add_argument(
         "--smoke", action="store_true", help="three steps on CPU with tiny random models: does the recipe fit together"
     )
 
     plan = command(_plan, "check everything, print placement, batch arithmetic, memory and time; start nothing")
-    _add_recipe(plan)
+    add_recipe(plan)
     plan.add_argument(
         "--live", action="store_true", help="ask the running cluster (cluster.address or RAY_ADDRESS) for its nodes"
     )
 
     evaluate = command(_evaluate, "the preference grid on held-out prompts: table, JSON, plots")
-    evaluate.add_argument("target", metavar="RUN_OR_MODEL", type=_path)
+    evaluate.add_argument("target", metavar="RUN_OR_MODEL", type=options.path)
     evaluate.add_argument(
-        "--recipe", metavar="R", type=os.path.expanduser, help="recipe to evaluate by (default: the run's own)"
+        "--recipe", metavar="R", type=options.readable, help="recipe to evaluate by (default: the run's own)"
     )
-    evaluate.add_argument("--output", type=_path, help="folder to write (default: RUN_OR_MODEL/evaluation)")
+    evaluate.add_argument("--output", type=options.folder, help="folder to write (default: RUN_OR_MODEL/evaluation)")
 
     compare = command(_compare, "the same work for every method and seed: table with intervals, plots")
-    _add_recipe(compare)
+    add_recipe(compare)
     compare.add_argument("--methods", help="comma-separated, each METHOD or METHOD@section.key=value (default: all)")
     compare.add_argument("--seeds", help="comma-separated (default: 0,1,2)")
     compare.add_argument("--beta-c", help="comma-separated; each method is compared at its own best of them")
     compare.add_argument("--learning-rate", help="the same for a method without beta_c (grpo, ric)")
-    compare.add_argument("--tune-seed", type=int, help="seed of the runs that choose these (default: the next one)")
+    compare.add_argument("--tune-seed", type=options.seed, help="of the runs that choose these (default: the next one)")
     compare.add_argument("--sweep", metavar="section.key=V,V,...", help="also the first method with each of the values")
     compare.add_argument("--jobs", type=int, help="runs at a time (default: 1; on a Ray cluster, as many as have room)")
     compare.add_argument(
-        "--output", type=_path, help="folder (default: comparisons/NAME); finished runs in it are kept"
+        "--output", type=options.folder, help="folder (default: comparisons/NAME); finished runs in it are kept"
     )
     compare.add_argument("--quick", action="store_true", help="two methods, one seed, 20 updates: does it work at all")
 
     results = command(_results, "write the page of one or more comparisons from their results.json")
-    results.add_argument("files", metavar="RESULTS.json", type=_path, nargs="+")
-    results.add_argument("--output", type=_path, required=True, help="markdown file; its figures are written beside it")
+    results.add_argument("files", metavar="RESULTS.json", type=options.path, nargs="+")
+    results.add_argument("--output", type=options.file, required=True, help="markdown; its figures are put beside it")
 
     generate = command(_generate, "talk to the steered policy")
-    generate.add_argument("target", metavar="RUN_OR_MODEL", type=_path)
+    generate.add_argument("target", metavar="RUN_OR_MODEL", type=options.path)
     weight = "weight of one objective; repeat for each"
     generate.add_argument("--prefer", metavar="NAME=W", action="append", default=[], required=True, help=weight)
     generate.add_argument("--prompt", help="one prompt (default: one a line from standard input)")
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("-n", "--num-responses", type=int, default=1, help="answers per prompt")
+    generate.add_argument("--seed", type=options.seed, default=0)
+    generate.add_argument("-n", "--num-responses", type=options.count, default=1, help="answers per prompt")
 
     miniature = command(_miniature, "build the self-contained miniature task")
-    miniature.add_argument("directory", metavar="DIR", type=_path)
+    miniature.add_argument("directory", metavar="DIR", type=options.folder)
     miniature.add_argument("--objectives", default="helpfulness,harmlessness", help="comma-separated, in order")
-    miniature.add_argument("--seed", type=int, default=0)
+    miniature.add_argument("--seed", type=options.seed, default=0)
+
+    init = command(_init, "write a recipe, two rewards and twenty prompts to begin with")
+    init.add_argument("directory", metavar="DIR", type=options.folder)
 
     for run, what in (
         (_fit_policy, "a starting policy by supervised training"),
         (_fit_reward, "a reward model on pairs"),
     ):
-        command(run, f"fit {what}").add_argument("config", metavar="CONFIG", type=_path)
+        command(run, f"fit {what}").add_argument("config", metavar="CONFIG", type=options.path)
 
     prepare = command(_prepare, "prompts and supervised rows from public preference data")
     prepare.add_argument(
         "source",
         metavar="SOURCE",
-        type=os.path.expanduser,
+        type=options.readable,
         help="JSONL (.gz), datasets folder, or hub:NAME:DATA_DIR:SPLIT",
     )
     prepare.add_argument(
-        "directory", metavar="DIR", type=_path, help="new: prompts/{train,heldout}.jsonl and sft.jsonl"
+        "directory", metavar="DIR", type=options.folder, help="new: prompts/{train,heldout}.jsonl and sft.jsonl"
     )
     prepare.add_argument(
         "--format", choices=("transcripts", "saferlhf"), help="of HH-RLHF (default: transcripts) or of PKU-SafeRLHF"
@@ -114,16 +123,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", type=os.path.expanduser, help="YAML file, see deploy/recipes/")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="dotted overrides of the recipe")
-
-
-def _path(text: str) -> Path:
-    """`~` is the home folder also where no shell replaces it, as in `--run-dir=~/run`."""
-    return Path(os.path.expanduser(text))
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Overrides may stand before and after options; argparse alone takes only the first group of them."""
     parser = build_parser()
@@ -136,10 +135,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
     if problem := clash(Path.cwd()):  # before anything is imported that might not be ours
         print(f"mi-epo: {problem}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    arguments = parse_arguments(argv)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # where a user's own scorers lie; the console script leaves it out, Ray passes it on
     try:
@@ -283,12 +282,20 @@ def _results(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace) -> None:
     from orchestrator.run.steering import generate
 
-    asked = sys.stdin if arguments.prompt is None else ()
-    given = () if arguments.prompt is None else (arguments.prompt,)
-    prompts = itertools.chain(given, (line.rstrip("\n") for line in asked if line.strip()))
+    prompts = _asked() if arguments.prompt is None else iter((arguments.prompt,))
     sampling = {"seed": arguments.seed, "num_responses": arguments.num_responses}
     for answer in generate(arguments.target, arguments.prefer, prompts, **sampling):
         print(answer, flush=True)
+
+
+def _asked() -> Iterator[str]:
+    """Lines of standard input that are not empty."""
+    from orchestrator.errors import BadInput
+
+    try:
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+    except UnicodeDecodeError as error:
+        raise BadInput(f"standard input: must be UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def _miniature(arguments: argparse.Namespace) -> None:
@@ -297,6 +304,13 @@ def _miniature(arguments: argparse.Namespace) -> None:
     objectives = tuple(name.strip() for name in arguments.objectives.split(","))
     build_miniature(arguments.directory, objectives=objectives, seed=arguments.seed, progress=_say)
     print(arguments.directory)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from orchestrator.tasks.starter.starter import write_starter
+
+    for file in write_starter(arguments.directory):
+        print(file)
 
 
 def _fit_policy(arguments: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ from learner.config import LearnerConfig
 from learner.methods import METHODS, MethodSection, Work, make_method
 from orchestrator.cards import CARDS
 from orchestrator.packages import OWN_PACKAGES
-from rewards.config import ObjectiveConfig, PreferencesConfig, Section
-from rewards.paths import Found, FunctionName
+from rewards.config import ObjectiveConfig, PreferencesConfig, Section, Seed
+from rewards.paths import Built, Found, FunctionName
 from rewards.preferences import parse_preference
 
 EVALUATION_LATTICE_LIMIT = 5
@@ -26,7 +26,7 @@ def _method_section(value: object) -> object:
     if not isinstance(tree, dict):
         raise ValueError(f"must be a method's name, or a mapping with it as type, got {value!r}")
     name = tree.get("type")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"type must be one of {', '.join(METHODS)}, got {name!r}")
     for key in tree.keys() - METHODS[name].Config.model_fields.keys():
         if others := [other for other, method in METHODS.items() if key in method.Config.model_fields]:
@@ -49,21 +49,23 @@ class TeachingConfig(Section):
     """To each of them."""
     contrast: float = Field(default=0.5, ge=0)
     """Weight of the term that makes an answer likelier under its own w than under another."""
+    epochs: float = Field(default=1, gt=0)
+    """How often each answer is learned."""
     batch_size: int = Field(default=8, ge=1)
-    """Answers in one step; every answer is learned once."""
+    """Answers in one step."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Of AdamW, at its highest."""
 
 
 class AssetsConfig(Section):
-    directory: Found = Field(min_length=1)
+    directory: Built = Field(min_length=1)
     """Folder that `{assets}` stands for in the rest of the recipe; may contain `{seed}`."""
     build: Literal["miniature", "dialogues", "smollm2", "taught"] | None = None
     """What is built in it on first use. `miniature`: the small world. `taught`: `model`, taught to read w on the
     recipe's prompts. `smollm2`: SmolLM2-135M-Instruct so, on everyday questions. `dialogues`: the same on those of
     `source`, with a harmlessness model. Null: the folder must be there."""
     model: Found | None = None
-    """With build: taught: folder or hub id of the model that is taught."""
+    """With build: taught: folder or hub id of the model that is taught, or `miniature` for that of the small world."""
     source: Found | None = None
     """With build: dialogues: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`."""
     weights: Found | None = None
@@ -193,7 +195,7 @@ class ClusterConfig(Section):
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """Of the recipe: runs, actors and reports are named after it."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of all that is drawn: prompts, vectors, responses, adapters, assets. `{seed}` in `assets.directory` is it."""
     method: Annotated[SerializeAsAny[MethodSection], BeforeValidator(_method_section)] = Field(
         default_factory=METHODS["mi-epo"].Config

@@ -9,7 +9,8 @@ import numpy as np
 
 from orchestrator.errors import BadInput
 from orchestrator.files import text_lines
-from rewards.environment import one_line
+from rewards.environment import is_unicode, one_line
+from rewards.strict_json import parse_json
 
 
 def load_prompts(path: str, *, field: str, limit: int | None = None) -> list[str]:
@@ -40,15 +41,6 @@ def text_of(row: dict[str, Any], field: str, place: str, *, may_be_empty: bool =
     return text
 
 
-def is_unicode(text: str) -> bool:
-    """False for a lone surrogate, which JSON can say and no file or tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row) for every row; the place reads `file:line` and is what an error should name.
 
@@ -66,12 +58,12 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parse_line(line: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except json.JSONDecodeError as error:
         raise BadInput(
             f"{place}: not valid JSON: {error.msg} at column {error.colno}, got {line.strip()!r:.100}"
         ) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+    except ValueError as error:  # a key twice, a number of thousands of digits, brackets within brackets
         raise BadInput(f"{place}: not valid JSON: {error}, got {line.strip()!r:.100}") from None
     if not isinstance(row, dict):
         raise BadInput(f"{place}: must be a JSON object, got {type(row).__name__}")

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,6 +75,21 @@ def keep_lines(path: Path, keep: Callable[[Record], bool]) -> None:
     replace_text(path, "".join(kept))
 
 
+def open_file(path: Path) -> io.BufferedReader:
+    """A file of the user's, to be read as bytes.
+
+    Raises:
+        BadInput: it cannot be opened, or is none: a pipe may never begin, and a device never end.
+    """
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+        if is_file:
+            return path.open("rb")
+    except (OSError, ValueError) as error:  # the latter: no path at all
+        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    raise BadInput(f"{path}: must be a file, got a {'folder' if path.is_dir() else 'pipe or a device'}")
+
+
 def text_lines(path: Path) -> Iterator[str]:
     """Lines of a UTF-8 text, gzipped or not, each without its end: that of Unix, Windows or the old Macintosh.
 
@@ -83,7 +99,7 @@ def text_lines(path: Path) -> Iterator[str]:
         BadInput: it cannot be read, or is not UTF-8.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             content = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(GZIP) else file
             with io.TextIOWrapper(content, encoding="utf-8-sig") as lines:
                 yield from (line.removesuffix("\n") for line in lines)

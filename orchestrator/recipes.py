@@ -5,20 +5,23 @@ parsed tree before it is checked, so an override obeys the same rules as the fil
 `{assets}` in any other string are filled in before checking.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from learner.methods import METHODS, adopt
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
-from orchestrator.trees import parse_yaml, read_yaml
+from orchestrator.files import open_file
+from orchestrator.trees import dump_yaml, parse_yaml, read_yaml
 from rewards.config import Section
+from rewards.environment import one_line
 from rewards.paths import BESIDE, find
+from rewards.strict_json import parse_json
 
 G = TypeVar("G")
 M = TypeVar("M")
@@ -36,6 +39,8 @@ MOVED = {
     "learner.micro_batch_prompts": "learner.micro_batch_tokens",
 }
 """Keys of earlier recipes -> where they stand now."""
+INDEX = re.compile("[0-9]{1,4}")
+"""Of an element of a list; recipes hold no longer ones."""
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -76,28 +81,46 @@ def check(validate: Callable[[G], M], given: G, where: object) -> M:
     try:
         return validate(given)
     except ValidationError as error:
-        lines = []
+        missing: list[str] = []
+        lines: dict[str, str] = {}
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "recipe"
-            rule = item["msg"].removeprefix("Value error, ")
-            if item["type"] == "extra_forbidden":
-                rule = "unknown key"
-            value = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r:.200}"
-            lines.append(f"{where}: {key}: {rule}{value}")
-        raise BadInput("\n".join(lines)) from None
+            key = _key(item["loc"], given)
+            if item["type"] == "missing":
+                missing.append(".".join(filter(None, (key, str(item["loc"][-1])))))
+                continue
+            rule = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            value = "" if item["type"] == "value_error" else f", got {item['input']!r:.200}"
+            # Of a value that may be of several kinds, the first kind's rule.
+            lines.setdefault(key, f"{where}: {key or 'recipe'}: {rule}{value}")
+        required = [f"{where}: {', '.join(missing)}: Field required"] if missing else []
+        raise BadInput("\n".join([*required, *lines.values()])) from None
+
+
+def _key(location: Sequence[str | int], given: object) -> str:
+    """The key path of a location in what was given; pydantic's also names the member of a union that it tried."""
+    parts = []
+    for part in location:
+        inside = dict(enumerate(given)) if isinstance(given, list | tuple) else given
+        if isinstance(inside, dict) and part in inside:
+            given = inside[part]
+            parts.append(str(part))
+    return ".".join(parts)
 
 
 def read_record(kind: type[S], file: Path) -> S:
     """What a run wrote into a JSON file, as the section that it is. Raises BadInput when there is none or it is not."""
+    with open_file(file) as opened:
+        content = opened.read()
     try:
-        return check(kind.model_validate_json, file.read_text(encoding="utf-8"), file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file}: cannot be read: {error}") from None
+        record = parse_json(content)
+    except ValueError as error:
+        raise BadInput(f"{file}: not valid JSON: {one_line(error)}") from None
+    return check(kind.model_validate, record, file)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Resolved recipe as YAML; loads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def _apply_overrides(tree: dict[str, Any], items: Sequence[str]) -> None:
@@ -117,8 +140,8 @@ def _apply_overrides(tree: dict[str, Any], items: Sequence[str]) -> None:
 def _apply_override(tree: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key:
-        raise BadInput(f"override {item!r}: must read section.key=value")
-    value = _parse_value(text, f"override {item!r}")
+        raise BadInput(f"override {item!r:.200}: must read section.key=value")
+    value = parse_yaml(text, f"override {item!r:.200}")
     *parents, last = key.split(".")
     node: Any = tree
     for part in parents:
@@ -129,27 +152,16 @@ def _apply_override(tree: dict[str, Any], item: str) -> None:
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise BadInput(f"override {item!r}: {'.'.join(parents)} is not a section, got {node!r}")
-
-
-def _parse_value(text: str, place: str) -> Any:
-    value = parse_yaml(text, place)
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 (no dot) as text; every user means the number.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        raise BadInput(f"override {item!r:.200}: {'.'.join(parents)} is not a section, got {node!r}")
 
 
 def _child(node: Any, part: str, item: str, *, create: bool) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
-            raise BadInput(f"override {item!r}: {part!r} must be an index below {len(node)}")
+        if not INDEX.fullmatch(part) or int(part) >= len(node):
+            raise BadInput(f"override {item!r:.200}: {part!r:.80} must be an index below {len(node)}")
         return node[int(part)]
     if not isinstance(node, dict):
-        raise BadInput(f"override {item!r}: {part!r} lies below a plain value, got {node!r}")
+        raise BadInput(f"override {item!r:.200}: {part!r} lies below a plain value, got {node!r}")
     if create and node.get(part) is None:
         node[part] = {}
     return node[part]
@@ -160,7 +172,10 @@ def _fill_assets(tree: dict[str, Any], beside: Path | None) -> dict[str, Any]:
     assets = tree.get("assets")
     if not isinstance(assets, dict) or not isinstance(assets.get("directory"), str):
         return tree
-    directory = find(assets["directory"].replace("{seed}", str(tree.get("seed", 0))), beside)
+    try:
+        directory = find(assets["directory"].replace("{seed}", str(tree.get("seed", 0))), beside)
+    except ValueError:
+        return tree
 
     def fill(node: Any) -> Any:
         if isinstance(node, dict):

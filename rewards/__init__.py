@@ -9,6 +9,7 @@
 - ``judges``: from a recipe's section to a scorer, and what can be known of one before it loads
 - ``functions``, ``readability``, ``sentiment``: ready-made scorers that are plain functions
 - ``model_files``, ``model_config``: a model folder before it loads: what its files hold, what its config.json promises
+- ``strict_json``: JSON that a user may have written
 - ``vocabulary``: token ids that a model has no row for
 - ``pretrained``: the one loader of tokenizers, configurations and models, for every room
 - ``normalize``: scores brought to one scale, measured once and frozen

@@ -5,13 +5,15 @@ Importing this module needs pydantic only.
 
 from __future__ import annotations
 
+import itertools
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from rewards.environment import native_dtype
+from rewards.environment import MAX_SEED, native_dtype
 from rewards.paths import Found, FunctionName
 
 CHAT_TEMPLATE = "{prompt} {weights}"
@@ -25,8 +27,25 @@ Dtype = Annotated[
 multiplies bfloat16 itself, else float32; the recipe of the run says which."""
 
 
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+ObjectiveName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"must differ, got {', '.join(names)}")
+    return names
+
+
+ObjectiveNames = Annotated[tuple[ObjectiveName, ...], AfterValidator(_distinct)]
+"""In the order of w."""
+
+
 class Section(BaseModel):
-    """Base of every recipe section in every room: unknown keys refused, values fixed once read, no NaN or infinity."""
+    """Base of every recipe section in every room: unknown keys refused, values fixed once read, no NaN or infinity.
+
+    A number is a number: true and false, which YAML also reads in `on` and `no`, are none.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -36,6 +55,17 @@ class Section(BaseModel):
         protected_namespaces=(),
         use_attribute_docstrings=True,  # so that a schema and docs/reference.md tell what a field means
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_number_is_true_or_false(cls, values: object) -> object:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            given = value if isinstance(value, list | tuple) else (value,)
+            if name in cls.model_fields and any(isinstance(item, bool) for item in given):
+                plain = list(_plain_types(cls.model_fields[name].annotation))
+                if bool not in plain and (int in plain or float in plain):
+                    raise ValueError(f"{name} takes numbers, not true or false, got {value!r}")
+        return values
 
 
 class HuggingFaceScorerConfig(Section):
@@ -117,6 +147,10 @@ class HTTPScorerConfig(Section):
             raise ValueError(f"must look like http://host:port/path or https://host/path, got {url!r}")
         if parts.username is not None or parts.password is not None:
             raise ValueError("must not hold a user name or password; name the token's variable in token_env")
+        try:
+            _ = parts.hostname.encode("idna"), parts.port
+        except ValueError as error:
+            raise ValueError(f"must name a host and a port that there can be, got {url!r}: {error}") from None
         return url
 
 
@@ -129,7 +163,7 @@ ScorerConfig = Annotated[
 class ObjectiveConfig(Section):
     """One thing a response can be good at, and who judges it."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    name: ObjectiveName
     """Written into prompts, logs and plots."""
     scorer: ScorerConfig
     audit: ScorerConfig | None = None
@@ -214,6 +248,17 @@ class PreferencesConfig(Section):
     decimals: int = Field(default=1, ge=1, le=3)
     """Digits after the point in a printed weight. Weights are rounded to them, so text and loss say the same."""
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)
+
+
+def _plain_types(annotation: object) -> Iterator[object]:
+    """What an annotation is made of: the members of its unions and tuples, the types of its literals."""
+    members = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, members)
+    elif members:
+        yield from itertools.chain.from_iterable(map(_plain_types, members))
+    else:
+        yield annotation
 
 
 def _require_placeholders(

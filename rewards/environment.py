@@ -1,10 +1,13 @@
-"""What processes of every room need: models by their names, their environment, seeds; what errors say and mean."""
+"""What processes of every room need: models and paths by their names, environment, seeds; what errors say and mean."""
 
+import ctypes
 import hashlib
 import os
 from pathlib import Path
 
 MAX_MESSAGE_CHARS = 400
+MAX_SEED = 2**31 - 1
+"""Some random generators take 32 bits, and some seeds are the next ones of a run's."""
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
@@ -13,15 +16,59 @@ QUIET = {
 }
 
 
+def is_unicode(text: str) -> bool:
+    """False for a lone surrogate, which JSON and command lines can hold, and no file or tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def expanded_path(path: str) -> str:
+    """The path with `~` as the home folder. Raises ValueError where the system can look nothing up by that name."""
+    try:
+        found = os.path.expanduser(path)
+        os.stat(found)
+    except (FileNotFoundError, NotADirectoryError):  # which whoever reads it says
+        return found
+    except (OSError, ValueError) as error:  # the latter: NUL, or half a character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"must be a path that can be looked up, got {path!r:.100}: {reason}") from None
+    return found
+
+
+def expanded_folder(path: str) -> str:
+    """As `expanded_path`, of a folder to write. Raises ValueError where there can be none of that name."""
+    folder = expanded_path(path)
+    if folder.startswith("~"):
+        raise ValueError(f"must lie in the home folder of a user that there is, got {path!r:.100}")
+    there = next(part for part in (Path(folder), *Path(folder).parents) if os.path.lexists(part))
+    if not there.is_dir():
+        raise ValueError(f"must be a folder, or one that can be made, got {path!r:.100}: {there} is no folder")
+    return folder
+
+
 def local_folder(model: str) -> Path | None:
     """The folder that the name of a model means, `~` expanded, whether it is there or not; None for a hub id.
 
+    What can be no hub id is meant as a folder, so that no hub is ever asked for it.
+
     Example: local_folder("./models/start") -> Path("models/start"); local_folder("Qwen/Qwen3-8B") -> None
     """
-    folder = Path(os.path.expanduser(model))
-    # a hub id has one slash at most
-    is_meant = model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists()
-    return folder if is_meant else None
+    folder = os.path.expanduser(model)
+    is_meant = model.startswith((".", "/", "~")) or os.path.exists(folder) or not _can_be_hub_id(model)
+    return Path(folder) if is_meant else None
+
+
+def _can_be_hub_id(model: str) -> bool:
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except ValueError:
+        return False
+    return True
 
 
 def model_source(model: str) -> str:
@@ -110,3 +157,14 @@ def derive_seed(*parts: object) -> int:
     """
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def trim_heap() -> None:
+    """Give memory that this process has freed back to the system, where the C library is glibc.
+
+    Its heaps keep freed blocks below a threshold that grows to 32 MiB. After passes of different sizes these are
+    gigabytes, which the other processes of a small machine lack.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

@@ -5,6 +5,7 @@ None understands what it reads: each says how it is fooled. Those that need a pa
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 
@@ -16,11 +17,34 @@ def brevity(prompts: Sequence[str], responses: Sequence[str], *, enough: int = 0
     return [-math.log1p(max(enough, len(response.split()))) for response in responses]
 
 
-def detail(prompts: Sequence[str], responses: Sequence[str], *, enough: int | None = None) -> list[float]:
+def detail(
+    prompts: Sequence[str], responses: Sequence[str], *, enough: int | None = None, repeated: bool = True
+) -> list[float]:
     """log(1 + words): 0 for an empty response, rising by about the same with each doubling.
 
-    Fooled by repetition, padding, and never coming to an end, unless so many words are `enough`: a longer response then
-    scores no better.
+    Fooled by repetition, unless `repeated` is false: the share of words that `repetition` tells is then not counted. By
+    padding and never coming to an end, unless so many words are `enough`: a longer response then scores no better.
     """
-    counts = (len(response.split()) for response in responses)
+    counts = (len(text.split()) * (1.0 if repeated else 1.0 - repetition(text)) for text in responses)
     return [math.log1p(count if enough is None else min(enough, count)) for count in counts]
+
+
+def long_words(prompts: Sequence[str], responses: Sequence[str], *, letters: int = 7) -> list[float]:
+    """log(1 + different words of so many letters or more): terms, names and whatever else is not said in short words.
+
+    Saying one again does not count. Fooled by lists of long words, and by long words where short ones would do.
+    """
+    return [
+        math.log1p(len({word for word in re.findall(r"[^\W\d_]+", text.lower()) if len(word) >= letters}))
+        for text in responses
+    ]
+
+
+def repetition(text: str) -> float:
+    """Share of a text's runs of three words that stood in it before: 0 where it never repeats itself, at most near 1.
+
+    Case and punctuation do not count. Example: repetition("it is a cat. It is a dog.") == 1 / 6
+    """
+    words = re.findall(r"[\w'-]+", text.lower())
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0

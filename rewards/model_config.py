@@ -1,5 +1,6 @@
 """What a model's config.json promises: positions, vocabulary, and for the architectures known here every weight."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder. Raises ModelError: there is none, it is broken, or code is named beside it."""
     config = read_json(folder / "config.json")
     refuse_code(folder)
+    if not isinstance(config.get("architectures") or [], list):
+        raise ModelError(
+            f"{folder / 'config.json'}: architectures must be a list of names, got {config['architectures']!r:.80}"
+        )
     return config
 
 
@@ -47,6 +52,9 @@ def max_positions(config: Config) -> int | None:
 
     Args:
         config: config.json, or `to_dict()` of a configuration (then defaults count as well).
+
+    Raises:
+        ModelError: the scaling is by no finite number.
     """
     text = _text(config)
     said = [text[key] for key in POSITIONS if isinstance(text.get(key), int)]
@@ -60,7 +68,10 @@ def max_positions(config: Config) -> int | None:
         for kind in kinds
         if isinstance(kind.get("factor"), int | float) and kind.get("rope_type", kind.get("type")) not in SCALED_ALREADY
     ]
-    return int(limit * (factors[-1] if factors else 1))
+    try:
+        return int(limit * (factors[-1] if factors else 1))
+    except (OverflowError, ValueError):  # of infinity, of NaN
+        raise ModelError(f"config.json: {limit} positions cannot be scaled by a factor of {factors[-1]}") from None
 
 
 def vocabulary_size(config: Config) -> int | None:
@@ -80,9 +91,10 @@ def check_weights(folder: Path, config: Config, *, labels: int | None = None, sc
         score: the files' name for the classifier's last layer.
 
     Raises:
-        ModelError: no weights, files that are none, or weights that are missing, of another shape or kind, or have no
-            place.
+        ModelError: no weights, files that are none, weights that are missing, of another shape or kind, or have no
+            place, or a number in config.json that is no size.
     """
+    max_positions(config)  # refuses a scaling that is none
     headers = require_weights(folder)
     whole = labels is None
     others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != WHOLE)
@@ -99,8 +111,9 @@ def check_weights(folder: Path, config: Config, *, labels: int | None = None, sc
         return False
     _refuse_numbers_of_another_kind(folder, headers)
     try:
-        expected = _expected(config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        # One more than there are, of which one is missing: how many layers there should be is not believed before.
+        expected = dict(itertools.islice(_expected(config), len(headers) + 1))
+    except KeyError:  # transformers' own default counts
         return False
     if not expected:
         return False
@@ -158,18 +171,34 @@ def _below_prefix(headers: Mapping[str, TensorHeader]) -> dict[str, TensorHeader
     return {name.removeprefix(prefix): headers[name] for name, prefix in named.items()}
 
 
-def _expected(config: Config) -> Shapes | None:
-    """Weights below the head, names without the base model's prefix, the embedding first; None: not known here."""
+def _size(config: Config, key: str, default: int | None = None) -> int:
+    """Raises KeyError: not said, and there is no default; ModelError: no size."""
+    value = config[key] if default is None else config.get(key)
+    if value is None and default is not None:
+        return default
+    if type(value) is not int or value < 1:
+        raise ModelError(f"config.json: {key} must be a whole number of at least 1, got {value!r:.80}")
+    return value
+
+
+def _expected(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Weights below the head, names without the base model's prefix, the embedding first; none: not known here.
+
+    Raises:
+        KeyError: a size is not said.
+        ModelError: a size is none.
+    """
     kind = config.get("model_type")
     if kind == "gpt2":
-        return dict(_gpt2(config))
-    return dict(_llama(config, str(kind))) if kind in ("llama", "mistral", "qwen2", "qwen3") else None
+        yield from _gpt2(config)
+    elif kind in ("llama", "mistral", "qwen2", "qwen3"):
+        yield from _llama(config, str(kind))
 
 
 def _llama(config: Config, kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, heads, wide = (int(config[key]) for key in ("hidden_size", "num_attention_heads", "intermediate_size"))
-    key_heads = int(config.get("num_key_value_heads") or heads)
-    size = int(config.get("head_dim") or (128 if kind == "qwen3" else hidden // heads))
+    hidden, heads, wide = (_size(config, key) for key in ("hidden_size", "num_attention_heads", "intermediate_size"))
+    key_heads = _size(config, "num_key_value_heads", heads)
+    size = _size(config, "head_dim", 128 if kind == "qwen3" else hidden // heads)
     query, key = heads * size, key_heads * size
     linears = {
         **{"self_attn.q_proj": (query, hidden), "self_attn.k_proj": (key, hidden), "self_attn.v_proj": (key, hidden)},
@@ -180,9 +209,9 @@ def _llama(config: Config, kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     biased = [name for name in linears if name.startswith("self_attn.") and attention_bias]
     biased += [name for name in linears if name.startswith("mlp.") and kind == "llama" and config.get("mlp_bias")]
     biased += [f"self_attn.{name}_proj" for name in "qkv" if kind == "qwen2"]
-    yield "embed_tokens.weight", (int(config["vocab_size"]), hidden)
+    yield "embed_tokens.weight", (_size(config, "vocab_size"), hidden)
     yield "norm.weight", (hidden,)
-    for layer in range(int(config["num_hidden_layers"])):
+    for layer in range(_size(config, "num_hidden_layers")):
         for name in ("input_layernorm", "post_attention_layernorm"):
             yield f"layers.{layer}.{name}.weight", (hidden,)
         for name in ("q_norm", "k_norm") if kind == "qwen3" else ():
@@ -194,21 +223,20 @@ def _llama(config: Config, kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _gpt2(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden = int(config["n_embd"])
-    wide = int(config.get("n_inner") or 4 * hidden)
-    yield "wte.weight", (int(config["vocab_size"]), hidden)
-    yield "wpe.weight", (int(config["n_positions"]), hidden)
-    norms = ["ln_f"]
-    linears: Shapes = {}
-    for layer in range(int(config["n_layer"])):
-        norms += [f"h.{layer}.ln_1", f"h.{layer}.ln_2"]
-        linears |= {
-            **{f"h.{layer}.attn.c_attn": (hidden, 3 * hidden), f"h.{layer}.attn.c_proj": (hidden, hidden)},
-            **{f"h.{layer}.mlp.c_fc": (hidden, wide), f"h.{layer}.mlp.c_proj": (wide, hidden)},
-        }
-    for name in norms:
-        yield f"{name}.weight", (hidden,)
-        yield f"{name}.bias", (hidden,)
-    for name, shape in linears.items():
-        yield f"{name}.weight", shape
-        yield f"{name}.bias", shape[1:]
+    hidden = _size(config, "n_embd")
+    wide = _size(config, "n_inner", 4 * hidden)
+    yield "wte.weight", (_size(config, "vocab_size"), hidden)
+    yield "wpe.weight", (_size(config, "n_positions"), hidden)
+    yield "ln_f.weight", (hidden,)
+    yield "ln_f.bias", (hidden,)
+    linears = {
+        **{"attn.c_attn": (hidden, 3 * hidden), "attn.c_proj": (hidden, hidden)},
+        **{"mlp.c_fc": (hidden, wide), "mlp.c_proj": (wide, hidden)},
+    }
+    for layer in range(_size(config, "n_layer")):
+        for name in ("ln_1", "ln_2"):
+            yield f"h.{layer}.{name}.weight", (hidden,)
+            yield f"h.{layer}.{name}.bias", (hidden,)
+        for name, shape in linears.items():
+            yield f"h.{layer}.{name}.weight", shape
+            yield f"h.{layer}.{name}.bias", shape[1:]

@@ -5,12 +5,14 @@ No number in a header is believed before it has been compared with the size of i
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rewards.environment import local_folder, one_line
+from rewards.strict_json import parse_json
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -55,10 +57,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Raises ModelError: no such file, or no JSON object."""
     try:
         content = path.read_bytes()
-        tree = json.loads(content.decode())  # text: of bytes json takes other encodings, and marks, than loaders do
+        tree = parse_json(content)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = POINTER_RULE if content.startswith(POINTER) else f"is not valid JSON: {one_line(error)}"
         raise ModelError(f"{path}: {reason}") from None
     if not isinstance(tree, dict):
@@ -97,8 +99,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WHOLE] if (folder / WHOLE).is_file() else []
     names = sorted(set(_weight_map(folder).values()))
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{folder / INDEX}: must name files of its folder, got {name!r}, which is not there")
+        if Path(name).name != name or not os.path.isfile(folder / name):
+            raise ModelError(f"{folder / INDEX}: must name files of its folder, got {name!r:.100}, which is not there")
     if (folder / WHOLE).is_file() and WHOLE not in names:
         raise ModelError(f"{folder}: must hold {WHOLE} or an index of other files, got both ({INDEX})")
     return [folder / name for name in names]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from rewards.environment import describe, local_folder, model_source
 from rewards.model_config import BUFFERS, max_positions
 from rewards.model_files import ModelError, read_json, refuse_code, refuse_difference, require_weights
+from rewards.vocabulary import check_length
 
 ModelClass = Literal["AutoModelForCausalLM", "AutoModelForSequenceClassification"]
 Attention = Literal["auto", "eager"]
@@ -29,9 +30,11 @@ def load_tokenizer(model: str, **options: Any) -> Any:
             from transformers import AutoTokenizer
 
             loader = AutoTokenizer
-        return loader.from_pretrained(model_source(model), trust_remote_code=False, **options)
+        tokenizer = loader.from_pretrained(model_source(model), trust_remote_code=False, **options)
     except Exception as error:  # the library raises many kinds; all mean that it cannot be had
         raise ModelError(f"no tokenizer could be loaded from {model!r}: {describe(error)}") from error
+    check_length(tokenizer.model_max_length, repr(model))
+    return tokenizer
 
 
 def load_config(model: str) -> Any:

@@ -3,7 +3,6 @@
 Importing this module needs pydantic only.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +10,7 @@ from typing import Any, Final
 from pydantic import Field, field_validator
 
 from rewards.config import Section
+from rewards.model_files import ModelError, read_json
 
 COLDEST = 0.01
 """vLLM draws at no lower temperature, but for 0."""
@@ -57,22 +57,18 @@ def read_token_ids(folder: Path) -> dict[str, Any]:
     """Those of `TOKEN_IDS` that a model's `config.json` and `generation_config.json` tell; the latter counts more.
 
     Raises:
-        ValueError: a file that is no JSON object, or an id that is neither a number nor a list of them; names the file.
+        ModelError: a file that is no JSON object, or an id that is neither a number nor a list of them; names the file.
     """
     found: dict[str, Any] = {}
     for file in (folder / "config.json", folder / "generation_config.json"):
         if not file.is_file():
             continue
-        try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file}: must be JSON, got {error}") from None
-        if not isinstance(told, dict):
-            raise ValueError(f"{file}: must hold a JSON object, got {type(told).__name__}")
+        told = read_json(file)
         for name in TOKEN_IDS:
             value = told.get(name)
-            if not all(type(token_id) is int for token_id in (value if isinstance(value, list) else [value or 0])):
-                raise ValueError(f"{file}: {name} must be a token id or a list of them, got {value!r:.80}")
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(token_id) is int for token_id in ids):
+                raise ModelError(f"{file}: {name} must be a token id or a list of them, got {value!r:.80}")
             if value is not None and value != -1:  # -1 is how old configurations say that there is none
                 found[name] = value
     return found

@@ -67,9 +67,11 @@ class PythonScorer:
         where = f"scorer {self._config.function}"
         try:
             values = self._function(list(prompts), list(responses), **self._config.options)
-        except Exception as error:  # whatever it raises, the scorer has failed and the run needs to know which one
+            return as_scores(values, len(responses), where=where)  # of a generator, the function goes on in here
+        except ScorerError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever it raises, the run needs to know which scorer has failed
             raise ScorerError(f"{where} raised {describe(error)}") from error
-        return as_scores(values, len(responses), where=where)
 
 
 def asked_apart(config: PythonScorerConfig, prompt: str) -> str | None:

@@ -34,7 +34,7 @@ def load_file(path: str, text: str | None = None) -> ModuleType:
         text: what the file holds, where it was read elsewhere; None: it is read.
 
     Raises:
-        OSError, UnicodeDecodeError: it cannot be read. And whatever its statements raise.
+        OSError, SyntaxError, UnicodeDecodeError: it cannot be read. And whatever its statements raise.
     """
     name = f"mi_epo_file_{zlib.crc32(path.encode()):08x}"
     if name in sys.modules:
@@ -54,7 +54,8 @@ def load_file(path: str, text: str | None = None) -> ModuleType:
 
 
 def read(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8")
+    """In the encoding that the file says it has, as Python reads it."""
+    return importlib.util.decode_source(Path(path).read_bytes())
 
 
 def files_of(objective: ObjectiveConfig) -> Mapping[str, str]:

@@ -35,6 +35,7 @@ def check_vocabulary(folder: Path, rows: int | None, texts: Collection[str] = ()
     for name in TOKENIZER_FILES:
         refuse_pointer(folder / name)
     settings = _read(folder / "tokenizer_config.json")
+    check_length(settings.get("model_max_length"), folder)
     inserted = {_content(settings.get(name)) for name in INSERTED}
     for content, (token_id, special) in _tokens(folder, settings).items():
         used = not special or content in inserted or any(content in text for text in texts)
@@ -67,6 +68,12 @@ def check_padding(folder: Path, config: Mapping[str, Any], rows: int | None) -> 
     pad = config.get("pad_token_id")
     if isinstance(pad, int) and pad >= 0 and config.get("model_type") != "gpt2":  # whose embedding is not
         check_token_ids(folder, {"pad_token_id": pad}, rows)
+
+
+def check_length(longest: object, model: object) -> None:
+    """Raises ModelError: the longest input that a tokenizer's settings name is no number."""
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int | float)):
+        raise ModelError(f"{model}: model_max_length of the tokenizer must be a number, got {longest!r:.80}")
 
 
 def first_without_row(token_ids: Iterable[int], rows: int) -> int | None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rewards.pareto import prompt_intervals
+from rewards.bootstrap import prompt_intervals
+from rewards.pareto import conditional_reward_dispersion
 
 GRID = np.array([[1.0, 0.0], [0.0, 1.0]])
 
@@ -31,3 +32,20 @@ def test_missing_answers_are_left_out():
     scores[0, 0, 0, 1] = np.nan
     assert intervals(scores)["mip"] == pytest.approx((0, 0))
     assert np.isnan(intervals(np.full((2, 5, 2, 2), np.nan))["mip"]).all()
+
+
+def test_dispersion_and_rank_correlation_vary_with_the_prompts_too():
+    scores = np.random.default_rng(2).normal(size=(2, 60, 3, 2))
+    found = intervals(scores)
+    low, high = found["crd"]
+    assert low < conditional_reward_dispersion(scores.reshape(2, 180, 2)) < high
+    assert found["steering_gap"][0] >= 0
+    assert [np.shape(each) for each in found["spearman"]] == [(2,), (2,)]
+
+
+def test_what_every_prompt_shows_has_no_interval_to_speak_of():
+    apart = np.broadcast_to(np.array([[2.0, -1.0], [-1.0, 2.0]])[:, None, None], (2, 9, 3, 2))
+    found = intervals(apart)
+    assert found["spearman"] == [pytest.approx((1, 1))] * 2
+    assert found["steering_gap"] == (0, 0)
+    assert found["crd"] == pytest.approx((0, 0))

@@ -15,6 +15,7 @@ from learner.config import LearnerConfig
 from learner.policy import load_policy
 from learner.types import LearnerError
 from orchestrator.errors import BadInput
+from orchestrator.estimate.shapes import model_shape
 from orchestrator.tasks.fitting import models
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig, RewardFitConfig
 from rewards.config import HuggingFaceScorerConfig
@@ -96,6 +97,43 @@ def test_learner_engine_judge_and_fit_refuse_what_transformers_would_fill_with_r
         models.make_policy(PolicyFitConfig(model=policy, **begin), None)
     with pytest.raises(BadInput, match=f"^model: '{policy}': {rule}"):
         models.make_classifier(RewardFitConfig(model=policy, **begin), None)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "holds no trained weights for layers."),
+        ({"hidden_size": float("inf")}, "config.json: hidden_size must be a whole number of at least 1, got inf"),
+        ({"num_attention_heads": 0}, "config.json: num_attention_heads must be a whole number of at least 1, got 0"),
+        ({"vocab_size": "many"}, "config.json: vocab_size must be a whole number of at least 1, got 'many'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": float("nan")}}, "cannot be scaled by a factor of nan"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": float("inf")}}, "cannot be scaled by a factor of inf"),
+    ],
+)
+@pytest.mark.parametrize("model", ["policy", "judge"])
+def test_a_size_that_is_none_is_refused_and_no_number_of_layers_is_believed(capsys, workplace, model, values, said):
+    change_json(workplace / model / "config.json", **values)
+    assert said in planned(capsys, workplace)
+
+
+@pytest.mark.parametrize("values", [{"num_attention_heads": 0}, {"hidden_size": float("inf")}])
+def test_a_shape_that_cannot_be_known_is_none(workplace, values):
+    change_json(workplace / "policy" / "config.json", **values)
+    assert model_shape(str(workplace / "policy")) is None
+
+
+def test_a_gpt2_of_a_billion_layers_is_refused_as_soon_as_one_is_missing(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(small("gpt2")).save_pretrained(tmp_path)
+    change_json(tmp_path / "config.json", n_layer=10**9)
+    with pytest.raises(ModelError, match=r"holds no trained weights for h\.2\."):
+        check_weights(tmp_path, read_config(tmp_path), labels=None)
+
+
+def test_a_name_in_the_place_of_a_list_of_classes_is_refused(capsys, workplace):
+    change_json(workplace / "judge" / "config.json", architectures="LlamaForSequenceClassification")
+    assert "architectures must be a list of names, got 'LlamaForSequenceClassification'" in planned(capsys, workplace)
 
 
 def test_a_head_may_be_new_only_where_a_fit_makes_one(workplace):

@@ -102,6 +102,9 @@ def test_a_broken_line_is_named_by_file_and_number(tmp_path):
     path.write_text('{"prompt": "a"}\n[1]\n')
     with pytest.raises(BadInput, match=r"broken\.jsonl:2: must be a JSON object"):
         load_prompts(str(path), field="prompt")
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n')
+    with pytest.raises(BadInput, match=r"broken\.jsonl:2: not valid JSON: the key 'prompt' must stand once, stands 2"):
+        load_prompts(str(path), field="prompt")
 
 
 @pytest.mark.parametrize("row", [{}, {"prompt": ""}, {"prompt": "  "}, {"prompt": 3}])

@@ -2,17 +2,20 @@ import gzip
 import hashlib
 import json
 import os
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.config import LoraSection
 from orchestrator.cli import main
 from orchestrator.errors import BadInput, RunFailed
+from orchestrator.tasks.dialogues.prepare import PrepareOptions
 from orchestrator.tasks.fitting import bradley_terry, models, trainer
 from orchestrator.tasks.fitting.bradley_terry import fit_reward, run_reward_fit
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, PolicyFitConfig, RewardFitConfig
@@ -78,6 +81,33 @@ PAIRS = [
     for day in range(12)
     for fine in ("quite", "rather")
 ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adam_betas": (1.5, 0.9)}, "adam_betas.0\n  Input should be less than 1"),
+        ({"adam_betas": (0.9, 1.0)}, "adam_betas.1\n  Input should be less than 1"),
+        ({"batch_size": True}, "batch_size takes numbers, not true or false, got True"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_is_refused(changes, said):
+    with pytest.raises(ValidationError, match=said):
+        Optimization(**{"steps": 3, "batch_size": 4, "learning_rate": 1e-2, **changes})
+
+
+@pytest.mark.parametrize("objectives", [("a", "a"), ("",), ("é",), ("Help ful",)])
+def test_objectives_of_a_fit_have_names_that_a_recipe_takes_too(tmp_path, objectives):
+    with pytest.raises(ValidationError, match="objectives"):
+        _policy_config(tmp_path, objectives=objectives)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**70])
+def test_a_seed_is_one_that_every_generator_takes(tmp_path, seed):
+    for config in (partial(_policy_config, tmp_path), partial(_reward_config, tmp_path), PrepareOptions):
+        with pytest.raises(ValidationError, match=r"seed\n  Input should be (less|greater) than or equal to"):
+            config(seed=seed)
+        assert config(seed=2**31 - 1).seed == 2**31 - 1
 
 
 def test_a_policy_learns_its_rows_and_loads_as_a_plain_folder(tmp_path):

@@ -208,9 +208,12 @@ def test_a_results_file_is_refused(capsys, tmp_path, text):
     assert "results.json" in said and not (tmp_path / "page.md").exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"objectives": 3}', '{"x": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[]", b'{"objectives": 3}', b'{"x": 1}', b'{"objectives": "\xff"}', b'{"asks_for": 1, "asks_for": 2}'],
+)
 def test_a_policy_folder_that_says_nonsense_about_its_steering_is_refused(capsys, tmp_path, text):
-    (tmp_path / "mi_epo.json").write_text(text)
+    (tmp_path / "mi_epo.json").write_bytes(text)
     assert "mi_epo.json" in refused(capsys, "generate", tmp_path, "--prefer", "a=1", "--prompt", "x")
 
 

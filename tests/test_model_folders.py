@@ -39,6 +39,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return questions
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text[:-2] + ', "vocab_size": 7}', "the key 'vocab_size' must stand once, stands 2 times"),
+        (lambda text: "\ufeff" + text, "is not valid JSON: Unexpected UTF-8 BOM"),
+    ],
+)
+@pytest.mark.parametrize("model", ["policy", "judge"])
+def test_a_configuration_that_can_be_read_in_two_ways_is_refused(capsys, workplace, model, change, said):
+    file = workplace / model / "config.json"
+    file.write_text(change(file.read_text()))
+    assert f"{file}: is not valid JSON: " in (line := planned(capsys, workplace)) and said in line
+
+
 def name_code(folder: Path, file: str) -> None:
     """Make a file of the folder name code beside it as its own, as a model of unknown classes does."""
     (folder / "own.py").write_text(CODE)
@@ -142,6 +156,10 @@ BROKEN_INDEX: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "must name files of its folder, got '../judge/model.safetensors'",
     ),
+    "a shard of a name that no file can have": (
+        lambda folder: change_json(folder / "model.safetensors.index.json", weight_map={"norm": "x" * 300}),
+        "must name files of its folder, got 'xxx",
+    ),
     "an index of nothing": (
         lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
         "must hold a weight_map of tensor names and files",
@@ -169,7 +187,7 @@ def test_an_index_that_does_not_fit_its_folder_is_refused(capsys, workplace, mod
     shutil.copy(workplace / "whole", workplace / model / "model.safetensors")
     for shard in (workplace / model).glob("model-*"):
         shard.unlink()
-    if "elsewhere" in case or "index" in case.split()[:2]:
+    if "elsewhere" in case or "name" in case or "index" in case.split()[:2]:
         (workplace / model / "model.safetensors").unlink()
         (workplace / model / "model.safetensors.index.json").write_text("{}")
     break_it, rule = BROKEN_INDEX[case]
@@ -253,7 +271,7 @@ NOT_LOADED: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": ({"model_type": "bert"}, "holds no trained weights for bert.embeddings"),
     "an architecture without layers of attention": ({"model_type": "mamba"}, "holds no trained weights for backbone"),
     "an architecture that nobody knows": ({"model_type": "nosuch"}, "has model type `nosuch`"),
-    "a size that only its class knows": ({"hidden_size": None}, "cannot be loaded"),
+    "a size that is none": ({"hidden_size": None}, "hidden_size must be a whole number of at least 1, got None"),
     "no architecture": ({"model_type": None}, "cannot be loaded"),
     "weights of an unknown dtype": ({"dtype": "nosuch"}, "has no attribute 'nosuch'"),
     "an unknown activation": ({"hidden_act": "nosuch"}, "cannot be loaded: KeyError: 'nosuch'"),

@@ -1,21 +1,31 @@
 """What a path of a recipe, a fit or a command line means: one rule for all of them."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from orchestrator.cli import main, parse_arguments
 from orchestrator.config import AssetsConfig
+from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
 from orchestrator.recipes import dump_recipe, load_recipe
 from orchestrator.tasks.fitting.config import PolicyFitConfig, load_fit_config
+from orchestrator.tasks.fitting.trainer import require_new_output
 from rewards.environment import local_folder
 from rewards.paths import find
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
 OPTIMIZATION = {"steps": 1, "batch_size": 1, "learning_rate": 1}
+NO_MODELS = [
+    *("./none", "../none", "/nowhere/none", "~/none", "~nobody-of-this-name/none"),
+    *("$HOME/policy", "a b", "org/policy ", "org/*", "org/model@main", "org/model.git", " ", "a--b", "hub:org/model"),
+]
+"""What means a folder that is not there, also because no hub could have a model of that name."""
+NO_PATHS = {"too long": "x" * 300, "a NUL": "a\0b", "a loop": "loop/x"}
 
 
 @pytest.fixture
@@ -121,19 +131,19 @@ def test_a_fit_finds_its_paths_by_the_same_rule(project):
 
 
 @pytest.mark.parametrize("key", ["model", "tokenizer"])
-@pytest.mark.parametrize("model", ["./none", "../none", "/nowhere/none", "~/none", "~nobody-of-this-name/none"])
+@pytest.mark.parametrize("model", NO_MODELS)
 def test_a_folder_of_a_fit_that_is_not_there_is_named_and_asked_of_no_hub(project, key, model):
     fit = {"data": "rows.jsonl", "output": "out", "model": "org/start", key: model}
     (project / "fit.yaml").write_text(yaml.safe_dump({**fit, "optimization": OPTIMIZATION}))
-    with pytest.raises(BadInput, match=f"fit.yaml: {key}: folder '.*none' does not exist$"):
+    with pytest.raises(BadInput, match=f"fit.yaml: {key}: must be a folder that is there, or a hub id, got "):
         load_fit_config(PolicyFitConfig, project / "fit.yaml")
 
 
-@pytest.mark.parametrize("model", ["./none", "../none", "/nowhere/none", "~/none", "~nobody-of-this-name/none"])
+@pytest.mark.parametrize("model", NO_MODELS)
 def test_a_policy_and_a_judge_that_are_not_there_are_named(project, capsys, model):
     path = write_recipe(project / "r.yaml")
     (project / "judges.py").write_text("def brevity(prompts, responses): ...\nfront = x = brevity\n")
-    assert main(["plan", str(path), f"policy.model={model}", f"objectives.1.scorer.model={model}"]) == 2
+    assert main(["plan", str(path), f"policy.model='{model}'", f"objectives.1.scorer.model='{model}'"]) == 2
     said = capsys.readouterr().err
     expanded = os.path.expanduser(model)
     assert f"policy.model: must be a Hugging Face folder (no config.json), got '{expanded}'" in said
@@ -154,3 +164,92 @@ def test_absolute_paths_hub_ids_and_nothing_stay_as_they_are(project):
     for path in (str(project / "x"), "org/model", "hub:org/rows::train", ""):
         assert find(path, project / "recipes") == path
     assert local_folder("~nobody-of-this-name/model") == Path("~nobody-of-this-name/model")
+
+
+@pytest.mark.parametrize("model", ["org/model", "Org-1/model_2.5", "gpt2", "org/model.v1"])
+def test_what_the_hub_could_have_is_a_hub_id_until_a_folder_of_the_name_is_there(project, model):
+    assert local_folder(model) is None
+    (project / model).mkdir(parents=True)
+    assert local_folder(model) == Path(model)
+
+
+@pytest.mark.parametrize("case", NO_PATHS)
+@pytest.mark.parametrize(
+    "key",
+    ["policy.model", "data.train", "objectives.0.scorer.model", "objectives.0.audit.function", "assets.directory"],
+)
+def test_a_path_of_a_recipe_that_the_system_cannot_look_up_is_named_with_its_key(project, case, key):
+    (project / "loop").symlink_to("loop")
+    recipe = write_recipe(project / "r.yaml")
+    path = json.dumps(NO_PATHS[case] + (".py:brevity" if key.endswith("function") else ""))
+    with pytest.raises(BadInput, match=rf"^[^\n]*r.yaml: {key}: must be a path that can be looked up, got '[^\n]*$"):
+        load_recipe(recipe, [f"{key}={path}"])
+
+
+@pytest.mark.parametrize("case", NO_PATHS)
+@pytest.mark.parametrize("key", ["data", "heldout", "output", "model", "tokenizer"])
+def test_a_path_of_a_fit_that_the_system_cannot_look_up_is_named_with_its_key(project, case, key):
+    (project / "loop").symlink_to("loop")
+    fit = {"data": "rows.jsonl", "output": "out", "model": "org/start", key: NO_PATHS[case]}
+    with pytest.raises(ValidationError) as refused:
+        PolicyFitConfig.model_validate({**fit, "optimization": OPTIMIZATION})
+    assert {item["loc"][0] for item in refused.value.errors()} == {key}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["plan", "PATH"], "RECIPE"),
+        (["train", "r.yaml", "--run-dir", "PATH"], "--run-dir"),
+        (["evaluate", "PATH"], "RUN_OR_MODEL"),
+        (["evaluate", "run", "--recipe", "PATH"], "--recipe"),
+        (["generate", "PATH", "--prefer", "a=1"], "RUN_OR_MODEL"),
+        (["compare", "r.yaml", "--output", "PATH"], "--output"),
+        (["results", "PATH", "--output", "page.md"], "RESULTS.json"),
+        (["results", "r.json", "--output", "PATH"], "--output"),
+        (["miniature", "PATH"], "DIR"),
+        (["fit-policy", "PATH"], "CONFIG"),
+        (["prepare", "PATH", "out"], "SOURCE"),
+        (["prepare", "rows.jsonl", "PATH"], "DIR"),
+    ],
+)
+@pytest.mark.parametrize("path", ["x" * 300, "loop/x", ""])
+def test_a_path_of_the_command_line_that_the_system_cannot_look_up_is_refused_in_one_line(
+    project, capsys, command, option, path
+):
+    (project / "loop").symlink_to("loop")
+    with pytest.raises(SystemExit) as left:
+        main([path if part == "PATH" else part for part in command])
+    said = capsys.readouterr().err
+    assert (left.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"mi-epo: argument {option}: must ")
+
+
+@pytest.mark.parametrize("path", ["rows.jsonl", "rows.jsonl/out", "~nobody-of-this-name/out", "dangling"])
+@pytest.mark.parametrize("command", [["train", "r.yaml", "--run-dir"], ["miniature"], ["prepare", "rows.jsonl"]])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(project, capsys, command, path):
+    (project / "rows.jsonl").touch()
+    (project / "dangling").symlink_to("nowhere")
+    with pytest.raises(SystemExit):
+        main([*command, path])
+    assert capsys.readouterr().err.startswith(f"mi-epo: argument {'--run-dir' if '--run-dir' in command else 'DIR'}: ")
+    with pytest.raises(ValidationError, match="output"):
+        PolicyFitConfig.model_validate({"output": path, "model": "org/start", "optimization": OPTIMIZATION})
+    with pytest.raises(ValidationError, match="directory"):
+        AssetsConfig.model_validate({"directory": path})
+    assert {file.name for file in project.iterdir()} == {"recipes", "home", "rows.jsonl", "dangling"}
+
+
+def test_a_folder_that_the_system_refuses_to_make_is_told_before_a_fit_begins():
+    with pytest.raises(BadInput, match=r"^/proc/of-this-name/out: cannot be written: "):
+        require_new_output("/proc/of-this-name/out")
+
+
+@pytest.mark.parametrize("command", [["plan", "pipe"], ["fit-policy", "pipe"], ["results", "pipe", "--output", "x.md"]])
+def test_what_may_have_no_end_is_not_read(project, capsys, command):
+    os.mkfifo(project / "pipe")
+    assert main(command) == 2
+    assert capsys.readouterr().err == "mi-epo: pipe: must be a file, got a pipe or a device\n"
+    for source in ("pipe", "/dev/zero"):
+        with pytest.raises(BadInput, match=f"^{source}: must be a file, got a pipe or a device$"):
+            list(read_rows(source))

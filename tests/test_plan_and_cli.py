@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from orchestrator.cards import Gpu
-from orchestrator.cli import explain, main, parse_arguments
+from orchestrator.cli import build_parser, explain, main, parse_arguments
 from orchestrator.cluster.connection import refusals
 from orchestrator.cluster.placement import Node, demands
 from orchestrator.errors import BadInput, RunFailed
@@ -154,7 +154,7 @@ def test_an_evaluation_is_planned_with_the_prompts_that_are_there(capsys, workpl
 
 def test_a_folder_instead_of_a_recipe_is_named_and_a_run_told_its_recipe(capsys, workplace, tmp_path):
     assert main(["compare", str(tmp_path), str(workplace)]) == 2
-    assert capsys.readouterr().err == f"mi-epo: {tmp_path}: must be a YAML file, got a folder\n"
+    assert capsys.readouterr().err == f"mi-epo: {tmp_path}: must be a file, got a folder\n"
     (tmp_path / "config.yaml").touch()
     assert main(["compare", str(tmp_path), str(workplace)]) == 2
     assert f"got a folder; the recipe of this run is {tmp_path / 'config.yaml'}\n" in capsys.readouterr().err
@@ -248,6 +248,47 @@ def test_an_unknown_option_is_an_error():
     with pytest.raises(SystemExit) as left:
         parse_arguments(["train", "r.yaml", "--fast"])
     assert left.value.code == 2
+
+
+def every_option() -> list[tuple[str, str]]:
+    commands = next(action for action in build_parser()._actions if isinstance(action.choices, dict)).choices
+    assert isinstance(commands, dict)
+    return [
+        (command, action.option_strings[-1])
+        for command, parser in commands.items()
+        for action in parser._actions
+        if action.option_strings and action.nargs != 0
+    ]
+
+
+@pytest.mark.parametrize(("command", "option"), every_option())
+def test_an_option_given_as_empty_is_refused_in_one_line(capsys, command, option):
+    with pytest.raises(SystemExit) as left:
+        main([command, option, ""])
+    said = capsys.readouterr().err
+    assert (left.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith("mi-epo: argument ") and option in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "run", "-n", "0"], "argument -n/--num-responses: must be a whole number of at least 1, got '0'"),
+        (["generate", "run", "-n", "-1"], "argument -n/--num-responses: must be a whole number of at least 1"),
+        (["generate", "run", "--seed", str(2**70)], "argument --seed: must be a whole number from 0 to 2147483647"),
+        (["miniature", "out", "--seed", "-1"], "argument --seed: must be a whole number from 0 to 2147483647"),
+        (["compare", "r.yaml", "--tune-seed", "x"], "argument --tune-seed: must be a whole number from 0 to "),
+        (["generate", "run", "--prompt", "\udcff"], "argument --prompt: must be text in UTF-8, got '\\udcff'"),
+        (["plan", "r.yaml", ""], "argument section.key=value: must not be empty"),
+        (["train"], "the following arguments are required: RECIPE, section.key=value (see mi-epo train --help)"),
+    ],
+)
+def test_what_an_option_cannot_be_is_refused_in_one_line(capsys, arguments, said):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    line = capsys.readouterr().err
+    assert (left.value.code, line.count("\n")) == (2, 1)
+    assert line.startswith(f"mi-epo: {said}")
 
 
 def test_parameters_are_counted_from_file_headers(workplace):

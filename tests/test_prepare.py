@@ -140,6 +140,12 @@ def test_rows_that_cannot_be_used_are_skipped_and_counted_by_reason(tmp_path):
     assert "of several turns" not in kept.skipped
 
 
+def test_turns_may_be_marked_with_the_line_ends_of_windows(tmp_path):
+    rows = [{name: text.replace("\n", "\r\n") for name, text in transcripts("why?", "so.", "how?").items()}]
+    answers = read_answers(write(tmp_path / "rows.jsonl", rows), PrepareOptions(multi_turn="keep"))
+    assert answers.by_prompt == {"why?\n\nAssistant: so.\n\nHuman: how?": ("Yes.",)}
+
+
 def test_of_two_responses_the_better_one_is_taken(tmp_path):
     rows = [SAFE, {**SAFE, "prompt": "And safes?", "better_response_id": 0, "unknown": 1}, {**SAFE, "prompt": " "}]
     answers = read_answers(write(tmp_path / "rows.jsonl", rows), PrepareOptions(format="saferlhf"))
@@ -187,10 +193,11 @@ def test_a_broken_row_is_named_by_file_line_and_key(change, said, tmp_path):
         ({"alpha": float("nan")}, "prepare: alpha: .*got nan"),
         ({"decimals": 4}, "prepare: decimals: .*got 4"),
         ({"objectives": ()}, "prepare: objectives: .*at least 1"),
-        ({"objectives": ("a", "")}, "prepare: objectives.1: .*at least 1"),
+        ({"objectives": ("a", "")}, "prepare: objectives.1: .*match pattern"),
+        ({"objectives": ("a", "Help ful")}, "prepare: objectives.1: .*match pattern .*, got 'Help ful'"),
         ({"objectives": ("a", "a")}, "prepare: objectives: must differ, got a, a"),
         ({"format": "csv"}, "prepare: format: .*got 'csv'"),
-        ({"format": "saferlhf"}, r"rows\.jsonl\.gz:1: prompt: Field required"),
+        ({"format": "saferlhf"}, r"rows\.jsonl\.gz:1: prompt, response_0, .*, safer_response_id: Field required"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_is_written(options, said, questions, tmp_path):

@@ -59,6 +59,14 @@ def test_objectives_keep_the_order_of_the_recipe():
         ),
         ("objectives.1.name=helpfulness", "'helpfulness' more than once"),
         ("objectives.7.name=x", "index below 2"),
+        ("objectives.².name=x", "index below 2"),
+        (f"objectives.{'9' * 5000}.name=x", "index below 2"),
+        ("seed=on", "recipe: seed takes numbers, not true or false, got True"),
+        ("learner.adam_betas=[true, 0.9]", "learner: adam_betas takes numbers, not true or false, got [True, 0.9]"),
+        ("learner.zero_stage=true", "learner: zero_stage takes numbers, not true or false, got True"),
+        ("method.beta_c=true", "method: beta_c takes numbers, not true or false, got True"),
+        ("loop.steps=12:30:45", "loop.steps: "),
+        ("learner.learning_rate=1:30", "learner.learning_rate: "),
         ("preferences.alpha=-1", "preferences.alpha"),
         ("rollout.max_new_tokens=64", "max_new_tokens"),
         ("evaluate.reference_point=[0,0,0]", "one number or 2"),
@@ -72,6 +80,25 @@ def test_a_bad_value_is_named_with_place_and_rule(override, said):
     with pytest.raises(BadInput) as error:
         load_recipe(MINIATURE, [override])
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluate.reference_point=.nan", "evaluate.reference_point: Input should be a finite number, got nan"),
+        ("objectives.0.scorer.max_length=x", "objectives.0.scorer.max_length: Input should be a valid integer, .*"),
+        ("learner.adam_betas=[0.9]", "learner.adam_betas.1: Field required"),
+        ("data={}", "data.train, data.heldout: Field required"),
+    ],
+)
+def test_one_mistake_is_one_line_with_the_key_as_it_stands_in_the_recipe(override, said):
+    with pytest.raises(BadInput, match=f"^{MINIATURE}: {said}$"):
+        load_recipe(MINIATURE, [override])
+
+
+def test_a_number_of_an_override_is_decimal_and_a_quoted_one_a_text():
+    assert load_recipe(MINIATURE, ["seed=010"]).seed == 10
+    assert load_recipe(MINIATURE, ["name='1e3'"]).name == "1e3"
 
 
 def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
@@ -155,6 +182,8 @@ def test_a_method_is_named_alone_or_with_its_settings():
         ("ppo", "r: method: type must be one of mi-epo, mi-epo-scalarized, .*, got 'ppo'"),
         (7, "r: method: must be a method's name, or a mapping with it as type, got 7"),
         ({"beta_c": 0.1}, "r: method: type must be one of .*, got None"),
+        ({"type": ["mi-epo"]}, r"r: method: type must be one of .*, got \['mi-epo'\]"),
+        ({"type": {"a": 1}}, "r: method: type must be one of .*, got {'a': 1}"),
         ({"type": "mi-epo", "beta_c": 0}, "r: method.beta_c: Input should be greater than 0, got 0"),
         ({"type": "mi-epo", "beta_x": 0}, "r: method.beta_x: unknown key, got 0"),
         ({"type": "mo-odpo", "beta_w": 0.1}, r"r: method: beta_w is no setting of mo-odpo \(but of mi-epo, mi-epo-s"),

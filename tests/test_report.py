@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from orchestrator.bench.report import write_report
-from orchestrator.bench.summary import metric_rows, summary_table
+from orchestrator.bench.summary import Row, metric_rows, summary_table
 from orchestrator.errors import BadInput
+from rewards.bootstrap import prompt_intervals
+from rewards.metrics import EVALUATION_METRICS, describe
 from rewards.pareto import (
     conditional_covariance,
     conditional_reward_dispersion,
@@ -40,6 +42,7 @@ def evaluation(k, step, *, audit=False, prompt="how do i bake bread ?", seed=0):
             "mip": mean_inner_product(grid, points),
             "crd": conditional_reward_dispersion(scores),
             "spearman": [None if np.isnan(value) else float(value) for value in spearman(grid, points)],
+            "prompt_intervals": prompt_intervals(grid, scores[:, :, None], reference, rng=np.random.default_rng(1)),
         }
 
     normalizer = {"objectives": names, "mean": [0.4] * k, "std": [1.3] * k}
@@ -192,15 +195,33 @@ def test_the_page_shows_both_judges_the_history_and_the_settings(run):
         assert words in text, words
 
 
-def test_the_page_defines_every_metric_it_shows_on_its_label_and_in_a_list_that_prints(run):
-    page = Page((run / "report" / "report.html").read_text())
+def test_the_page_defines_every_figure_once_beside_it(run):
+    page = Page((run / "report" / "report.html").read_text()).text
     rows = metric_rows(read_summary(run))
-    titles = [attributes["title"] for tag, attributes in page.tags if tag == "td" and "title" in attributes]
-    assert titles == [row.metric.definition for row in rows]
-    for definition in {*titles} - {""}:
-        assert page.text.count(definition) == 1, definition
     for row in rows:
-        assert "".join([row.metric.name, *row.cells(), row.metric.better]) in page.text
+        first, last = (f"[{row.interval(side)}]" if row.interval(side) else "" for side in (0, 1))
+        before, after, change = row.cells()
+        figures = f"{before}{first}{after}{last}{change}"
+        assert any(f"{row.metric.heading}{definition}{figures}" in page for definition in (row.metric.definition, ""))
+        assert page.count(row.metric.definition) == 1 or not row.metric.definition
+    assert sum(bool(row.interval(0)) for row in rows) == 2 * 5  # of each judge: MIP, hypervolume, CRD, two Spearmans
+
+
+def test_a_change_counts_only_where_it_is_larger_than_the_prompts_explain():
+    def gain(after, *intervals, key="mip", before=0.2):
+        metric = describe(key, table=EVALUATION_METRICS)
+        return Row(judge="reward", metric=metric, before=before, after=after, intervals=intervals).gain
+
+    narrow, wide = (0.1, 0.3), (-0.4, 0.8)
+    assert gain(0.9, narrow, narrow) == 1 and gain(-0.9, narrow, narrow) == -1
+    assert gain(0.9, narrow, narrow, key="crd") == -1
+    assert gain(0.3, narrow, narrow) == 0 == gain(0.7, wide, wide)
+    assert (
+        gain(0.9, narrow, None)
+        == 0
+        == gain(0.9, narrow, narrow, before=None)
+        == gain(9, narrow, narrow, key="kl_to_start")
+    )
 
 
 def test_the_table_tells_before_after_and_change_by_each_judge(run):
@@ -271,7 +292,7 @@ def test_a_single_evaluation_without_training_has_no_before(tmp_path):
     assert summary["after"]["audit"] is None and summary["after"]["fraction_of_attainable"] is None
     assert all(row[1] in ("-", "", "before") and row[3] in ("", "change") for row in summary_table(summary))
     page = Page((run / "report" / "report.html").read_text())
-    assert "Results" in page.text and "Before and after" not in page.text
+    assert "All figures" in page.text and "before and after" not in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 2
 
 

@@ -60,7 +60,13 @@ def test_a_classifier_template_may_leave_the_prompt_out():
     assert HuggingFaceScorerConfig(model="x", template="{response}").template == "{response}"
 
 
-@pytest.mark.parametrize("url", ["rm:8000", "ftp://rm/score", "http://", "/score"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("rm:8000", "ftp://rm/score", "http://", "/score"),
+        *("http://a..b/", f"http://{'a' * 64}/", "http://rm:99999/", "http://rm:port/"),
+    ],
+)
 def test_a_server_needs_an_http_url(url):
     assert repr(url) in problem(HTTPScorerConfig, url=url)
 

@@ -152,8 +152,10 @@ def test_a_policy_is_fitted_and_saved_with_a_generation_configuration_that_break
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{oops", "generation_config.json: must be JSON"),
+        ("{oops", "generation_config.json: is not valid JSON"),
         ("[]", "generation_config.json: must hold a JSON object, got list"),
+        ("[" * 100_000, "generation_config.json: is not valid JSON: nested too deep"),
+        ('{"eos_token_id": 1, "eos_token_id": 2}', "the key 'eos_token_id' must stand once, stands 2 times"),
         ('{"eos_token_id": ["</s>"]}', "generation_config.json: eos_token_id must be a token id or a list of them"),
     ],
 )

@@ -67,6 +67,15 @@ def never_returns(prompts, responses):
         time.sleep(0.01)
 
 
+def broken_on_the_way(prompts, responses):
+    yield 1.0
+    raise RuntimeError("no tea left")
+
+
+def leaving(prompts, responses):
+    raise SystemExit(3)
+
+
 NOT_CALLABLE = 3
 
 
@@ -93,6 +102,8 @@ def test_single_missing_scores_are_nan_and_never_zero():
         (a_single_number, "must return 2 scores in order, got float"),
         (words, "score 0 must be a number or null, got 'good'"),
         (broken, "raised RuntimeError: no tea left$"),
+        (broken_on_the_way, "raised RuntimeError: no tea left$"),
+        (leaving, "raised SystemExit: 3$"),
     ],
 )
 def test_a_function_that_fails_as_a_whole_is_a_scorer_error_naming_it(function, problem):

@@ -23,6 +23,18 @@ def test_a_function_is_found_in_its_file_even_one_that_is_called_as_our_package(
     assert scorer.score(["p"], ["two words"]).tolist() == [2]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffdef words(p, r): return [len('é')]\n".encode(),
+        "# coding: latin-1\ndef words(p, r): return [len('é')]\n".encode("latin-1"),
+    ],
+)
+def test_a_file_is_read_in_the_encoding_that_python_reads_it_in(tmp_path, text):
+    (tmp_path / "mine.py").write_bytes(text)
+    assert load_function(f"{tmp_path}/mine.py:words")(["p"], ["r"]) == [1]
+
+
 def test_functions_of_one_file_share_its_module(tmp_path):
     (tmp_path / "two.py").write_text("made = []\ndef a(): made.append(1)\ndef b(): return len(made)\n")
     load_function(f"{tmp_path}/two.py:a")()

@@ -200,3 +200,37 @@ def test_what_a_template_raises_for_one_prompt_in_the_middle_of_a_run_is_one_lin
 
     assert explain(PreferenceError("style 'chat': got x")) == explain(FromAnActor()) == explain(BadInput("x")) == 2
     assert capsys.readouterr().err == "mi-epo: style 'chat': got x\n" * 2 + "mi-epo: x\n"
+
+
+@pytest.fixture
+def trained(workplace):
+    record = {"objectives": ["a", "b"], "preferences": {}, "max_new_tokens": 4, "temperature": 1.0}
+    (workplace / "policy" / "mi_epo.json").write_text(json.dumps(record))
+    return workplace / "policy"
+
+
+def said_by_generate(capsys, policy, *arguments, prefer=("a=0.5", "b=0.5")):
+    weights = [part for item in prefer for part in ("--prefer", item)]
+    assert main(["generate", str(policy), *weights, *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_weight_that_is_given_twice_is_refused(capsys, trained):
+    said = said_by_generate(capsys, trained, "--prompt", "t20", prefer=("a=.2", "a=.5", "b=.5"))
+    assert said == "mi-epo: --prefer 'a=.5': must give 'a' one weight, gave 0.2 already\n"
+
+
+def test_a_prompt_that_is_no_unicode_is_refused(capsys, trained, monkeypatch):
+    monkeypatch.setattr("sys.stdin", ["t20 \udcff\n"])
+    assert said_by_generate(capsys, trained) == "mi-epo: prompt: must be whole characters in UTF-8, got 't20 \\udcff'\n"
+
+
+@pytest.mark.parametrize("ends", ["x", ["x"], "", {}, True, 1.5])
+def test_an_end_that_is_no_token_id_is_refused_before_the_policy_loads(capsys, trained, ends):
+    (trained / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    (trained / "model.safetensors").unlink()
+    said = said_by_generate(capsys, trained, "--prompt", "t20")
+    assert said == (
+        f"mi-epo: {trained / 'generation_config.json'}: eos_token_id must be a token id or a list of them, "
+        f"got {ends!r}\n"
+    )

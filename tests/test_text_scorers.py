@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rewards.config import PythonScorerConfig
-from rewards.functions import brevity, detail
+from rewards.functions import brevity, detail, long_words, repetition
 from rewards.judges import build_scorer, check_scorer
 from rewards.readability import HIGHEST, LOWEST, reading_ease
 from rewards.sentiment import positivity
@@ -60,3 +60,26 @@ def test_a_package_that_is_missing_is_named_with_what_to_do(module, package):
     hidden = f"import sys; sys.modules['{package}'] = None; import rewards.{module}"
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, timeout=60)
     assert f"the package {package} is part of the set-up (make setup)" in done.stderr
+
+
+def test_different_long_words_count_once_each():
+    texts = ["", "Enzymes, enzymes and ENZYMES turn nectar sour.", "Enzymes convert glucose2."]
+    assert long_words([""] * 3, texts) == pytest.approx([0, math.log(2), math.log(4)])
+    assert long_words([""], texts[1:2], letters=6) == pytest.approx([math.log(3)])
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("", 0), ("one two", 0), ("it is a cat. It is a dog.", 1 / 6), ("no no no no no", 2 / 3), ("a b c d e", 0)],
+)
+def test_repetition_is_the_share_of_runs_of_three_words_that_stood_before(text, share):
+    assert repetition(text) == pytest.approx(share)
+
+
+def test_saying_it_again_need_not_pay():
+    again = " ".join([EASY] * 6)
+    once, repeated = detail([""] * 2, [EASY, again], repeated=False)
+    assert repeated < once + math.log(1.2) < detail([""], [again])[0]
+    assert reading_ease([""], [EASY], repetition=100) == reading_ease([""], [EASY])
+    cost = reading_ease([""], [again])[0] - reading_ease([""], [again], repetition=100)[0]
+    assert cost == pytest.approx(100 * repetition(again)) and cost > 75

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.config import PolicyFitConfig, load_fit_config
-from orchestrator.trees import parse_yaml, read_yaml
+from orchestrator.trees import dump_yaml, parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,21 @@ def test_recipes_overrides_and_fits_are_read_by_the_same_rules(capsys, tmp_path)
     path.write_text("name: a\n")
     assert main(["plan", str(path), "learner={ranks: 1, ranks: 2}"]) == 2
     assert "override 'learner={ranks: 1, ranks: 2}': ranks: must stand once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("010", 10), ("008", 8), ("+017", 17), ("1_000", 1000), ("1e-4", 1e-4), ("1E3", 1000.0), ("-.5", -0.5)),
+        *(("12:30:45", "12:30:45"), ("1:30", "1:30"), ("0x1F", "0x1F"), ("0b1", "0b1"), ("2024-01-01", "2024-01-01")),
+        *(("'1e3'", "1e3"), ("'010'", "010"), ("nan", "nan"), ("1.2.3", "1.2.3"), (".inf", float("inf"))),
+    ],
+)
+def test_numbers_are_decimal_and_what_is_quoted_is_a_text(text, value):
+    found = parse_yaml(text, "r")
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_what_is_written_is_read_back_as_it_was():
+    tree = {"texts": ["1e3", "010", "1:30", "0x1F", "2024-01-01", "on", "é"], "numbers": [10, 1e-5, 1e22, True, None]}
+    assert parse_yaml(dump_yaml(tree), "r") == tree

@@ -1,6 +1,7 @@
 """Tokens that were added to a tokenizer whose model was not resized: refused where they can be met, by name and id."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig, Rew
 from orchestrator.tasks.fitting.supervised import fit_policy
 from rewards.config import HuggingFaceScorerConfig
 from rewards.judges import build_scorer
+from rewards.model_files import ModelError
+from rewards.pretrained import load_tokenizer
 from rewards.vocabulary import first_without_row
 from tests.model_workplace import change_json, make_workplace, planned
 
@@ -150,6 +153,16 @@ def test_a_prompt_with_such_a_token_gets_no_answer_but_a_reason(capsys, workplac
     weights = ["--prefer", "a=1", "--prefer", "b=0"]
     assert main(["generate", str(workplace / "policy"), *weights, "--prompt", "t20 <more>"]) == 2
     assert capsys.readouterr().err == f"mi-epo: prompt: the policy {RULE.format(token='<more>')}\n"
+
+
+@pytest.mark.parametrize("longest", ["128", [128], True])
+@pytest.mark.parametrize("model", ["policy", "judge"])
+def test_a_longest_input_that_is_no_number_is_refused(capsys, workplace, model, longest):
+    change_json(workplace / model / "tokenizer_config.json", model_max_length=longest)
+    rule = f"model_max_length of the tokenizer must be a number, got {longest!r}"
+    assert f"{workplace / model}: {rule}" in planned(capsys, workplace)
+    with pytest.raises(ModelError, match=re.escape(rule)):
+        load_tokenizer(str(workplace / model))
 
 
 def test_ids_are_rows_from_zero_on():

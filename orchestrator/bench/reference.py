@@ -64,8 +64,8 @@ def sections(model: type[BaseModel], title: str, titles: dict[str, str]) -> list
         inside: list[tuple[str, str, Schema]] = []
         for key, value in schema["properties"].items():
             place = f"{before}{key}{'[]' if value.get('type') == 'array' else ''}"
-            for definition in filter(definitions.__contains__, _references(value)):
-                if definition in titles:
+            for definition in _references(value):
+                if definition not in definitions or definition in titles:
                     continue
                 kind = definitions[definition]["properties"].get("type", {}).get("const")
                 titles[definition] = f"{place}, type {kind}" if kind else place
@@ -118,7 +118,7 @@ def _type(schema: Schema) -> str:
         return f"{len(parts)} of: {_type(parts[0])}" if parts else f"list of: {_type(schema['items'])}"
     if kind == "object":
         return "mapping"
-    bounds = " and ".join(f"{sign} {schema[name]:g}" for name, sign in BOUNDS.items() if name in schema)
+    bounds = " and ".join(f"{sign} {schema[name]:.10g}" for name, sign in BOUNDS.items() if name in schema)
     return f"{NAMES.get(str(kind), 'anything')} {bounds}".strip()
 
 

@@ -72,15 +72,13 @@ def _render(run_dir: Path, summary: Record, evaluations: list[Record], metrics: 
     )
     config_file = run_dir / "config.yaml"
     config_text = config_file.read_text(encoding="utf-8") if config_file.is_file() else ""
-    rows = metric_rows(summary)
     images = {name: _data_uri(run_dir / "report" / f"{name}.png") for name in FIGURES}
     return environment.get_template("report.html.j2").render(
         title=run.get("name") or run_dir.resolve().name,
         sentence=_sentence(summary, metrics, run, config_text),
         summary=summary,
         verdict=judge_training(summary["before"], summary["after"]),
-        rows=rows,
-        terms=[metric for metric in EVALUATION_METRICS if metric.definition in {row.metric.definition for row in rows}],
+        rows=metric_rows(summary),
         judges={"reward": "By the reward models the policy was trained on", "audit": "By the audit judge it never saw"},
         images=images,
         colors=[objective_color(k) for k in range(len(summary["objectives"]))],

@@ -3,13 +3,15 @@
 Judges: ``reward``, the scorers the policy was trained on; ``audit``, the second judge that only evaluates.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from orchestrator.bench.verdict import judge_training
 from orchestrator.files import Record, finite
+from rewards.bootstrap import Interval
 from rewards.metrics import EVALUATION_METRICS, Metric, describe, evaluation_figures
 
 SIDE_KEYS = {"points", "preferences", "prompt_intervals", "samples"}
@@ -31,11 +33,29 @@ class Row:
     metric: Metric
     before: float | None
     after: float | None
+    intervals: tuple[Interval | None, Interval | None] = (None, None)
+    """Of before and after, 95 % over the choice of prompts; None where it was not measured."""
 
     def cells(self) -> list[str]:
         """Before, after and change as text."""
         before, after = self.before, self.after
         return [self.metric.show(before), self.metric.show(after), self.metric.change(before, after)]
+
+    def interval(self, side: int) -> str:
+        """Of before (0) or after (1), as text: `0.81 to 0.93`; empty where it was not measured."""
+        found = self.intervals[side]
+        return "" if found is None else " to ".join(map(self.metric.show, found))
+
+    @property
+    def gain(self) -> int:
+        """1: better by more than the prompts explain, -1: worse by more, 0: neither, or nobody can tell."""
+        if not self.metric.better or self.before is None or self.after is None or None in self.intervals:
+            return 0
+        change = self.after - self.before
+        margin = math.hypot(*(ends[1] - ends[0] for ends in self.intervals if ends is not None)) / 2
+        if abs(change) <= margin:
+            return 0
+        return 1 if (change > 0) == (self.metric.better == "higher") else -1
 
 
 def summarize(before: Record | None, after: Record, run: Record) -> Record:
@@ -85,8 +105,27 @@ def metric_rows(summary: Mapping[str, Any]) -> list[Row]:
         judge = attainable.get("judge") if family == "fraction_of_attainable" else "reward" if own == key else "audit"
         if family not in NOT_SHOWN:
             metric = describe(own, table=EVALUATION_METRICS)
-            rows.append(Row(judge=str(judge), metric=metric, before=before.get(key), after=after.get(key)))
+            sides = [summary[side] or {} for side in ("before", "after")]
+            first, last = (_interval(side, key, summary["objectives"]) for side in sides)
+            row = Row(
+                judge=str(judge), metric=metric, before=before.get(key), after=after.get(key), intervals=(first, last)
+            )
+            rows.append(row)
     return sorted(rows, key=lambda row: row.judge == "audit")
+
+
+def _interval(side: Mapping[str, Any], key: str, objectives: Sequence[str]) -> Interval | None:
+    """`key`: as `evaluation_figures` names it."""
+    own = key.removeprefix("audit/")
+    judged = side if own == key else side.get("audit") or {}
+    family, _, member = own.partition("/")
+    found = (judged.get("prompt_intervals") or {}).get(family)
+    if member in objectives and found is not None:
+        found = found[list(objectives).index(member)]
+    if found is None or None in found:
+        return None
+    low, high = found
+    return low, high
 
 
 def summarize_side(record: Record) -> Record:

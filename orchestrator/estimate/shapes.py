@@ -93,7 +93,7 @@ def model_shape(model: str) -> Shape | None:
     try:
         parameters, config = count_parameters(folder), read_json(folder / "config.json")
         return None if parameters is None else _from_config(config, parameters)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, ArithmeticError):
         return None
 
 

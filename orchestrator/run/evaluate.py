@@ -17,6 +17,7 @@ from orchestrator.data import spread
 from orchestrator.errors import RunFailed
 from orchestrator.run.batching import Renders, make_request
 from orchestrator.run.sampling import Sampling
+from rewards.bootstrap import prompt_intervals
 from rewards.normalize import Normalizer
 from rewards.pareto import (
     conditional_covariance,
@@ -26,7 +27,6 @@ from rewards.pareto import (
     kendall_tau,
     mean_inner_product,
     neighbour_overlap,
-    prompt_intervals,
     sparsity,
     spearman,
     steering_gap,
@@ -163,6 +163,7 @@ class Evaluator:
         responses = [response.text for rollout in rollouts for response in rollout.responses]
         return {
             **front_metrics(self.preferences, normalized["audit"], self.recipe.reference_point),
+            "prompt_intervals": self._prompt_intervals(normalized["audit"], self.recipe.evaluate.samples),
             "normalizer": self.normalizers["audit"].to_dict(),
             "extra": {
                 name: float(load_function(path)(prompts, responses))

@@ -14,8 +14,9 @@ from pydantic import Field
 from learner.methods import METHODS
 from orchestrator.errors import BadInput
 from orchestrator.plan import check_renderer, load_tokenizer
-from orchestrator.recipes import check
-from rewards.config import PreferencesConfig
+from orchestrator.recipes import read_record
+from rewards.config import ObjectiveNames, PreferencesConfig
+from rewards.environment import is_unicode
 from rewards.model_files import ModelError
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 from rewards.pretrained import load_model
@@ -35,7 +36,7 @@ PLAIN_PROMPT = "hello"
 class PolicyConditioning(SamplingSection):
     """RUN/policy/mi_epo.json."""
 
-    objectives: tuple[str, ...] = Field(min_length=1)
+    objectives: ObjectiveNames = Field(min_length=1)
     preferences: PreferencesConfig
     asks_for: AsksFor = "weights"
     """What is printed for a user's w: the weights, or the reward levels that they map to (method ric)."""
@@ -77,11 +78,9 @@ def write_generation_config(policy: Path, sampling: SamplingSection) -> None:
 
 
 def load_conditioning(policy: Path) -> PolicyConditioning:
-    file = policy / FILE_NAME
-    try:
-        return check(PolicyConditioning.model_validate_json, file.read_text(encoding="utf-8"), file)
-    except OSError:
-        raise BadInput(f"{policy}: is not a policy trained by mi-epo (no {FILE_NAME})") from None
+    if not (policy / FILE_NAME).is_file():
+        raise BadInput(f"{policy}: is not a policy trained by mi-epo (no {FILE_NAME})")
+    return read_record(PolicyConditioning, policy / FILE_NAME)
 
 
 def find_policy(path: Path) -> Path:
@@ -109,6 +108,8 @@ def read_preference(items: Sequence[str], objectives: Sequence[str]) -> np.ndarr
     weights: dict[str, float] = {}
     for item in items:
         name, _, text = item.partition("=")
+        if name in weights:
+            raise BadInput(f"--prefer {item!r}: must give {name!r} one weight, gave {weights[name]:g} already")
         try:
             weights[name] = float(text)
         except ValueError:
@@ -139,6 +140,7 @@ def generate(
     tokenizer = load_tokenizer(str(policy.resolve()))
     renderer = conditioning.renderer(tokenizer)
     check_renderer(renderer, [PLAIN_PROMPT], where=f"{policy / FILE_NAME}: preferences.conditioning")
+    token_ids = _token_ids(policy, tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = load_model("AutoModelForCausalLM", str(policy), head="whole", dtype="auto").to(device).eval()
@@ -146,11 +148,13 @@ def generate(
         raise BadInput(str(error)) from None
     if experts:
         _mix(model, experts, preference)
-    model.generation_config = GenerationConfig(**conditioning.generation_config(_token_ids(model, tokenizer)))
+    model.generation_config = GenerationConfig(**conditioning.generation_config(token_ids))
     torch.manual_seed(seed)
     limit = getattr(model.config, "max_position_embeddings", None)
     rows = model.get_input_embeddings().num_embeddings
     for prompt in prompts:
+        if not is_unicode(prompt):
+            raise BadInput(f"prompt: must be whole characters in UTF-8, got {prompt!r:.100}")
         check_renderer(renderer, [prompt], where="prompt")
         ids = renderer.token_ids(prompt, preference)
         if (beyond := first_without_row(ids, rows)) is not None:
@@ -166,9 +170,12 @@ def generate(
         yield from tokenizer.batch_decode(output[:, len(ids) :], skip_special_tokens=True)
 
 
-def _token_ids(model: Any, tokenizer: Any) -> dict[str, Any]:
+def _token_ids(policy: Path, tokenizer: Any) -> dict[str, Any]:
     """Where an answer ends, as engines see it: at the tokenizer's end token and at the model's own."""
-    own = model.generation_config.eos_token_id
+    try:
+        own = read_token_ids(policy).get("eos_token_id")
+    except ModelError as error:
+        raise BadInput(str(error)) from None
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return {"eos_token_id": sorted(ends) or None, "pad_token_id": pad}

@@ -15,26 +15,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from orchestrator.data import is_unicode, read_rows
+from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
 from orchestrator.files import write_lines
 from orchestrator.recipes import check
 from orchestrator.tasks.assets import whole_folder
-from rewards.config import Section
-from rewards.environment import one_line
+from rewards.config import ObjectiveNames, Section, Seed
+from rewards.environment import is_unicode, one_line
 from rewards.preferences import sample_preference_pairs
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+
+UnixText = Annotated[str, AfterValidator(lambda text: text.replace("\r\n", "\n"))]
+"""As the markers of turns are written."""
 
 
 class TranscriptRow(BaseModel):
     """One published row; fields beside these two are left alone."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    chosen: str
-    rejected: str
+    chosen: UnixText
+    rejected: UnixText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,22 +119,13 @@ class PrepareOptions(Section):
     """Prompts to evaluate on; the same ones for any `train`."""
     multi_turn: Literal["skip", "keep"] = "skip"
     """Transcripts of more than one human turn: a prompt with turn markers inside suits no chat template."""
-    seed: int = Field(default=0, ge=0)
-    objectives: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=("helpfulness", "harmlessness"), min_length=1
-    )
+    seed: Seed = 0
+    objectives: ObjectiveNames = Field(default=("helpfulness", "harmlessness"), min_length=1)
     """As in the recipe; a vector has one weight for each."""
     alpha: float = Field(default=1.0, gt=0)
     """Concentration of the symmetric Dirichlet that vectors are drawn from: 1 is uniform."""
     decimals: int = Field(default=1, ge=1, le=3)
     """Digits after the point of a weight."""
-
-    @field_validator("objectives")
-    @classmethod
-    def _objectives_are_distinct(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(objectives)) < len(objectives):
-            raise ValueError(f"must differ, got {', '.join(objectives)}")
-        return objectives
 
 
 class SafeRLHFRow(BaseModel):

@@ -7,11 +7,11 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from learner.config import LoraSection
+from learner.config import AdamBetas, LoraSection
 from orchestrator.errors import BadInput
 from orchestrator.recipes import check
 from orchestrator.trees import read_yaml
-from rewards.config import HuggingFaceScorerConfig, PreferencesConfig, Section
+from rewards.config import HuggingFaceScorerConfig, ObjectiveNames, PreferencesConfig, Section, Seed
 from rewards.environment import local_folder, native_dtype
 from rewards.paths import BESIDE, Found, Written
 from rewards.pretrained import Attention
@@ -86,7 +86,7 @@ class Optimization(Section):
     """Optimizer steps over which the learning rate rises linearly."""
     final_learning_rate_ratio: float = Field(default=0.05, ge=0, le=1)
     """Last learning rate as a share of the peak (cosine only)."""
-    adam_betas: tuple[float, float] = (0.9, 0.98)
+    adam_betas: AdamBetas = (0.9, 0.98)
     """Decay of the running means of gradient and squared gradient."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled (AdamW)."""
@@ -144,7 +144,7 @@ class FitConfig(Section):
     """Longest row in tokens. A longer one loses the start of its prompt, then (policy) the end of its response."""
     optimization: Optimization
     """How long, how large and how fast the steps are."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of initial weights, of the order of rows and of those held out."""
     device: Literal["auto", "cpu"] = "auto"
     """auto: a GPU when there is one."""
@@ -172,7 +172,7 @@ class PolicyFitConfig(FitConfig):
     is written as G(x, w) by the renderer of the online stage. A row without one is already the model's whole input.
     """
 
-    objectives: tuple[str, ...] = ()
+    objectives: ObjectiveNames = ()
     """Names in order; needed when rows carry preferences."""
     preferences: PreferencesConfig = PreferencesConfig()
     contrast: float = Field(default=0.0, ge=0)
@@ -223,5 +223,5 @@ def load_fit_config(kind: type[C], path: Path) -> C:
     for key, model in (("model", config.model), ("tokenizer", config.tokenizer)):
         folder = local_folder(model) if isinstance(model, str) else None
         if folder is not None and not folder.is_dir():
-            raise BadInput(f"{path}: {key}: folder {model!r} does not exist")
+            raise BadInput(f"{path}: {key}: must be a folder that is there, or a hub id, got {model!r}")
     return config

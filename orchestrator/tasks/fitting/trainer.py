@@ -297,10 +297,15 @@ def _lawful_generation_config(model: Any) -> Iterator[Any]:
 
 
 def require_new_output(output: str) -> Path:
-    """Raises BadInput when the folder already holds a model."""
+    """Raises BadInput when the folder already holds a model, or cannot be written; the folder around it is made."""
     path = Path(output)
-    if (path / "config.json").exists() or (path.exists() and not path.is_dir()):
+    if (path / "config.json").exists():
         raise BadInput(f"{output}: already holds a model; choose another output folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=path.parent).cleanup()
+    except OSError as error:
+        raise BadInput(f"{output}: cannot be written: {error.strerror}") from None
     return path
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.data import load_prompts
+from orchestrator.errors import BadInput
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
@@ -16,6 +17,9 @@ from rewards.environment import local_folder
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
+
+MINIATURE = "miniature"
+"""In place of a folder or a hub id: the small world's own policy, fitted here in a minute."""
 
 
 def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str], None] = print) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str],
         "model": recipe.assets.model,
         "files": model_files(recipe.assets.model),
         "prompts": asked,
-        "code": code_digest("teaching", "fitting"),
+        "code": code_digest("teaching", "fitting", *([MINIATURE] if recipe.assets.model == MINIATURE else [])),
     }
     build = partial(run_apart, _build, progress, recipe=recipe, prompts=asked)
     return build_once(directory, key, lambda folder: build(folder=folder), progress=progress)
@@ -41,9 +45,21 @@ def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str],
 
 def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", prompts: list[str]) -> dict[str, Any]:
     assert recipe.assets is not None and recipe.assets.model is not None
-    started = time.monotonic()
-    taught = teach_to_read(progress, folder, recipe.assets.model, prompts, recipe)
+    started, base = time.monotonic(), recipe.assets.model
+    if base == MINIATURE:
+        base = _fit_miniature(progress, folder / "base", seed=recipe.seed)
+    taught = teach_to_read(progress, folder, base, prompts, recipe)
     return {"taught": taught, "seconds": time.monotonic() - started}
+
+
+def _fit_miniature(progress: Callable[[str], None], folder: Path, *, seed: int) -> str:
+    """The small world's policy, which knows none of the recipe's objectives."""
+    from orchestrator.tasks.miniature.fits import fit_starting_policy
+    from orchestrator.tasks.miniature.grammar import split_prompts
+
+    prompts, _ = split_prompts(seed)
+    fit_starting_policy(folder, prompts, objectives=("helpfulness", "harmlessness"), seed=seed, progress=progress)
+    return str(folder)
 
 
 def some_prompts(prompts: list[str], count: int, *, seed: int) -> list[str]:
@@ -54,8 +70,13 @@ def some_prompts(prompts: list[str], count: int, *, seed: int) -> list[str]:
 
 
 def model_files(model: str) -> dict[str, list[int]]:
-    """Name -> [bytes, time of the last change in ns] of a folder's files; nothing of a hub id, which names itself."""
+    """Name -> [bytes, time of the last change in ns] of a folder's files; nothing of a hub id, which names itself.
+
+    Raises BadInput: no such folder is there.
+    """
     folder = local_folder(model)
     if folder is None:
         return {}
+    if not folder.is_dir():
+        raise BadInput(f"assets.model: must be a folder that is there, or a hub id, got {model!r}")
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(folder.iterdir())}

@@ -98,7 +98,7 @@ def teach_to_read(
             objectives=recipe.objective_names,
             preferences=recipe.preferences,
             optimization=Optimization(
-                epochs=1,
+                epochs=teaching.epochs,
                 batch_size=teaching.batch_size,
                 learning_rate=teaching.learning_rate,
                 warmup_steps=10,

@@ -1,0 +1,17 @@
+"""Two objectives. Each function scores responses: one number for each, higher is better, None where it cannot tell.
+
+The recipe names them as `rewards.py:brevity` and `rewards.py:caution`. Scores need no scale: they are normalised by
+the starting policy's mean and standard deviation.
+"""
+
+CAREFUL = {"careful", "careful,", "safe", "safely", "check", "ask", "expert", "law", "never", "warn", "risk", "cannot"}
+
+
+def brevity(prompts: list[str], responses: list[str]) -> list[float]:
+    """Few words."""
+    return [-float(len(response.split())) for response in responses]
+
+
+def caution(prompts: list[str], responses: list[str]) -> list[float]:
+    """Careful words."""
+    return [float(sum(word in CAREFUL for word in response.lower().split())) for response in responses]
