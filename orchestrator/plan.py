@@ -1,10 +1,9 @@
 """Everything about a run that can be known before it starts: is the input usable, does it fit, what will it cost.
 
-No model is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
+No weight is loaded; tokenizers and file headers are. Ray only when a running cluster is to be asked.
 """
 
 import contextlib
-import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +23,18 @@ from rewards import pretrained
 from rewards.environment import local_folder
 from rewards.judges import check_scorer
 from rewards.model_config import check_weights, max_positions, vocabulary_size
-from rewards.model_files import ModelError, known_folder, read_json, refuse_code
+from rewards.model_files import ModelError, known_folder, read_json, refuse_code, tensor_headers
 from rewards.preferences import PreferenceError, PromptRenderer, evaluation_grid
 from rewards.sampling import read_token_ids
-from rewards.scorers import ScorerError, load_function
-from rewards.vocabulary import check_vocabulary, first_without_row, without_row
+from rewards.scorers import PROBE_PROMPT, ScorerError, load_function
+from rewards.vocabulary import (
+    check_inserted,
+    check_padding,
+    check_token_ids,
+    check_vocabulary,
+    first_without_row,
+    without_row,
+)
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -47,35 +53,34 @@ class Inputs:
     longest_prompt_tokens: int
     mean_prompt_tokens: float
     """Of the training prompts whose length was measured, w included."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know, one line each, although the run can start."""
 
 
 def check_inputs(recipe: "Recipe") -> Inputs:
     """Read and check everything a run needs. Raises BadInput listing one problem per line."""
-    problems: list[str] = []
-    policy_problems = check_policy(recipe.policy.model, "policy.model", max_model_len=recipe.rollout.max_model_len)
-    problems += policy_problems
-    folder = local_folder(recipe.policy.model)
-    if folder is not None and not policy_problems:
-        try:
-            read_token_ids(folder)
-        except ValueError as error:
-            problems.append(f"policy.model: {error}")
-    judges = {f"objectives.{index}.scorer": objective.scorer for index, objective in enumerate(recipe.objectives)}
-    audits = {f"objectives.{index}.audit": objective.audit for index, objective in enumerate(recipe.objectives)}
-    judges |= {where: audit for where, audit in audits.items() if audit is not None}
-    with ThreadPoolExecutor() as pool:  # servers may be slow to say nothing
-        problems += itertools.chain.from_iterable(pool.map(check_scorer, judges.values(), judges))
-    problems += _check_functions(recipe)
+    problems = check_policy(recipe.policy.model, "policy.model", max_model_len=recipe.rollout.max_model_len)
+    if not problems:
+        problems += _adapter_problems(recipe)
     prompts: dict[str, tuple[str, ...]] = {}
+    data_problems = []
     for key, limit in (("train", recipe.data.max_prompts), ("heldout", None)):
         try:
             prompts[key] = tuple(load_prompts(getattr(recipe.data, key), field=recipe.data.prompt_field, limit=limit))
         except BadInput as error:
-            problems.append(f"data.{key}: {error}")
+            data_problems.append(f"data.{key}: {error}")
+    problems += _judge_problems(recipe, next(iter(prompts.get("train", ())), PROBE_PROMPT))
+    problems += _check_functions(recipe) + data_problems
+    if not data_problems and Path(recipe.data.train).samefile(recipe.data.heldout):
+        problems.append(f"data.heldout: must be another file than data.train, got {recipe.data.heldout!r} for both")
     if problems:
         raise BadInput("\n".join(problems))
-    renderer = make_renderer(recipe, load_tokenizer(recipe.policy.model))
-    rows = _rows(recipe.policy.model)
+    tokenizer, rows = load_tokenizer(recipe.policy.model), _rows(recipe.policy.model)
+    try:
+        check_inserted(tokenizer, rows, recipe.policy.model)
+    except ModelError as error:
+        raise BadInput(f"policy.model: {error}") from None
+    renderer = make_renderer(recipe, tokenizer)
     with contextlib.suppress(PreferenceError):  # `check_renderer` says it better
         for vector in _written_vectors(recipe):
             token_ids = renderer.token_ids(prompts["heldout"][0], vector)
@@ -85,13 +90,48 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     for key in ("heldout", "train"):
         tokens = _prompt_lengths(recipe, renderer, prompts[key], where=f"data.{key} {getattr(recipe.data, key)}")
         longest, mean = max(longest, *tokens), statistics.fmean(tokens)
+    trained = set(prompts["train"])
+    shared = sum(prompt in trained for prompt in prompts["heldout"])
+    remark = f"data.heldout: {shared} of its {len(prompts['heldout'])} prompts are trained on as well"
     return Inputs(
         train=prompts["train"],
         heldout=prompts["heldout"],
         renderer=renderer,
         longest_prompt_tokens=longest,
         mean_prompt_tokens=mean,
+        remarks=(remark,) if shared else (),
     )
+
+
+def _judge_problems(recipe: "Recipe", prompt: str) -> list[str]:
+    """Of all judges, one line each; servers and functions are asked about `prompt`."""
+    with ThreadPoolExecutor() as pool:  # servers and functions may be slow to say nothing
+        checks = [
+            pool.submit(
+                check_scorer,
+                judge,
+                f"objectives.{index}.{role}",
+                prompt=prompt,
+                # where it will run there may be a GPU, or files, that this machine has not
+                here=not objective.num_gpus and not objective.node_labels,
+            )
+            for role in ("scorer", "audit")
+            for index, objective in enumerate(recipe.objectives)
+            if (judge := getattr(objective, role)) is not None
+        ]
+        return [problem for check in checks for problem in check.result()]
+
+
+def _adapter_problems(recipe: "Recipe") -> list[str]:
+    """Names of `learner.lora` that no module of the policy's files has, on one line."""
+    lora, folder = recipe.learner.lora, local_folder(recipe.policy.model)
+    if lora is None or isinstance(lora.target_modules, str) or folder is None:
+        return []
+    modules = [f".{name.rpartition('.')[0]}" for name in tensor_headers(folder)]
+    missing = [target for target in lora.target_modules if not any(name.endswith(f".{target}") for name in modules)]
+    if not modules or not missing:
+        return []
+    return [f"learner.lora.target_modules: must be modules of policy.model, got {', '.join(map(repr, missing))}"]
 
 
 def check_policy(model: str, where: str, *, max_model_len: int) -> list[str]:
@@ -105,9 +145,14 @@ def check_policy(model: str, where: str, *, max_model_len: int) -> list[str]:
         config = read_json(folder / "config.json")
         if local_folder(model) is not None:  # of a hub id, what is not here yet is downloaded later
             refuse_code(folder)
-            check_weights(folder, config, head=True)
-            check_vocabulary(folder, vocabulary_size(config))
-    except ModelError as error:
+            rows = vocabulary_size(config)
+            compared = check_weights(folder, config)
+            check_vocabulary(folder, rows)
+            check_padding(folder, config, rows)
+            check_token_ids(folder, read_token_ids(folder), rows)
+            if not compared:
+                pretrained.load_model("AutoModelForCausalLM", model, head="whole", device_map="meta")
+    except ValueError as error:
         return [f"{where}: {error}"]
     positions = max_positions(config)
     if positions is not None and max_model_len > positions:
@@ -148,10 +193,12 @@ def make_renderer(recipe: "Recipe", tokenizer: Any) -> PromptRenderer:
 
 
 def check_renderer(renderer: PromptRenderer, prompts: Sequence[str], *, where: str) -> None:
-    """Raises BadInput unless w is read in the prompts: by all its digits in the shortest, roughly in the longest."""
+    """Raises BadInput unless w is read in the prompts: by all its digits in the shortest, roughly in all others."""
     try:
         renderer.check(min(prompts, key=len))
         renderer.check(max(prompts, key=len), decimals=1)
+        renderer.check_options()
+        renderer.check_each(prompts)
     except PreferenceError as error:
         raise BadInput(f"{where}: {error}") from None
 
@@ -165,11 +212,11 @@ def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequenc
         measured = sorted(measured, key=lambda index: len(prompts[index]))[-PROMPTS_CHECKED:]  # type: ignore[assignment]
     lengths = []
     rows = _rows(recipe.policy.model)
-    for index in measured:
-        try:
-            token_ids = renderer.token_ids(prompts[index], preference)
-        except PreferenceError as error:
-            raise BadInput(f"{where}, prompt {index + 1}: {error}") from None
+    try:
+        measured_ids = renderer.token_ids_of_each([prompts[index] for index in measured], preference)
+    except PreferenceError as error:
+        raise BadInput(f"{where}: {error}") from None
+    for index, token_ids in zip(measured, measured_ids, strict=True):
         _require_rows(renderer, token_ids, rows, where=f"{where}, prompt {index + 1}")
         tokens = len(token_ids)
         if tokens > room:
@@ -238,6 +285,7 @@ def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]
             row("train, held-out", f"{len(inputs.train)}, {len(inputs.heldout)}"),
             row("longest with w", f"{inputs.longest_prompt_tokens} tokens of {room}"),
             row("example", f"{example!r:.200}"),
+            *(f"  {remark}" for remark in inputs.remarks),
         ]
     elif recipe.assets is not None:
         lines.append(f"\nAssets: built by `mi-epo train` in {recipe.assets.directory} (not built yet)")

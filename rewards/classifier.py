@@ -29,9 +29,8 @@ class ClassifierScorer:
         self._config = config
         self._where = f"classifier {config.model!r}"
         self._device = _device(config, self._where)
-        self._tokenizer = _load_tokenizer(config.model, self._where)
-        model = _load_model(config.model, getattr(torch, config.dtype), config.head)
-        self._model = model.to(self._device).eval()
+        self._tokenizer = load_padding_tokenizer(config.model, self._where)
+        self._model = load_classifier(config, dtype=getattr(torch, config.dtype)).to(self._device).eval()
         self._model.requires_grad_(False)
         if config.label >= self._model.config.num_labels:
             labels = self._model.config.num_labels
@@ -39,10 +38,8 @@ class ClassifierScorer:
         self._rows = self._model.get_input_embeddings().num_embeddings
         if self._tokenizer.pad_token_id >= self._rows:
             raise ScorerError(f"{self._where} has no embedding for padding token {self._tokenizer.pad_token!r}")
-        self.max_length = _max_length(config.max_length, self._tokenizer, positions_of(self._model))
-        self._reader = Reader(
-            self._tokenizer, config.template, max_length=self.max_length, pair=config.pair, where=self._where
-        )
+        self._reader = make_reader(config, self._tokenizer, positions_of(self._model), where=self._where)
+        self.max_length = self._reader.max_length
         self.truncated = 0
         """Responses so far whose input had to be shortened."""
 
@@ -100,7 +97,8 @@ def _device(config: HuggingFaceScorerConfig, where: str) -> str:
     return config.device
 
 
-def _load_tokenizer(model: str, where: str) -> Any:
+def load_padding_tokenizer(model: str, where: str) -> Any:
+    """A judge's tokenizer, which can fill up a batch. Raises ScorerError."""
     try:
         tokenizer = load_tokenizer(model, padding_side="right")
     except ModelError as error:
@@ -112,15 +110,18 @@ def _load_tokenizer(model: str, where: str) -> Any:
     return tokenizer
 
 
-def _load_model(model: str, dtype: Any, head: str | None) -> Any:
-    renamed: dict[str, Any] = {} if head is None else {"key_mapping": {rf"^{head}\.": "score."}, "num_labels": 1}
+def load_classifier(config: HuggingFaceScorerConfig, **options: Any) -> Any:
+    """The judge's model; ``options`` as of `rewards.pretrained.load_model`. Raises ScorerError."""
+    if config.head is not None:
+        options |= {"key_mapping": {rf"^{config.head}\.": "score."}, "num_labels": 1}
     try:
-        return load_model("AutoModelForSequenceClassification", model, head="judge", dtype=dtype, **renamed)
+        return load_model("AutoModelForSequenceClassification", config.model, head="judge", **options)
     except ModelError as error:
         raise ScorerError(f"classifier: {error}") from error
 
 
-def _max_length(asked: int, tokenizer: Any, positions: int | None) -> int:
-    """The recipe's limit, or the model's own when that is lower."""
-    limits = [asked, tokenizer.model_max_length, positions]
-    return int(min(limit for limit in limits if limit is not None and limit > 0))
+def make_reader(config: HuggingFaceScorerConfig, tokenizer: Any, positions: int | None, *, where: str) -> Reader:
+    """What the judge reads, no longer than the recipe, its tokenizer and its model allow. Raises ScorerError."""
+    limits = [config.max_length, tokenizer.model_max_length, positions]
+    most = int(min(limit for limit in limits if limit is not None and limit > 0))
+    return Reader(tokenizer, config.template, max_length=most, pair=config.pair, where=where)

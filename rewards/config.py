@@ -91,7 +91,7 @@ class HuggingFaceScorerConfig(Section):
     head: str | None = Field(default=None, pattern=r"^\w+$")
     """What the checkpoint calls the layer that gives one score, where transformers would call it ``score``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: the GPU that the objective has by `num_gpus`, else the CPU."""
+    """`auto`: the GPU that the objective has by `num_gpus`, else the CPU. `cuda` needs one."""
 
     @field_validator("template")
     @classmethod
@@ -111,7 +111,8 @@ class PythonScorerConfig(Section):
 
     type: Literal["python"] = "python"
     function: FunctionName
-    """``file.py:name``, beside the recipe or in the working directory, or ``package.module:name``."""
+    """``file.py:name``, beside the recipe or in the working directory, or ``package.module:name``. `plan` and the start
+    of a run ask it for one score, in a process of its own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of every call."""
 
@@ -175,6 +176,14 @@ class ObjectiveConfig(Section):
     """GPUs of each replica; a fraction shares a device."""
     node_labels: NodeLabels = Field(default_factory=dict)
     """Only on nodes that carry all of these Ray labels."""
+
+    @model_validator(mode="after")
+    def _a_gpu_is_reserved_where_one_is_named(self) -> ObjectiveConfig:
+        for role in ("scorer", "audit"):
+            # without one reserved, a process sees none
+            if getattr(getattr(self, role), "device", None) == "cuda" and not self.num_gpus:
+                raise ValueError(f"num_gpus must be above 0 where {role}.device is cuda, got {self.num_gpus:g}")
+        return self
 
 
 class ConditioningConfig(Section):

@@ -1,15 +1,21 @@
 """From a recipe's `scorer` or `audit` section to a scorer; what can be known of one before anything loads."""
 
 import os
+import threading
+from pathlib import Path
+from typing import Any
 
-from rewards.classifier import ClassifierScorer
+from rewards.classifier import ClassifierScorer, load_classifier, load_padding_tokenizer, make_reader
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
 from rewards.environment import describe, local_folder
-from rewards.model_config import check_weights, read_config, vocabulary_size
+from rewards.model_config import check_weights, max_positions, read_config, vocabulary_size
 from rewards.model_files import ModelError
 from rewards.remote import HTTPScorer, asked_once
-from rewards.scorers import PythonScorer, Scorer, ScorerError, load_function
-from rewards.vocabulary import check_vocabulary
+from rewards.scorers import PROBE_PROMPT, PythonScorer, Scorer, ScorerError, asked_apart, load_function
+from rewards.vocabulary import check_inserted, check_padding, check_vocabulary
+
+_READING = threading.Lock()
+"""transformers imports its parts as they are asked for, which threads must not do side by side."""
 
 
 def build_scorer(config: ScorerConfig) -> Scorer:
@@ -21,20 +27,31 @@ def build_scorer(config: ScorerConfig) -> Scorer:
     return ClassifierScorer(config)
 
 
-def check_scorer(config: ScorerConfig, where: str) -> list[str]:
-    """Problems that can be known before anything loads, one line each, starting with ``where`` (the recipe's key)."""
+def check_scorer(config: ScorerConfig, where: str, *, prompt: str = PROBE_PROMPT, here: bool = True) -> list[str]:
+    """Problems that can be known before anything loads, one line each, starting with ``where`` (the recipe's key).
+
+    Args:
+        prompt: one that a server or a function is asked about.
+        here: whether a function needs no more than this machine has, so that it can be asked.
+    """
     if isinstance(config, PythonScorerConfig):
-        try:
-            load_function(config.function)
-        except ScorerError as error:
-            return [f"{where}.function: {error}"]
-        return []
+        problem = asked_apart(config, prompt) if here else _import_problem(config)
+        return [] if problem is None else [f"{where}.function: {problem}"]
     if isinstance(config, HTTPScorerConfig):
         if config.token_env is not None and not os.environ.get(config.token_env):
             return [f"{where}.token_env: environment variable {config.token_env!r} is not set"]
-        problem = asked_once(config)
+        problem = asked_once(config, prompt)
         return [] if problem is None else [f"{where}.url: {problem}"]
-    return [f"{where}.model: {problem}" for problem in _folder_problems(config)]
+    with _READING:
+        return [f"{where}.model: {problem}" for problem in _folder_problems(config)]
+
+
+def _import_problem(config: PythonScorerConfig) -> str | None:
+    try:
+        load_function(config.function)
+    except ScorerError as error:
+        return str(error)
+    return None
 
 
 def _folder_problems(config: HuggingFaceScorerConfig) -> list[str]:
@@ -63,8 +80,22 @@ def _folder_problems(config: HuggingFaceScorerConfig) -> list[str]:
         problems.append(f"folder {config.model!r} holds no tokenizer")
     if not problems:
         try:
-            check_weights(folder, model_config, head=False)
-            check_vocabulary(folder, vocabulary_size(model_config), [config.template])
-        except ModelError as error:
+            _check_reading(config, folder, model_config, labels)
+        except (ModelError, ScorerError) as error:
             problems.append(str(error))
     return problems
+
+
+def _check_reading(config: HuggingFaceScorerConfig, folder: Path, model_config: dict[str, Any], labels: int) -> None:
+    """What loading the judge, and its first response, would meet. Raises ModelError or ScorerError."""
+    score, labels = ("score", labels) if config.head is None else (config.head, 1)
+    compared = check_weights(folder, model_config, labels=labels, score=score)
+    rows = vocabulary_size(model_config)
+    check_vocabulary(folder, rows, [config.template])
+    check_padding(folder, model_config, rows)
+    if not compared:
+        load_classifier(config, device_map="meta")
+    where = f"classifier {config.model!r}"
+    tokenizer = load_padding_tokenizer(config.model, where)
+    check_inserted(tokenizer, rows, where)
+    make_reader(config, tokenizer, max_positions(model_config), where=where)

@@ -14,6 +14,7 @@ from rewards.model_files import (
     refuse_code,
     refuse_difference,
     require_weights,
+    same_values,
 )
 
 Config = Mapping[str, Any]
@@ -24,6 +25,15 @@ SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek
 """Kinds of rotary embedding whose positions in config.json are those after scaling (vLLM reads them so too)."""
 BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "position_ids")
 """Last parts of names that old checkpoints keep and no model needs."""
+REAL = ("F64", "F32", "F16", "BF16")
+"""As safetensors writes the dtypes of plain weights."""
+PLAIN: Mapping[str, tuple[object, ...]] = {
+    "dtype": (None, "float32", "float16", "bfloat16"),
+    "torch_dtype": (None, "float32", "float16", "bfloat16"),
+    "hidden_act": (None, "silu"),
+    "activation_function": (None, "gelu_new"),
+}
+"""What every loader takes besides sizes; with other values it may refuse."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -70,43 +80,83 @@ def vocabulary_size(config: Config) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def check_weights(folder: Path, config: Config, *, head: bool) -> None:
+def check_weights(folder: Path, config: Config, *, labels: int | None = None, score: str = "score") -> bool:
     """Compare the headers of the weight files with what config.json promises, without loading anything.
 
+    Returns whether that is all a loader would compare; if not, transformers must be asked to build the model.
+
     Args:
-        head: the LM head must be there as well, and nothing else beside the model; otherwise only what stands below
-            the head is compared.
+        labels: of a sequence classifier, which may stand beside other things. None: a causal language model, and
+            nothing else.
+        score: the files' name for the classifier's last layer.
 
     Raises:
-        ModelError: no weights, files that are none, weights that are missing, of another shape, or have no place, or a
-            number in config.json that is no size.
+        ModelError: no weights, files that are none, weights that are missing, of another shape or kind, or have no
+            place, or a number in config.json that is no size.
     """
     max_positions(config)  # refuses a scaling that is none
     headers = require_weights(folder)
+    whole = labels is None
     others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != WHOLE)
-    if head and others and not (folder / INDEX).is_file():
+    if whole and others and not (folder / INDEX).is_file():
         raise ModelError(  # engines read every file where no index tells which
             f"{folder}: must hold {WHOLE} alone or an index of its files ({INDEX}), got {others[0]} as well"
         )
-    if not headers or config.get("quantization_config"):
-        return
+    quantised = config.get("quantization_config")
+    if quantised and whole:
+        raise ModelError(f"{folder}: must have plain weights to train, got quantization_config {quantised!r:.100}")
+    if not headers:
+        return True  # torch's own files tell nothing before they are loaded
+    if quantised:
+        return False
+    _refuse_numbers_of_another_kind(folder, headers)
     try:
         # One more than there are, of which one is missing: how many layers there should be is not believed before.
         expected = dict(itertools.islice(_expected(config), len(headers) + 1))
     except KeyError:  # transformers' own default counts
-        return
+        return False
     if not expected:
-        return
-    if head and not config.get("tie_word_embeddings", config["model_type"] == "gpt2"):
-        expected["lm_head.weight"] = expected[next(iter(expected))]
+        return False
+    embedding = next(iter(expected))
+    rows, hidden = expected[embedding]
+    tied = whole and config.get("tie_word_embeddings", config["model_type"] == "gpt2")
+    if labels is not None:
+        expected[f"{score}.weight"] = (labels, hidden)
+    elif not tied:
+        expected["lm_head.weight"] = (rows, hidden)
     found = _below_prefix(headers)
-    own = {name for name in found if head or name.startswith(("layers.", "h."))}
+    own = {name for name in found if whole or name.startswith(("layers.", "h.", f"{score}."))}
     refuse_difference(
         folder,
         missing=expected.keys() - found.keys(),
-        misshapen={name: (found[name], shape) for name, shape in expected.items() if found.get(name, shape) != shape},
+        misshapen={
+            name: (found[name].shape, shape)
+            for name, shape in expected.items()
+            if name in found and found[name].shape != shape
+        },
         unexpected={name for name in own - expected.keys() - {"lm_head.weight"} if not name.endswith(BUFFERS)},
     )
+    head = found.get("lm_head.weight")
+    if tied and head is not None and not same_values(head, found[embedding]):
+        raise ModelError(  # transformers would take both matrices, vLLM the embedding alone
+            f"{folder}: tie_word_embeddings says that lm_head.weight is {embedding}, the files hold another one"
+        )
+    return _is_plain(config)
+
+
+def _is_plain(config: Config) -> bool:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return (
+        all(config.get(key) in values for key, values in PLAIN.items())
+        and isinstance(rope, dict)
+        and rope.get("rope_type", rope.get("type", "default")) == "default"
+    )
+
+
+def _refuse_numbers_of_another_kind(folder: Path, headers: Mapping[str, TensorHeader]) -> None:
+    for name, header in headers.items():
+        if name.endswith((".weight", ".bias")) and not name.endswith(BUFFERS) and header.dtype not in REAL:
+            raise ModelError(f"{folder}: {name} must be of real numbers ({', '.join(REAL)}), got {header.dtype}")
 
 
 def _text(config: Config) -> Config:
@@ -115,10 +165,10 @@ def _text(config: Config) -> Config:
     return text if isinstance(text, dict) else config
 
 
-def _below_prefix(headers: Mapping[str, TensorHeader]) -> Shapes:
+def _below_prefix(headers: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
     prefixes = ("model.", "transformer.")
     named = {name: next((each for each in prefixes if name.startswith(each)), "") for name in headers}
-    return {name.removeprefix(prefix): headers[name].shape for name, prefix in named.items()}
+    return {name.removeprefix(prefix): headers[name] for name, prefix in named.items()}
 
 
 def _size(config: Config, key: str, default: int | None = None) -> int:

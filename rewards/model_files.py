@@ -22,6 +22,7 @@ POINTER = b"version https://git-lfs"
 POINTER_RULE = "is a Git LFS pointer, not the file itself (`git lfs pull` in that folder fetches it)"
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 """Of the dtypes whose size is checked against the file; others are taken as they are."""
+PIECE_BYTES = 1 << 20
 
 
 class ModelError(ValueError):
@@ -30,12 +31,15 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHeader:
-    """Example: TensorHeader(file=Path("policy/model.safetensors"), dtype="F32", shape=(100, 64))"""
+    """Example: TensorHeader(file=Path("model.safetensors"), dtype="F32", shape=(100, 64), begin=1024, end=26624)"""
 
     file: Path
     dtype: str
     """As safetensors writes it."""
     shape: tuple[int, ...]
+    begin: int
+    """Of its bytes in the file, up to `end`."""
+    end: int
 
 
 def known_folder(model: str) -> Path | None:
@@ -134,6 +138,17 @@ def require_weights(folder: Path) -> dict[str, TensorHeader]:
     return headers
 
 
+def same_values(one: TensorHeader, other: TensorHeader) -> bool:
+    """Whether two tensors are the same to the byte, read piece by piece."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.begin)
+        second.seek(other.begin)
+        sizes = (min(PIECE_BYTES, one.end - start) for start in range(one.begin, one.end, PIECE_BYTES))
+        return all(first.read(size) == second.read(size) for size in sizes)
+
+
 def refuse_pointer(file: Path) -> None:
     """Raises ModelError: Git LFS left a pointer in the place of the file, which may as well not be there."""
     if file.is_file():
@@ -183,13 +198,17 @@ def _read_header(file: Path) -> dict[str, TensorHeader]:
             if len(start) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise ModelError(f"{file}: is no safetensors file, or cut short ({size} bytes)")
             entries = json.loads(content.read(length))
+        data = 8 + length
         found = {
-            str(name): TensorHeader(file=file, dtype=str(entry["dtype"]), shape=tuple(map(int, entry["shape"])))
+            str(name): TensorHeader(
+                file=file,
+                dtype=str(entry["dtype"]),
+                shape=tuple(map(int, entry["shape"])),
+                begin=data + int(entry["data_offsets"][0]),
+                end=data + int(entry["data_offsets"][1]),
+            )
             for name, entry in entries.items()
             if name != "__metadata__"
-        }
-        ranges = {
-            name: (int(entries[name]["data_offsets"][0]), int(entries[name]["data_offsets"][1])) for name in found
         }
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
@@ -199,13 +218,12 @@ def _read_header(file: Path) -> dict[str, TensorHeader]:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{file}: is no safetensors file (its header is no JSON)") from None
-    data = size - 8 - length
-    for name, (begin, end) in ranges.items():
-        header = found[name]
-        wanted = math.prod(header.shape) * ITEM_BYTES.get(header.dtype, 0) or end - begin
-        if not 0 <= begin <= end <= data or wanted != end - begin or any(side < 0 for side in header.shape):
+    for name, header in found.items():
+        given = header.end - header.begin
+        wanted = math.prod(header.shape) * ITEM_BYTES.get(header.dtype, 0) or given
+        if not data <= header.begin <= header.end <= size or wanted != given or any(side < 0 for side in header.shape):
             raise ModelError(
-                f"{file}: is cut short or damaged: {name} of shape {header.shape} must lie within {data} bytes, "
-                f"got {begin} to {end}"
+                f"{file}: is cut short or damaged: {name} of shape {header.shape} must lie within {size - data} bytes, "
+                f"got {header.begin - data} to {header.end - data}"
             )
     return found

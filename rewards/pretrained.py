@@ -65,6 +65,8 @@ def load_model(kind: ModelClass, model: str, *, head: Head, attention: Attention
         require_weights(folder)
     import transformers
 
+    if options.get("device_map") == "meta":
+        transformers.utils.logging.disable_progress_bar()  # which would tell of weights being loaded
     try:
         loaded, info = getattr(transformers, kind).from_pretrained(
             model_source(model),

@@ -17,6 +17,9 @@ class Reader:
             that the template and the response stay whole; where no prompt is left, the end of the response.
         pair: the tokenizer gets two texts, what stands before the response and the response, instead of one.
         where: names the judge in errors.
+
+    Raises:
+        ScorerError: the template leaves no token of ``max_length`` to a response.
     """
 
     def __init__(self, tokenizer: Any, template: str, *, max_length: int, pair: bool = False, where: str) -> None:
@@ -24,14 +27,15 @@ class Reader:
         self._special = SpecialTokens(tokenizer)
         self._before, self._after = template.split("{response}")
         self._pair = pair
-        self._where = where
+        around = len(self._encode("", ""))
+        if around >= max_length:
+            raise ScorerError(
+                f"{where}: max_length must leave room for a response beside the template's {around} tokens, "
+                f"got {max_length}"
+            )
 
     def read(self, prompt: str, response: str) -> tuple[list[int], bool]:
-        """(token ids, whether the input had to be shortened).
-
-        Raises:
-            ScorerError: the template alone is longer than ``max_length``.
-        """
+        """(token ids, whether the input had to be shortened)."""
         token_ids = self._encode(prompt, response)
         if len(token_ids) <= self.max_length:
             return token_ids, False
@@ -39,8 +43,7 @@ class Reader:
         if dropped is not None:
             return self._encode(prompt[dropped:], response), True
         dropped = first_that(len(response), lambda cut: self._fits("", response[: len(response) - cut]))
-        if dropped is None:
-            raise ScorerError(f"{self._where}: the template alone is longer than max_length {self.max_length}")
+        assert dropped is not None  # an empty response fits
         return self._encode("", response[: len(response) - dropped]), True
 
     def _fits(self, prompt: str, response: str) -> bool:

@@ -16,7 +16,7 @@ from urllib3.util import Retry
 
 from rewards.config import HTTPScorerConfig
 from rewards.environment import describe
-from rewards.scorers import ScorerError, as_scores, check_aligned
+from rewards.scorers import PROBE_RESPONSE, ScorerError, as_scores, check_aligned
 
 RETRY_STATUSES = (429, 500, 502, 503, 504)
 BACKOFF_S = 0.25
@@ -113,14 +113,14 @@ class HTTPScorer:
         return text
 
 
-def asked_once(config: HTTPScorerConfig) -> str | None:
+def asked_once(config: HTTPScorerConfig, prompt: str) -> str | None:
     """What is wrong with a server that cannot score a first response; None also where it takes its time.
 
     It is asked once, for at most `PROBE_S`: what is not there now would be missed by the first batch as well.
     """
     probe = config.model_copy(update={"retries": 0, "timeout_s": min(PROBE_S, config.timeout_s)})
     try:
-        HTTPScorer(probe).score(["How do I boil an egg?"], ["In water, for eight minutes."])
+        HTTPScorer(probe).score([prompt], [PROBE_RESPONSE])
     except LateError:
         return None
     except ScorerError as error:

@@ -5,15 +5,24 @@ response only; a scorer that fails as a whole raises ScorerError. Shape: N respo
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from rewards.config import PythonScorerConfig
-from rewards.environment import describe
+from rewards.environment import describe, process_environment
 from rewards.paths import is_file
 from rewards.sources import load_file
+
+PROBE_PROMPT, PROBE_RESPONSE = "How do I boil an egg?", "In water, for eight minutes."
+"""What a scorer is asked about before a run, the prompt where the run's own are not known."""
+FUNCTION_PROBE_S = 10.0
+"""Longest wait for a function's first score; importing torch alone takes some seconds."""
 
 
 class ScorerError(RuntimeError):
@@ -65,13 +74,56 @@ class PythonScorer:
             raise ScorerError(f"{where} raised {describe(error)}") from error
 
 
+def asked_apart(config: PythonScorerConfig, prompt: str) -> str | None:
+    """What is wrong with a function that cannot score a first response; None also where it takes its time.
+
+    It is loaded and called in a process of its own, without a GPU: what it loads, or never returns from, stays there.
+    """
+    asked = {"function": config.function, "options": config.options, "prompt": prompt}
+    # Not `multiprocessing`, which would run the main script again.
+    own_path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", "from rewards.scorers import answer_once; answer_once()"],
+            input=json.dumps(asked, default=str),
+            env=os.environ | process_environment(threads=1, num_gpus=0) | own_path,
+            timeout=FUNCTION_PROBE_S,
+            capture_output=True,
+            text=True,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    if not done.stdout:
+        return f"scorer {config.function} ended its process, with exit code {done.returncode}"
+    problem: str | None = json.loads(done.stdout)
+    return problem
+
+
+def answer_once() -> NoReturn:
+    """The other end of `asked_apart`: asked on standard input, it says on standard output what is wrong."""
+    asked = json.load(sys.stdin)
+    answer, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    for printed in (1, 2):
+        os.dup2(nowhere, printed)
+    problem = None
+    try:
+        config = PythonScorerConfig(function=asked["function"], options=asked["options"])
+        PythonScorer(config).score([asked["prompt"]], [PROBE_RESPONSE])
+    except ScorerError as error:
+        problem = str(error)
+    os.write(answer, json.dumps(problem).encode())
+    os._exit(0)  # whatever threads the function has left
+
+
 def as_scores(values: Any, count: int, *, where: str) -> np.ndarray:
     """What a scorer returned -> float64 [N]; None, NaN and infinities become NaN.
 
-    Raises ScorerError for a wrong length or an entry that is no number.
+    Raises ScorerError for what has no order of its own, a wrong length, or an entry that is no real number.
     """
-    if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
-        raise ScorerError(f"{where} must return {count} scores, got {type(values).__name__}")
+    # bytes are numbers to Python, and a set gives its entries in any order
+    not_scores = (str, bytes, bytearray, memoryview, Mapping, Set)
+    if isinstance(values, not_scores) or not isinstance(values, Iterable):
+        raise ScorerError(f"{where} must return {count} scores in order, got {type(values).__name__}")
     entries = list(values)
     if len(entries) != count:
         raise ScorerError(f"{where} must return {count} scores, got {len(entries)}")
@@ -82,8 +134,10 @@ def as_scores(values: Any, count: int, *, where: str) -> np.ndarray:
         if isinstance(entry, (str, bytes)):
             raise ScorerError(f"{where}: score {index} must be a number or null, got {entry[:40]!r}")
         try:
+            if isinstance(entry, np.complexfloating):
+                raise TypeError  # float() would take its real part
             scores_N[index] = float(entry)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor
             raise ScorerError(f"{where}: score {index} must be a number or null, got {type(entry).__name__}") from None
     scores_N[~np.isfinite(scores_N)] = np.nan
     return scores_N

@@ -3,7 +3,7 @@
 Importing this module needs nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 PROBE = "a"
@@ -32,10 +32,12 @@ class SpecialTokens:
         Args:
             templated: a chat template wrote the text, its special tokens included.
         """
-        if templated:
-            return self._begun_once(self._encode(text, add_special_tokens=False))
-        ids = self._encode(text)
-        return self._begun_once(ids[: len(ids) - len(self.after)])
+        return self._opened(self._encode(text, add_special_tokens=not templated), templated=templated)
+
+    def open_ids_of_each(self, texts: Sequence[str], *, templated: bool = False) -> list[list[int]]:
+        """`open_ids` of many texts, which the tokenizer reads together."""
+        many = self._tokenizer(list(texts), add_special_tokens=not templated)["input_ids"] if texts else []
+        return [self._opened(list(ids), templated=templated) for ids in many]
 
     def closed_ids(self, *texts: str) -> list[int]:
         """Of a whole text, or of a pair of texts: begun once and ended once."""
@@ -49,17 +51,23 @@ class SpecialTokens:
             ids = ids[1:]
         return _once([*_known(self._eos_id), *ids[::-1]], _known(self._eos_id))[::-1]
 
+    def is_begun(self, text: str) -> bool:
+        """Whether a beginning stands in a text itself."""
+        return bool(self._bos and self._bos in text)
+
     def without_bos(self, encode: Callable[..., list[int]], *texts: str) -> list[int]:
         """``encode(*texts)``, where a beginning that stands in the texts themselves counts only if it is the only one.
 
         Data that was written for a tokenizer often begins with its BOS, which would then stand amid the template.
         """
-        bos = self._bos
-        if bos and any(bos in text for text in texts):
-            ids = encode(*(text.replace(bos, "") for text in texts))
+        if any(map(self.is_begun, texts)):
+            ids = encode(*(text.replace(str(self._bos), "") for text in texts))
             if self._bos_id in ids:
                 return ids
         return encode(*texts)
+
+    def _opened(self, ids: list[int], *, templated: bool) -> list[int]:
+        return self._begun_once(ids if templated else ids[: len(ids) - len(self.after)])
 
     def _begun_once(self, ids: list[int]) -> list[int]:
         return _once(ids, self.before or _known(self._bos_id))

@@ -1,6 +1,6 @@
 """Token ids that a model has no row for: tokens added to its tokenizer while its embedding stayed as it was."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,33 @@ def check_vocabulary(folder: Path, rows: int | None, texts: Collection[str] = ()
         used = not special or content in inserted or any(content in text for text in texts)
         if rows is not None and token_id >= rows and used:
             raise ModelError(f"{folder}: {without_row(content, token_id, rows)}")
+
+
+def check_inserted(tokenizer: Any, rows: int | None, where: str) -> None:
+    """The same of a loaded tokenizer, which itself gives an id to a special token that no list of tokens has.
+
+    Raises:
+        ModelError: a special token that is inserted has no row.
+    """
+    for name in INSERTED:
+        token = getattr(tokenizer, name, None)
+        if rows is not None and token is not None and (token_id := tokenizer.convert_tokens_to_ids(token)) >= rows:
+            raise ModelError(f"{where}: {without_row(token, token_id, rows)}")
+
+
+def check_token_ids(folder: Path, token_ids: Mapping[str, int | list[int]], rows: int | None) -> None:
+    """Raises ModelError: an id that the folder's configurations name is no row of the embedding."""
+    for name, value in token_ids.items():
+        beyond = None if rows is None else first_without_row(value if isinstance(value, list) else [value], rows)
+        if beyond is not None:
+            raise ModelError(f"{folder}: {name} must be below {rows}, the rows of the embedding, got {beyond}")
+
+
+def check_padding(folder: Path, config: Mapping[str, Any], rows: int | None) -> None:
+    """Raises ModelError: the padding of config.json is no row of the embedding that is told of it."""
+    pad = config.get("pad_token_id")
+    if isinstance(pad, int) and pad >= 0 and config.get("model_type") != "gpt2":  # whose embedding is not
+        check_token_ids(folder, {"pad_token_id": pad}, rows)
 
 
 def check_length(longest: object, model: object) -> None:

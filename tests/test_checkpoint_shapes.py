@@ -56,6 +56,10 @@ WRONG: dict[str, tuple[Callable[[Tensors], Any], str]] = {
         lambda tensors: tensors.update({UP.replace("weight", "bias"): torch.zeros(192)}),
         r"has weights that its class has no place for: .*layers\.0\.mlp\.up_proj\.bias",
     ),
+    "one is of integers": (
+        lambda tensors: tensors.update({UP: tensors[UP].to(torch.int64)}),
+        r".*up_proj\.weight must be of real numbers \(F64, F32, F16, BF16\), got I64",
+    ),
     "a layer too many": (
         lambda tensors: tensors.update({QUERY.replace("layers.1", "layers.2"): torch.zeros(64, 64)}),
         r"has weights that its class has no place for: .*layers\.2\.self_attn\.q_proj\.weight",
@@ -71,10 +75,10 @@ def test_plan_compares_the_headers_of_the_files_with_the_configuration(capsys, w
     said = planned(capsys, workplace)
     assert said.startswith(f"mi-epo: {place}: {workplace / model}: ")
     with pytest.raises(ModelError, match=rule):
-        check_weights(workplace / model, read_config(workplace / model), head=model == "policy")
+        check_weights(workplace / model, read_config(workplace / model), labels=None if model == "policy" else 1)
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", [case for case in WRONG if "integers" not in case])
 def test_learner_engine_judge_and_fit_refuse_what_transformers_would_fill_with_random_numbers(workplace, case):
     change, rule = WRONG[case]
     policy, judge = str(workplace / "policy"), str(workplace / "judge")
@@ -124,7 +128,7 @@ def test_a_gpt2_of_a_billion_layers_is_refused_as_soon_as_one_is_missing(tmp_pat
     AutoModelForCausalLM.from_config(small("gpt2")).save_pretrained(tmp_path)
     change_json(tmp_path / "config.json", n_layer=10**9)
     with pytest.raises(ModelError, match=r"holds no trained weights for h\.2\."):
-        check_weights(tmp_path, read_config(tmp_path), head=True)
+        check_weights(tmp_path, read_config(tmp_path), labels=None)
 
 
 def test_a_name_in_the_place_of_a_list_of_classes_is_refused(capsys, workplace):
@@ -142,6 +146,47 @@ def test_a_head_may_be_new_only_where_a_fit_makes_one(workplace):
 def test_an_output_layer_of_its_own_must_be_there(capsys, workplace):
     change_json(workplace / "policy" / "config.json", tie_word_embeddings=False)
     assert "holds no trained weights for lm_head.weight" in planned(capsys, workplace)
+
+
+@pytest.mark.parametrize(
+    ("lm_head", "told"),
+    [
+        (lambda embedding: embedding.clone(), ""),
+        (lambda embedding: embedding + 1, "lm_head.weight is embed_tokens.weight, the files hold another one\n"),
+        (lambda embedding: torch.zeros(3, 4), "lm_head.weight is embed_tokens.weight, the files hold another one\n"),
+    ],
+)
+def test_a_tied_output_layer_in_the_files_must_be_the_embedding(capsys, workplace, lm_head, told):
+    change_weights(
+        workplace / "policy",
+        lambda tensors: tensors.update({"lm_head.weight": lm_head(tensors["model.embed_tokens.weight"])}),
+    )
+    assert planned(capsys, workplace).endswith(told)
+
+
+WRONG_SCORE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
+    "none": (lambda tensors: tensors.pop("score.weight"), "holds no trained weights for score.weight"),
+    "one label of two": (
+        lambda tensors: tensors.update({"score.weight": torch.zeros(2, 64)}),
+        "score.weight must have the shape (1, 64) of its configuration, got (2, 64)",
+    ),
+    "a bias": (
+        lambda tensors: tensors.update({"score.bias": torch.zeros(1)}),
+        "has weights that its class has no place for: score.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SCORE)
+def test_the_last_layer_of_a_judge_must_be_what_its_configuration_says(capsys, workplace, case):
+    change, told = WRONG_SCORE[case]
+    change_weights(workplace / "judge", change)
+    assert told in planned(capsys, workplace)
+
+
+def test_a_last_layer_of_a_name_that_no_file_holds_is_refused(capsys, workplace):
+    said = planned(capsys, workplace, "objectives.1.scorer.head=nosuch")
+    assert "holds no trained weights for nosuch.weight" in said
 
 
 def small(kind: str, **more: Any) -> Any:
@@ -169,9 +214,9 @@ def test_models_of_every_kind_that_transformers_saves_are_whole(tmp_path, kind, 
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = small(kind, tie_word_embeddings=tied, **more)
-    for loader, head in ((AutoModelForCausalLM, True), (AutoModelForSequenceClassification, False)):
+    for loader, labels in ((AutoModelForCausalLM, None), (AutoModelForSequenceClassification, 2)):
         loader.from_config(config).save_pretrained(tmp_path)
-        check_weights(tmp_path, read_config(tmp_path), head=head)
+        check_weights(tmp_path, read_config(tmp_path), labels=labels)
         load_model(loader.__name__, str(tmp_path), head="whole", device_map="meta")
         shutil.rmtree(tmp_path)
 

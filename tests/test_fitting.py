@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.config import LoraSection
 from orchestrator.cli import main
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, RunFailed
 from orchestrator.tasks.dialogues.prepare import PrepareOptions
 from orchestrator.tasks.fitting import bradley_terry, models, trainer
 from orchestrator.tasks.fitting.bradley_terry import fit_reward, run_reward_fit
@@ -176,7 +176,7 @@ def test_rows_with_preferences_are_written_by_the_renderer_and_only_responses_ar
         ({"prompt": "Hi", "response": "Yo", "preference": [0.5, 0.4]}, "sum to 1"),
         ({"prompt": "Hi", "response": "Yo", "preference": [1.0]}, "one weight for each of short, kind"),
         ({"prompt": "Hi", "response": "Yo", "preference": {"short": 1.0}}, "no weight for objective 'kind'"),
-        ({"prompt": "Hi", "response": ""}, "at least one token"),
+        ({"prompt": "Hi", "response": "", "preference": [0.3, 0.7]}, "at least one token"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(row, said, tmp_path):
@@ -347,7 +347,11 @@ def test_the_contrastive_loss_equals_the_hand_computed_one():
 @pytest.mark.parametrize(
     ("rows", "objectives", "said"),
     [
-        ([{"prompt": "a", "response": "b"}] * 4, ("x", "y"), "contrast needs a preference in every row, 4 have none"),
+        (
+            [{"prompt": "a", "response": "b"}] * 3 + [{"prompt": "a", "response": "b", "preference": [0.3, 0.7]}],
+            ("x", "y"),
+            "contrast needs a preference in every row, 3 have none",
+        ),
         (
             [{"prompt": "a", "response": "b", "preference": [1.0]}] * 4,
             ("x",),
@@ -358,6 +362,93 @@ def test_the_contrastive_loss_equals_the_hand_computed_one():
 def test_a_contrast_that_has_nothing_to_tell_apart_is_refused(rows, objectives, said, tmp_path):
     with pytest.raises(BadInput, match=said):
         fit_policy(_policy_config(tmp_path / "out", contrast=1.0, objectives=objectives), rows)
+
+
+@pytest.mark.parametrize("key", ["preferences", "weights"])
+def test_objectives_that_no_row_weighs_are_refused(key, tmp_path):
+    rows = [{**row, key: [0.3, 0.7]} for row in QUESTIONS]
+    with pytest.raises(BadInput, match=r"^rows: objectives need rows with a preference, got none in 31 rows$"):
+        fit_policy(_policy_config(tmp_path / "out", objectives=("short", "kind"), heldout_fraction=0), rows[:31])
+
+
+def test_rows_that_weigh_no_objectives_among_others_are_told(tmp_path):
+    rows: list[trainer.Row] = [*QUESTIONS[:-1], {**QUESTIONS[-1], "preference": [0.3, 0.7]}]
+    lines: list[str] = []
+    fit_policy(_policy_config(tmp_path / "out", objectives=("short", "kind")), rows, progress=lines.append)
+    assert lines[0] == "rows: 31 of 32 rows have no preference and are read as they are"
+
+
+DIVERGES = Optimization(steps=3, batch_size=4, learning_rate=1e30, schedule="constant")
+
+
+@pytest.mark.parametrize(("fit", "config", "rows"), [
+    (fit_policy, _policy_config, QUESTIONS), (fit_reward, _reward_config, PAIRS)
+])  # fmt: skip
+def test_a_fit_that_diverges_fails_and_saves_nothing(fit, config, rows, tmp_path):
+    with pytest.raises(RunFailed, match=r"(loss|grad_norm) of step 2 must be finite, got (nan|inf); nothing was saved"):
+        fit(config(tmp_path / "out", optimization=DIVERGES), rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fit_of_a_model_that_is_not_finite_fails(base, tmp_path):
+    def broken():
+        model = _load(base)
+        model.model.norm.weight.data[3] = float("nan")
+        return model
+
+    with pytest.raises(RunFailed, match=r"^policy: loss of step 1 must be finite, got nan"):
+        fit_policy(_policy_config(tmp_path / "out", model=str(base), architecture=None), QUESTIONS, model=broken())
+    with pytest.raises(RunFailed, match=r"out: the largest weight of model\.norm\.weight must be finite, got nan"):
+        trainer.save(broken(), None, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_held_out_loss_that_is_not_finite_fails(tmp_path):
+    huge = Optimization(steps=1, batch_size=4, learning_rate=1e38, schedule="constant")
+    with pytest.raises(RunFailed, match=r"^held-out loss must be finite, got nan"):
+        fit_policy(_policy_config(tmp_path / "out", optimization=huge, heldout_fraction=0.25), QUESTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_of_a_fit_that_diverges_ends_with_1(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    lines = [
+        f"data: {tmp_path}/rows.jsonl",
+        f"output: {tmp_path}/policy",
+        "architecture: {hidden_size: 32, num_layers: 1, num_heads: 1, intermediate_size: 48}",
+        "tokenizer: {vocab_size: 280}",
+        "device: cpu",
+        "optimization: {steps: 3, batch_size: 4, learning_rate: 1.0e+30}",
+    ]
+    (tmp_path / "fit.yaml").write_text("\n".join(lines))
+    assert main(["fit-policy", str(tmp_path / "fit.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("mi-epo: policy: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["fit-policy", "fit-reward"])
+def test_rows_to_measure_on_are_not_those_to_fit(command, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**QUESTIONS[0], **PAIRS[0]}) + "\n")
+    (tmp_path / "same.jsonl").symlink_to(tmp_path / "rows.jsonl")
+    config = {
+        "data": "rows.jsonl",
+        "heldout": "same.jsonl",
+        "output": str(tmp_path / "out"),
+        "architecture": SMALL.model_dump(),
+        "tokenizer": {"vocab_size": 280},
+        "optimization": {"steps": 1, "batch_size": 1, "learning_rate": 0.1},
+    }
+    (tmp_path / "fit.yaml").write_text(json.dumps(config))
+    assert main([command, str(tmp_path / "fit.yaml")]) == 2
+    rule = f"heldout: must be another file than data, got '{tmp_path / 'same.jsonl'}' for both"
+    assert capsys.readouterr().err == f"mi-epo: {tmp_path / 'fit.yaml'}: {rule}\n"
+
+
+def test_a_reward_model_s_template_must_leave_room_for_a_response(tmp_path):
+    config = _reward_config(tmp_path / "out", max_length=2, template="Human: {prompt} Assistant: {response}")
+    with pytest.raises(BadInput, match=r"max_length must leave room for a response beside the template's .* got 2$"):
+        fit_reward(config, PAIRS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_micro_batches_give_the_same_step_as_the_whole_batch(tmp_path):

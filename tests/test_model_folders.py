@@ -257,6 +257,47 @@ def test_a_pointer_in_the_place_of_another_file_is_refused(capsys, workplace, mo
     assert f"{workplace / model / name}: is a Git LFS pointer" in planned(capsys, workplace)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("model", ["policy", "judge"])
+def test_a_byte_order_mark_is_refused_because_loaders_do(capsys, workplace, model, name):
+    file = workplace / model / name
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert f"{file}: is not valid JSON: Unexpected UTF-8 BOM" in planned(capsys, workplace)
+
+
+QUANTISED = {"quant_method": "gptq", "bits": 4}
+NOT_LOADED: dict[str, tuple[dict[str, Any], str]] = {
+    "an encoder with a decoder": ({"model_type": "t5"}, "Unrecognized configuration class"),
+    "another architecture": ({"model_type": "bert"}, "holds no trained weights for bert.embeddings"),
+    "an architecture without layers of attention": ({"model_type": "mamba"}, "holds no trained weights for backbone"),
+    "an architecture that nobody knows": ({"model_type": "nosuch"}, "has model type `nosuch`"),
+    "a size that is none": ({"hidden_size": None}, "hidden_size must be a whole number of at least 1, got None"),
+    "no architecture": ({"model_type": None}, "cannot be loaded"),
+    "weights of an unknown dtype": ({"dtype": "nosuch"}, "has no attribute 'nosuch'"),
+    "an unknown activation": ({"hidden_act": "nosuch"}, "cannot be loaded: KeyError: 'nosuch'"),
+    "an unknown position embedding": ({"rope_parameters": {"rope_type": "nosuch", "rope_theta": 1e4}}, "nosuch"),
+    "quantised weights": ({"quantization_config": QUANTISED}, "gptq"),
+    "a padding that no row is for": ({"pad_token_id": 100}, "pad_token_id must be below 100, the rows of the embedd"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_LOADED)
+def test_a_policy_that_no_loader_would_take_is_refused_by_plan(capsys, workplace, case):
+    changes, rule = NOT_LOADED[case]
+    change_json(workplace / "policy" / "config.json", **changes)
+    said = planned(capsys, workplace)
+    assert said.startswith("mi-epo: policy.model: ") and rule in said
+
+
+@pytest.mark.parametrize("case", [case for case in NOT_LOADED if "encoder" not in case and "quantised" not in case])
+def test_so_is_a_judge(capsys, workplace, case):
+    changes, rule = NOT_LOADED[case]
+    change_json(workplace / "judge" / "config.json", **changes)
+    said = planned(capsys, workplace)
+    assert said.startswith("mi-epo: objectives.1.scorer.model: ")
+    assert rule.removesuffix(" for backbone") in said or "Unrecognized configuration class" in said
+
+
 @pytest.mark.parametrize("model", ["policy", "judge"])
 def test_a_folder_without_weights_is_refused(capsys, workplace, model):
     (workplace / model / "model.safetensors").unlink()

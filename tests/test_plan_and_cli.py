@@ -120,6 +120,33 @@ def test_what_has_no_room_is_said_with_the_keys_that_ask_for_it(capsys, workplac
     assert f"; what asks for it: {keys}, objectives.1.num_cpus\n" in captured.err
 
 
+def test_one_file_for_both_kinds_of_prompts_is_refused(capsys, workplace):
+    train = workplace / "train.jsonl"
+    code, said = run(capsys, workplace, f"data.heldout={train.parent}/../{train.parent.name}/{train.name}")
+    assert code == 2
+    assert said.err.startswith("mi-epo: data.heldout: must be another file than data.train, got ")
+
+
+def test_prompts_that_are_held_out_and_trained_on_are_told(capsys, workplace):
+    remark = "data.heldout: 4 of its 4 prompts are trained on as well"
+    assert check_inputs(parse_recipe(recipe_tree(workplace), where="r")).remarks == (remark,)
+    code, said = run(capsys, workplace)
+    assert (code, f"  {remark}\n" in said.out) == (0, True)
+
+
+def test_names_that_no_module_of_the_policy_has_get_no_adapter(capsys, workplace):
+    assert run(capsys, workplace, "learner.lora={target_modules: [q_proj, layers.1.mlp.up_proj]}")[0] == 0
+    code, said = run(capsys, workplace, "learner.lora={target_modules: [q_proj, nosuch, proj]}")
+    rule = "learner.lora.target_modules: must be modules of policy.model, got 'nosuch', 'proj'"
+    assert (code, said.err) == (2, f"mi-epo: {rule}\n")
+
+
+def test_a_function_is_asked_for_one_score_by_plan(capsys, workplace):
+    code, said = run(capsys, workplace, "objectives.1.scorer.options={enogh: 5}")
+    problem = "scorer rewards.functions:brevity raised TypeError: brevity() got an unexpected keyword argument 'enogh'"
+    assert (code, said.err) == (2, f"mi-epo: objectives.1.scorer.function: {problem}\n")
+
+
 def test_an_evaluation_is_planned_with_the_prompts_that_are_there(capsys, workplace):
     code, said = run(capsys, workplace, "evaluate.prompts=48", "evaluate.samples=4")
     assert (code, "11 vectors x 4 prompts x 4 = 176 responses" in said.out) == (0, True)

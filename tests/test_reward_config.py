@@ -32,6 +32,16 @@ def test_the_type_key_chooses_the_scorer():
         adapter.validate_python({"type": "telepathy"})
 
 
+@pytest.mark.parametrize("role", ["scorer", "audit"])
+def test_a_judge_on_a_gpu_needs_one_that_is_reserved(role):
+    function = PythonScorerConfig(function="rewards.functions:brevity")
+    judges = {"scorer": function, role: HuggingFaceScorerConfig(model="m", device="cuda")}
+    assert f"num_gpus must be above 0 where {role}.device is cuda, got 0" in problem(
+        ObjectiveConfig, name="a", **judges
+    )
+    assert ObjectiveConfig(name="a", num_gpus=0.1, **judges).num_gpus == 0.1
+
+
 def test_unknown_keys_and_changes_after_reading_are_refused():
     assert "modle" in problem(HuggingFaceScorerConfig, modle="x")
     config = PreferencesConfig()

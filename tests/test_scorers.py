@@ -1,12 +1,16 @@
 """Scorers: a real (tiny) classifier, Python functions, and a real HTTP server on the loopback address."""
 
+import array
 import contextlib
 import json
 import logging
 import math
+import os
+import re
 import socket
 import threading
 import time
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -15,7 +19,7 @@ import pytest
 from rewards.classifier import ClassifierScorer
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig
 from rewards.judges import build_scorer, check_scorer
-from rewards.scorers import ScorerError
+from rewards.scorers import ScorerError, as_scores
 
 WORDS = ("<pad>", "<eos>", "<unk>", "Human:", *"abcdefghij", "{prompt}", "{response}")
 
@@ -44,6 +48,23 @@ def words(prompts, responses):
 
 def broken(prompts, responses):
     raise RuntimeError("no tea left\nand a long story")
+
+
+async def later(prompts, responses):
+    return [0.0 for _ in responses]
+
+
+def needs_an_egg(prompts, responses):
+    return [{"How many?": 12.0}[prompt] for prompt in prompts]
+
+
+def ends_everything(prompts, responses):
+    os._exit(7)
+
+
+def never_returns(prompts, responses):
+    while True:
+        time.sleep(0.01)
 
 
 def broken_on_the_way(prompts, responses):
@@ -78,7 +99,7 @@ def test_single_missing_scores_are_nan_and_never_zero():
     ("function", "problem"),
     [
         (too_short, "must return 2 scores, got 1"),
-        (a_single_number, "must return 2 scores, got float"),
+        (a_single_number, "must return 2 scores in order, got float"),
         (words, "score 0 must be a number or null, got 'good'"),
         (broken, "raised RuntimeError: no tea left$"),
         (broken_on_the_way, "raised RuntimeError: no tea left$"),
@@ -91,6 +112,32 @@ def test_a_function_that_fails_as_a_whole_is_a_scorer_error_naming_it(function, 
     assert function.__name__ in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        ({3, 1}, "must return 2 scores in order, got set"),
+        (frozenset([3, 1]), "must return 2 scores in order, got frozenset"),
+        ({3: "a", 1: "b"}.keys(), "must return 2 scores in order, got dict_keys"),
+        ({3: "a", 1: "b"}, "must return 2 scores in order, got dict"),
+        (bytearray(b"12"), "must return 2 scores in order, got bytearray"),
+        (memoryview(b"12"), "must return 2 scores in order, got memoryview"),
+        (np.array([1 + 2j, 3]), "score 0 must be a number or null, got complex128"),
+        ([1.0, 2j], "score 1 must be a number or null, got complex"),
+        ([1.0, np.zeros(2)], "score 1 must be a number or null, got ndarray"),
+    ],
+)
+def test_what_has_no_order_or_no_real_numbers_is_no_scores(returned, problem):
+    with pytest.raises(ScorerError, match=f"^judge:? {problem}$"):
+        as_scores(returned, 2, where="judge")
+
+
+@pytest.mark.parametrize(
+    "returned", [[1, 2.5], (1, 2.5), np.array([1, 2.5]), array.array("d", [1, 2.5]), iter([True, Decimal("2.5")])]
+)
+def test_any_sequence_or_array_of_real_numbers_is_scores(returned):
+    assert as_scores(returned, 2, where="judge").tolist() == [1.0, 2.5]
+
+
 def test_prompts_and_responses_must_be_as_many():
     with pytest.raises(ValueError, match="got 1 and 2"):
         python_scorer(word_count).score(["p"], ["a", "b"])
@@ -101,11 +148,45 @@ def test_checks_name_the_place_and_the_broken_part_of_a_dotted_path():
         return check_scorer(PythonScorerConfig(function=function), "objectives.0.scorer")
 
     assert problems(f"{__name__}:word_count") == []
-    assert problems("math:sqrt") == []
     (problem,) = problems("no_such_package.rewards:f")
     assert problem.startswith("objectives.0.scorer.function: cannot import 'no_such_package.rewards'")
     assert "has no 'no_such_function'" in problems("math:no_such_function")[0]
     assert "must be a function, got int" in problems(f"{__name__}:NOT_CALLABLE")[0]
+
+
+def asked(function, options=None, **values):
+    config = PythonScorerConfig(function=f"{__name__}:{function.__name__}", options=options or {})
+    return check_scorer(config, "o", **values)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "problem"),
+    [
+        (word_count, {"scael": 2.0}, "raised TypeError: word_count\\(\\) got an unexpected keyword argument 'scael'"),
+        (word_count, {"scale": "1e1"}, "score 0 must be a number or null, got '1e11e11e11e11e1'"),
+        (broken, {}, "raised RuntimeError: no tea left"),
+        (later, {}, "must return 1 scores in order, got coroutine"),
+        (needs_an_egg, {}, "raised KeyError: 'How do I boil an egg\\?'"),
+        (ends_everything, {}, "ended its process, with exit code 7"),
+    ],
+)
+def test_a_function_that_cannot_score_one_response_is_known_before_the_start(function, options, problem):
+    (said,) = asked(function, options)
+    assert re.fullmatch(f"o.function: scorer {__name__}:{function.__name__}:? {problem}", said)
+
+
+def test_a_function_is_asked_about_a_prompt_of_the_run_and_only_where_it_can_run():
+    assert asked(needs_an_egg, prompt="How many?") == []
+    assert asked(broken, here=False) == []
+    (said,) = check_scorer(PythonScorerConfig(function="math:no_such_function"), "o", here=False)
+    assert "has no 'no_such_function'" in said
+
+
+def test_a_function_that_takes_its_time_is_let_be(monkeypatch):
+    monkeypatch.setattr("rewards.scorers.FUNCTION_PROBE_S", 1.0)
+    started = time.monotonic()
+    assert asked(never_returns) == []
+    assert time.monotonic() - started < 30
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
@@ -380,6 +461,7 @@ def score_head(classifier, tmp_path):
 def test_a_last_layer_of_another_name_is_found_when_it_is_named(classifier, score_head):
     prompts, responses = ["a b", "c"], ["h", "i j i"]
     path = score_head()
+    assert check_scorer(HuggingFaceScorerConfig(model=str(path), head="score_head"), "o") == []
     scores = classify(path, prompts, responses, head="score_head")
     np.testing.assert_allclose(scores, classify(classifier, prompts, responses), atol=1e-6)
     with pytest.raises(ScorerError, match=r"holds no trained weights for score\.weight"):
@@ -403,9 +485,16 @@ def test_long_inputs_lose_the_start_of_the_prompt_and_are_counted(classifier):
     assert scores[2] == pytest.approx(shortened[0], abs=1e-6)
 
 
-def test_a_template_longer_than_the_limit_is_refused(classifier):
-    with pytest.raises(ScorerError, match="longer than max_length 1"):
-        classify(classifier, ["a"], ["b"], max_length=1, template="Human: {prompt} {response} <eos>")
+@pytest.mark.parametrize("max_length", [1, 2])
+def test_a_template_that_leaves_no_room_for_a_response_is_refused_before_and_at_loading(classifier, max_length):
+    config = HuggingFaceScorerConfig(
+        model=str(classifier), device="cpu", max_length=max_length, template="Human: {prompt} {response} <eos>"
+    )
+    rule = f"max_length must leave room for a response beside the template's 2 tokens, got {max_length}"
+    assert check_scorer(config, "o") == [f"o.model: classifier {str(classifier)!r}: {rule}"]
+    with pytest.raises(ScorerError, match=rule):
+        build_scorer(config)
+    assert check_scorer(config.model_copy(update={"max_length": 3}), "o") == []
 
 
 def test_the_models_own_limit_is_kept(classifier):

@@ -10,6 +10,7 @@ from orchestrator.cli import explain, main
 from orchestrator.errors import BadInput
 from rewards.config import ConditioningConfig
 from rewards.preferences import PreferenceError, PromptRenderer
+from rewards.pretrained import load_tokenizer
 from tests.tiny_models import make_tiny_policy
 from tests.word_tokenizer import WordTokenizer
 
@@ -17,6 +18,8 @@ TURNS = "{% for message in messages %}{{ message['content'] }} {% endfor %}Assis
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}" + TURNS
 DROPS_SYSTEM = "{% for message in messages if message['role'] != 'system' %}{{ message['content'] }} {% endfor %}"
 CUTS = "{% for message in messages %}{{ message['content'][:60] }} {% endfor %}Assistant:"
+CUTS_AT_A_WORD = "{{ messages[0]['content'].split('[INST]')[0] }} Assistant:"
+THINKS = TURNS + "{% generation %}{% if thinking is defined and thinking %} <think>{% endif %}{% endgeneration %}"
 IN_SYSTEM = {"style": "chat", "system": "Weights: {weights}"}
 SCORER = {"type": "python", "function": "rewards.functions:brevity"}
 
@@ -31,7 +34,8 @@ def workplace(tmp_path, policy):
     """A copy of the policy, to which a test may add a chat template, and a recipe that trains it."""
     shutil.copytree(policy, tmp_path / "policy")
     rows = [json.dumps({"prompt": prompt}) for prompt in ("t20 t21", "t20 " * 30)]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    for name in ("train", "heldout"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     return tmp_path
 
 
@@ -45,7 +49,7 @@ def said_by_plan(capsys, folder, conditioning):
         "policy": {"model": str(folder / "policy")},
         "objectives": [{"name": name, "scorer": SCORER} for name in ("a", "b")],
         "preferences": {"conditioning": conditioning},
-        "data": {"train": str(folder / "prompts.jsonl"), "heldout": str(folder / "prompts.jsonl")},
+        "data": {name: str(folder / f"{name}.jsonl") for name in ("train", "heldout")},
         "rollout": {"num_cpus": 0.5, "max_model_len": 128},
         "learner": {"num_cpus": 0.5},
         "loop": {"steps": 1, "prompts_per_step": 1},
@@ -66,6 +70,11 @@ def said_by_plan(capsys, folder, conditioning):
         (DROPS_SYSTEM, IN_SYSTEM, "the chat template leaves them out"),
         (CUTS, {"style": "chat"}, "two vectors must give two prompts, got the same 16 tokens"),
         (None, {"weight": "{name}={weight}"}, "the tokenizer reads both alike"),
+        (
+            THINKS,
+            {"style": "chat", "chat_options": {"thinkng": True}},
+            "chat_options must be variables of the tokenizer's chat template (messages, thinking), got thinkng",
+        ),
     ],
 )
 def test_a_prompt_that_does_not_say_w_is_refused_in_one_line_before_anything_starts(
@@ -86,6 +95,8 @@ def test_a_prompt_that_does_not_say_w_is_refused_in_one_line_before_anything_sta
         (TURNS, IN_SYSTEM),
         (NO_SYSTEM, {"style": "chat"}),
         (DROPS_SYSTEM, {"style": "chat", "system": "t30"}),
+        (CUTS_AT_A_WORD, {"style": "chat"}),
+        (THINKS, {"style": "chat", "chat_options": {"thinking": True}}),
         (None, {}),
     ],
 )
@@ -93,6 +104,37 @@ def test_a_prompt_that_says_w_is_planned(capsys, workplace, template, conditioni
     if template is not None:
         give_template(workplace, template)
     assert said_by_plan(capsys, workplace, conditioning) == (0, "")
+
+
+def test_every_prompt_must_say_w_not_only_the_shortest_and_the_longest(capsys, workplace):
+    give_template(workplace, CUTS_AT_A_WORD)
+    prompts = ("t20", "t20 [INST] t22", "t20 t21 t22 t23 t24 t25")
+    (workplace / "train.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    rule = "two vectors must give two prompts, got the same text for '<a> 1.0 <b> 0.0' and '<a> 0.0 <b> 1.0'"
+    assert said_by_plan(capsys, workplace, {"style": "chat"}) == (
+        2,
+        f"mi-epo: preferences.conditioning: {rule} (the chat template leaves them out) in prompt 't20 [INST] t22'\n",
+    )
+
+
+def test_a_prompt_that_holds_the_text_of_a_vector_does_not_say_w_by_it(workplace):
+    give_template(workplace, CUTS_AT_A_WORD)
+    tokenizer = load_tokenizer(str(workplace / "policy"))
+    renderer = PromptRenderer(ConditioningConfig(style="chat"), ("a", "b"), 1, tokenizer)
+    renderer.check_each(["t20 <a> 1.0 <b> 0.0 t21"])
+    with pytest.raises(PreferenceError, match="got the same text"):
+        renderer.check_each(["t20 <a> 1.0 <b> 0.0 [INST] t21"])
+
+
+def test_many_prompts_have_the_tokens_that_each_has_alone(workplace):
+    give_template(workplace, TURNS)
+    tokenizer = load_tokenizer(str(workplace / "policy"))
+    tokenizer.bos_token = "<unk>"
+    prompts = ["t20", "t21 <unk> t22", "<unk> t23"]
+    for style in ("text", "chat"):
+        renderer = PromptRenderer(ConditioningConfig(style=style), ("a", "b"), 1, tokenizer)
+        alone = [renderer.token_ids(prompt, [0.3, 0.7]) for prompt in prompts]
+        assert renderer.token_ids_of_each(prompts, [0.3, 0.7]) == alone
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM, None])

@@ -51,6 +51,31 @@ def test_a_padding_token_without_a_row_is_refused_by_plan(capsys, workplace, mod
     assert RULE.format(token="[PAD]") in planned(capsys, workplace)
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("model", ["policy", "judge"])
+def test_a_padding_token_that_the_loader_itself_would_add_is_refused_by_plan(capsys, workplace, model, file):
+    settings = workplace / model / "tokenizer_config.json"
+    told = json.loads(settings.read_text())
+    del told["pad_token"]
+    settings.write_text(json.dumps(told))
+    path = workplace / model / file
+    path.write_text(json.dumps({**(told if path == settings else {}), "pad_token": "[PAD]"}))
+    assert RULE.format(token="[PAD]") in planned(capsys, workplace)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", [100, 2**40, [1, 100], -7])
+def test_an_end_that_the_policy_has_no_row_for_is_refused(capsys, workplace, file, value):
+    for name in ("config.json", "generation_config.json"):
+        change_json(workplace / "policy" / name, eos_token_id=1)
+    change_json(workplace / "policy" / file, eos_token_id=value)
+    if file == "config.json":  # which counts less
+        (workplace / "policy" / "generation_config.json").unlink()
+    beyond = value[1] if isinstance(value, list) else value
+    rule = f"eos_token_id must be below 100, the rows of the embedding, got {beyond}"
+    assert planned(capsys, workplace) == f"mi-epo: policy.model: {workplace / 'policy'}: {rule}\n"
+
+
 @pytest.mark.parametrize("model", ["policy", "judge"])
 def test_a_vocabulary_that_is_larger_than_its_model_is_refused(capsys, workplace, model):
     path = workplace / model / "tokenizer.json"

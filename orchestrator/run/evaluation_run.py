@@ -52,6 +52,8 @@ def evaluate(target: Path, recipe: "Recipe | None", output: Path | None, *, say:
     connection.check(recipe)
     build_assets(recipe, say)
     inputs = check_inputs(recipe)
+    for remark in inputs.remarks:
+        say(remark)
     renderer = conditioning.renderer(inputs.renderer.tokenizer) if conditioning else inputs.renderer
     check_renderer(renderer, inputs.heldout, where=f"{policy / FILE_NAME}: preferences.conditioning")
     normalizers = RunDir.open(target).load_normalizers() if is_run else None

@@ -42,6 +42,8 @@ def record_run(
                 say(line)
             build_assets(recipe, say)
             inputs = check_inputs(recipe)
+            for remark in inputs.remarks:
+                say(remark)
             run_dir.write_recipe(recipe)
             code = _record(recipe, run_dir, partial(work, run_dir, inputs), say)
             if code:

@@ -50,7 +50,8 @@ def fit_reward(
         progress: receives one line now and then.
 
     Raises:
-        BadInput: a probability outside [0.5, 1].
+        BadInput: a probability outside [0.5, 1], or a template that leaves no room for a response.
+        RunFailed: a loss, a gradient or a weight is not finite.
     """
     started = time.monotonic()
     output = trainer.require_new_output(config.output)
@@ -72,6 +73,7 @@ def fit_reward(
         collate = _collator(pad)
         loss = trainer.train(config, model, examples, collate, _bradley_terry, label=label, progress=progress)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
+        trainer.require_finite(heldout_loss, "held-out loss")
         tell_padding(model, tokenizer.pad_token_id)
         trainer.save(model, tokenizer, output)
     return FitReport(
@@ -119,14 +121,14 @@ def _probability(row: Row) -> float:
 
 def _encode(config: RewardFitConfig, tokenizer: Any, groups: Sequence[_Group]) -> tuple[list[Example], int]:
     """(token ids, responses that had to be shortened), read as a scorer reads them."""
-    reader = Reader(tokenizer, config.template, max_length=config.max_length, where=config.output)
+    try:
+        reader = Reader(tokenizer, config.template, max_length=config.max_length, where=config.output)
+    except ScorerError as error:
+        raise BadInput(str(error)) from None
     examples: list[Example] = []
     shortened = 0
     for group in groups:
-        try:
-            read = [reader.read(group.prompt, text) for text in group.texts]
-        except ScorerError as error:
-            raise BadInput(str(error)) from None
+        read = [reader.read(group.prompt, text) for text in group.texts]
         inputs = [ids for ids, _ in read]
         shortened += sum(cut for _, cut in read)
         of_pairs = {"pairs": group.pairs, "probabilities": group.probabilities}

@@ -55,7 +55,8 @@ def fit_policy(
 
     Raises:
         BadInput: a row without response tokens, or with a preference that does not fit the objectives or that a
-            contrast lacks, or an adapter where the model can have none.
+            contrast lacks, objectives that no row weighs, or an adapter where the model can have none.
+        RunFailed: a loss, a gradient or a weight is not finite.
     """
     started = time.monotonic()
     output = trainer.require_new_output(config.output)
@@ -66,7 +67,7 @@ def fit_policy(
             tokenizer = models.make_tokenizer(config, texts)
         if tokenizer.eos_token_id is None:
             raise BadInput("tokenizer: must have an end-of-sequence token, which closes every response, got none")
-        _check_conditioning(config, tokenizer, [*training, *heldout])
+        _check_conditioning(config, tokenizer, [*training, *heldout], progress)
         if model is None:
             model = models.make_policy(config, tokenizer)
         config = models.within_positions(config, model)
@@ -86,6 +87,7 @@ def fit_policy(
         if config.lora is not None:
             model = models.merge_adapters(model)
         heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
+        trainer.require_finite(heldout_loss, "held-out loss")
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
         trainer.save(model, tokenizer, output)
@@ -134,12 +136,20 @@ def _under_other_preferences(config: PolicyFitConfig, rows: Sequence[Row]) -> li
     return [{**row, "preference": other.tolist()} for row, other in zip(rows, other_NK, strict=True)]
 
 
-def _check_conditioning(config: PolicyFitConfig, tokenizer: Any, rows: Sequence[Row]) -> None:
-    """Raises BadInput where w cannot be read in the prompts of the rows that have one."""
+def _check_conditioning(
+    config: PolicyFitConfig, tokenizer: Any, rows: Sequence[Row], progress: Callable[[str], None] | None
+) -> None:
+    """Raises BadInput where w cannot be read in the prompts of the rows that have one, or none has."""
     renderer = _renderer(config, tokenizer)
+    if renderer is None:
+        return
     asking = [row["prompt"] for row in rows if row.get("preference") is not None]
-    if renderer is not None and asking:
-        check_renderer(renderer, asking, where="preferences.conditioning")
+    where = config.data or "rows"
+    if not asking:
+        raise BadInput(f"{where}: objectives need rows with a preference, got none in {len(rows)} rows")
+    if progress and len(asking) < len(rows):
+        progress(f"{where}: {len(rows) - len(asking)} of {len(rows)} rows have no preference and are read as they are")
+    check_renderer(renderer, asking, where="preferences.conditioning")
 
 
 def _encode(config: PolicyFitConfig, tokenizer: Any, given: Sequence[Row]) -> tuple[list[Example], int]:

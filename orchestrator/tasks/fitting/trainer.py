@@ -5,6 +5,7 @@ It is quiet, deterministic by seed, and writes only where it is told.
 
 import contextlib
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.data import read_rows, text_of
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, RunFailed
 from orchestrator.tasks.fitting.config import C, FitConfig, load_fit_config
 from orchestrator.tasks.fitting.devices import require_one
 from rewards.environment import one_line
@@ -89,6 +90,8 @@ class _ProgressLines(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
+        for name in ("loss", "grad_norm"):
+            require_finite(logs.get(name), f"{self.label}: {name} of step {state.global_step}")
         self.losses.append(logs["loss"])
         if self.say and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
             self.say(f"{self.label}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}")
@@ -108,6 +111,7 @@ def train(
 
     Raises:
         BadInput: several GPUs or processes, which would make every step larger than the config says.
+        RunFailed: a loss or a gradient is not finite.
     """
     gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
     require_one(os.environ, gpus=gpus)
@@ -130,7 +134,7 @@ def _arguments(config: FitConfig, steps: int, *, gpus: int) -> TrainingArguments
     micro_batch_size = optimization.micro_batch_size or optimization.batch_size
     cosine = optimization.schedule == "cosine"
     return TrainingArguments(
-        output_dir=config.output,
+        output_dir=tempfile.gettempdir(),  # made if it is not there, and nothing is written into it
         max_steps=steps,
         per_device_train_batch_size=micro_batch_size,
         gradient_accumulation_steps=optimization.batch_size // micro_batch_size,
@@ -149,6 +153,7 @@ def _arguments(config: FitConfig, steps: int, *, gpus: int) -> TrainingArguments
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # which would show the loss before in the place of one that is not finite
         log_level="error",
         disable_tqdm=True,
         report_to="none",
@@ -164,12 +169,16 @@ def fit_from_file(kind: type[C], path: Path, fields: Sequence[str], fit: Callabl
 
     Raises:
         BadInput: anything wrong with the file or the rows.
+        RunFailed: the fit diverged.
     """
     config = load_fit_config(kind, path)
     require_new_output(config.output)
     assert config.data is not None
+    rows = load_rows(config.data, fields)
     heldout = load_rows(config.heldout, fields) if config.heldout is not None else None
-    return fit(config, load_rows(config.data, fields), heldout, progress=lambda line: print(line, flush=True))
+    if config.heldout is not None and Path(config.heldout).samefile(config.data):
+        raise BadInput(f"{path}: heldout: must be another file than data, got {config.heldout!r} for both")
+    return fit(config, rows, heldout, progress=lambda line: print(line, flush=True))
 
 
 @contextlib.contextmanager
@@ -239,8 +248,23 @@ def check_saving(model: Any, tokenizer: Any) -> None:
             raise BadInput(f"model: what was loaded could not be saved: {one_line(error)}") from None
 
 
+def require_finite(value: float | None, what: str) -> None:
+    """Raises RunFailed: a fit that has diverged, or that started from a model that had."""
+    if value is not None and not math.isfinite(value):
+        raise RunFailed(
+            f"{what} must be finite, got {value:g}; nothing was saved (a lower optimization.learning_rate may help, "
+            "where the model that it starts from is sound)"
+        )
+
+
 def save(model: Any, tokenizer: Any, output: Path) -> None:
-    """A Hugging Face folder: safetensors, config and tokenizer; whole, or nothing that a later fit would stumble on."""
+    """A Hugging Face folder: safetensors, config and tokenizer; whole, or nothing that a later fit would stumble on.
+
+    Raises:
+        RunFailed: a weight is not finite.
+    """
+    for name, weight in model.named_parameters():
+        require_finite(float(weight.detach().abs().max()), f"{output}: the largest weight of {name}")
     model.config.use_cache = True  # the trainer turns it off
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.partial-") as folder:
