@@ -236,7 +236,7 @@ class Recipe(Section):
             raise ValueError(
                 f"learner.micro_batch_tokens must hold the longest example, {self.example_tokens} tokens "
                 f"({self.passed_vectors} vectors x (rollout.max_model_len + rollout.max_new_tokens for every response "
-                f"after the first)), got {self.learner.micro_batch_tokens}"
+                f"that passes after the first)), got {self.learner.micro_batch_tokens}"
             )
         reference = self.evaluate.reference_point
         if isinstance(reference, tuple) and len(reference) != self.num_objectives:
@@ -334,8 +334,7 @@ class Recipe(Section):
     @property
     def example_tokens(self) -> int:
         """Most tokens of one example in the learner, each of its prompts once."""
-        responses = self.loop.responses_per_prompt
-        together = responses // make_method(self.method).examples_per_prompt(responses)
+        together = make_method(self.method).responses_per_example(self.loop.responses_per_prompt, self.num_objectives)
         return self.passed_vectors * (self.rollout.max_model_len + (together - 1) * self.rollout.max_new_tokens)
 
     @property

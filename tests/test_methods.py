@@ -273,3 +273,20 @@ def test_raco_needs_its_gradients_whole() -> None:
 def test_an_example_without_a_token_is_refused() -> None:
     with pytest.raises(ValueError, match="prompts and responses must not be empty"):
         pair_example(((1,), (2,)), ((2,), ()))
+
+
+@pytest.mark.parametrize(
+    ("method", "responses", "objectives", "passed"),
+    [
+        ({"type": "mi-epo"}, 8, 3, 6),
+        ({"type": "mi-epo"}, 2, 3, 2),
+        ({"type": "mi-epo", "routing": "sampled"}, 8, 3, 2),
+        ({"type": "mo-odpo"}, 8, 3, 2),
+        ({"type": "mi-epo-scalarized"}, 8, 3, 2),
+        ({"type": "grpo"}, 8, 3, 8),
+        ({"type": "ric"}, 8, 3, 1),
+    ],
+)
+def test_an_example_passes_the_responses_that_its_judges_choose(method, responses, objectives, passed):
+    config = METHODS[method["type"]].Config.model_validate(method)
+    assert make_method(config).responses_per_example(responses, objectives) == passed

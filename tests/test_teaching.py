@@ -1,5 +1,6 @@
 """What a start that reads w learns from, and what it is built anew for."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_a_judge_of_the_assets_is_looked_for_where_they_are_built():
 
 
 def test_a_prompt_is_asked_without_w_and_with_what_else_the_recipe_writes():
-    tokenizer = make_tokenizer()
+    tokenizer = copy.deepcopy(make_tokenizer())
 
     def asked(conditioning: ConditioningConfig) -> str:
         return tokenizer.decode(plain_prompt(tokenizer, "Why?", conditioning))

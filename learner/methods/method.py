@@ -101,6 +101,10 @@ class Method(Generic[T]):
         """Most examples that one prompt can give."""
         return 1
 
+    def responses_per_example(self, num_responses: int, num_objectives: int) -> int:
+        """Most responses that one example passes, of so many to a prompt."""
+        return num_responses // self.examples_per_prompt(num_responses)
+
     def label(self, group: Group) -> T | None:
         """What `loss` needs to know of the group's responses; None leaves the prompt out of the update."""
         raise NotImplementedError

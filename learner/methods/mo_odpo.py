@@ -76,6 +76,13 @@ class PairMethod(Method[PairTargets]):
         """What decides: scores [N, J] by J judges, and what each judge counts [J]."""
         return group.scores, group.preference
 
+    def num_judges(self, num_objectives: int) -> int:
+        """Most judges that `compared` gives a weight, each of which makes a pair."""
+        return num_objectives
+
+    def responses_per_example(self, num_responses: int, num_objectives: int) -> int:
+        return min(num_responses, 2 * self.num_judges(num_objectives))
+
     def label(self, group: Group) -> PairTargets | None:
         return self.pairs(group)
 
@@ -148,6 +155,9 @@ class MoOdpoPerObjective(PairMethod):
 
     config: PerObjectiveSection
 
+    def num_judges(self, num_objectives: int) -> int:
+        return 1 if self.config.routing == "sampled" else num_objectives
+
     def compared(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
         preference_K = group.preference
         if self.config.routing == "sampled":
@@ -164,6 +174,9 @@ class MoOdpo(PairMethod):
 
     class Config(PairSection):
         type: Literal["mo-odpo"] = "mo-odpo"
+
+    def num_judges(self, num_objectives: int) -> int:
+        return 1
 
     def compared(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
         return (group.scores @ group.preference)[:, None], np.ones(1)

@@ -107,7 +107,7 @@ def learner_flops(recipe: "Recipe", shape: Shape, prompt_tokens: float) -> float
     learner, method = recipe.learner, make_method(recipe.method)
     passes = 2 + (learner.lora is None) + method.uses_reference + learner.gradient_checkpointing
     loop = recipe.loop
-    together = loop.responses_per_prompt // method.examples_per_prompt(loop.responses_per_prompt)
+    together = method.responses_per_example(loop.responses_per_prompt, recipe.num_objectives)
     tokens = recipe.passed_vectors * (prompt_tokens + together * recipe.rollout.max_new_tokens)
     examples = loop.prompts_per_step * method.examples_per_prompt(loop.responses_per_prompt)
     return 2 * passes * shape.parameters * examples * tokens

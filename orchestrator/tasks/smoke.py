@@ -4,10 +4,12 @@ Shows within a minute, and without a download, that everything in a recipe fits 
 heads, objectives, method, adapters, ZeRO stage, ranks. Its numbers mean nothing.
 """
 
+import copy
 import functools
 import math
 import re
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +62,9 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
     folder.mkdir(parents=True, exist_ok=True)
     tree["name"] = f"{recipe.name}-smoke"
     tree["assets"] = None
-    tree["policy"]["model"] = _make_policy(policy_type, folder / "policy")
+    tree["policy"]["model"] = _make_policy(
+        policy_type, folder / "policy", options=recipe.preferences.conditioning.chat_options
+    )
     for judged, objective in zip(tree["objectives"], recipe.objectives, strict=True):
         judged |= {"replicas": 1, "num_cpus": 0.1, "num_gpus": 0, "node_labels": {}}
         for role in ("scorer", "audit"):
@@ -103,10 +107,12 @@ def _model_type(model: str) -> str:
         raise BadInput(f"--smoke: the architecture of {model!r} cannot be known here: {error}") from None
 
 
-def _make_policy(model_type: str, path: Path) -> str:
+def _make_policy(model_type: str, path: Path, *, options: Iterable[str]) -> str:
+    """`options`: what its chat template takes besides messages, and ignores."""
     from transformers import AutoModelForCausalLM
 
-    tokenizer = make_tokenizer()
+    tokenizer = copy.deepcopy(make_tokenizer())
+    tokenizer.chat_template += "".join(f"{{% if {name} %}}{{% endif %}}" for name in options)
     _save_random(AutoModelForCausalLM, _small_config(model_type, tokenizer), tokenizer, path)
     return str(path)
 
