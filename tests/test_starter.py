@@ -26,8 +26,8 @@ def test_the_folder_holds_a_recipe_that_can_be_planned_with_twenty_prompts(tmp_p
 
 
 def test_its_rewards_score_what_they_say():
-    assert brevity(["q", "q"], ["one two three", ""]) == [-3.0, 0.0]
-    assert caution(["q", "q"], ["never do it , ask an expert .", "go on ."]) == [3.0, 0.0]
+    assert brevity(["q", "q"], ["one two three four five six seven", ""]) == [-7.0, -6.0]
+    assert caution(["q", "q"], ["never do it , never , ask an expert .", "go on ."]) == [3.0, 0.0]
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):

@@ -8,10 +8,10 @@ CAREFUL = {"careful", "careful,", "safe", "safely", "check", "ask", "expert", "l
 
 
 def brevity(prompts: list[str], responses: list[str]) -> list[float]:
-    """Few words."""
-    return [-float(len(response.split())) for response in responses]
+    """Few words. Fewer than six are no better, or the policy would find that saying nothing is best."""
+    return [-float(max(6, len(response.split()))) for response in responses]
 
 
 def caution(prompts: list[str], responses: list[str]) -> list[float]:
-    """Careful words."""
-    return [float(sum(word in CAREFUL for word in response.lower().split())) for response in responses]
+    """Different careful words; each counts once, or saying one again and again would be best."""
+    return [float(len(CAREFUL & set(response.lower().split()))) for response in responses]
