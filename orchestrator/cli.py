@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from orchestrator.errors import EXIT_BAD_INPUT, EXIT_FAILED
 from orchestrator.packages import clash
-
-EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,7 @@
 """What can go wrong, as two kinds: the user's input (exit 2) or the run itself (exit 1)."""
 
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+
 
 class BadInput(ValueError):
     """Input that cannot be used; the message names the place, the rule and the value received."""

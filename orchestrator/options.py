@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from orchestrator.errors import EXIT_BAD_INPUT
 from rewards.environment import MAX_SEED, expanded_folder, expanded_path, is_unicode
-
-EXIT_BAD_INPUT = 2
 
 
 class Parser(argparse.ArgumentParser):

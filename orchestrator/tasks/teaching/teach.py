@@ -35,6 +35,7 @@ SHARPNESS = 2.0
 Fewer, and 1.0 against 0.0, which share their digits with 0.0 against 1.0, are read the wrong way round."""
 
 WEIGHTS = re.compile(r"\s*\S*\{weights\}\S*")
+"""Of a template: where w stands, with the brackets around it and the space before."""
 
 
 def taught_from(recipe: "Recipe") -> dict[str, Any]:
