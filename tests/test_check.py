@@ -14,10 +14,12 @@ from orchestrator.bench.check import updates
 from orchestrator.bench.check.__main__ import check, work
 from orchestrator.bench.check.models import SIZES
 from orchestrator.bench.check.parts import EXPECTED, PARTS, Part, Settings
-from orchestrator.bench.check.trainings import differences, training_figures
+from orchestrator.bench.check.trainings import differences, training_figures, write_smollm2
 from orchestrator.bench.check.updates import LOADS, Load, useful_flops
+from orchestrator.data import load_prompts
 from orchestrator.errors import RunFailed
 from orchestrator.files import write_lines
+from orchestrator.recipes import load_recipe
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = {
@@ -131,6 +133,15 @@ def test_bad_arguments_are_refused_before_anything_runs(arguments, said):
         timeout=120,
     )
     assert done.returncode == 2 and said in done.stderr
+
+
+def test_the_recipe_that_a_part_writes_is_accepted_and_its_prompts_are_read(tmp_path):
+    recipe = load_recipe(write_smollm2(tmp_path, tmp_path / "model", steps=2, response_tokens=8))
+    training, heldout = (
+        load_prompts(path, field=recipe.data.prompt_field) for path in (recipe.data.train, recipe.data.heldout)
+    )
+    assert len(training) >= recipe.loop.prompts_per_step and len(heldout) >= recipe.evaluate.prompts
+    assert not set(training) & set(heldout)
 
 
 @pytest.mark.full

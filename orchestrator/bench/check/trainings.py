@@ -17,6 +17,7 @@ from orchestrator.files import last_lines, read_lines, replace_text
 
 ENGINE = "ray::RolloutActor"
 LAST_STEPS = 10
+HELDOUT = 4
 MINIATURE = "deploy/recipes/miniature.yaml"
 QUESTIONS = tuple(
     f"{ask} {thing}?"
@@ -63,13 +64,21 @@ def run_with_a_kill(folder: Path, *, cpu: bool, steps: int) -> dict[str, Any]:
 
 def run_smollm2(folder: Path, model: Path, *, cpu: bool, steps: int, response_tokens: int) -> dict[str, Any]:
     """A model of SmolLM2's size, full fine-tuning, judged by two Python functions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    prompts = folder / "prompts.jsonl"
-    replace_text(prompts, "".join(f'{{"prompt": "{question}"}}\n' for question in QUESTIONS))
-    recipe = folder / "recipe.yaml"
-    replace_text(recipe, SMOLLM2.format(model=model, prompts=prompts, tokens=response_tokens, steps=steps))
+    recipe = write_smollm2(folder, model, steps=steps, response_tokens=response_tokens)
     _train(str(recipe), _placement(cpu), folder / "run")
     return training_figures(folder / "run")
+
+
+def write_smollm2(folder: Path, model: Path, *, steps: int, response_tokens: int) -> Path:
+    """The recipe of that run, with its prompts beside it: the last questions are held out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train, heldout = folder / "train.jsonl", folder / "heldout.jsonl"
+    for path, questions in ((train, QUESTIONS[:-HELDOUT]), (heldout, QUESTIONS[-HELDOUT:])):
+        replace_text(path, "".join(f'{{"prompt": "{question}"}}\n' for question in questions))
+    recipe = folder / "recipe.yaml"
+    text = SMOLLM2.format(model=model, train=train, heldout=heldout, tokens=response_tokens, steps=steps)
+    replace_text(recipe, text)
+    return recipe
 
 
 SMOLLM2 = """\
@@ -81,7 +90,7 @@ objectives:
   - {{name: detail, scorer: {{type: python, function: "rewards.functions:detail"}}}}
   - {{name: brevity, scorer: {{type: python, function: "rewards.functions:brevity"}}}}
 preferences: {{conditioning: {{style: chat}}}}
-data: {{train: "{prompts}", heldout: "{prompts}"}}
+data: {{train: "{train}", heldout: "{heldout}"}}
 rollout: {{max_model_len: 512, max_new_tokens: {tokens}, max_num_seqs: 128}}
 learner: {{learning_rate: 1.0e-6, micro_batch_tokens: 8192}}
 loop: {{steps: {steps}, prompts_per_step: 16, max_staleness: 0, probe_every: 5}}
