@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from learner.config import LearnerConfig, LoraSection
@@ -51,8 +52,7 @@ def chunked_logprobs(
     """
 
     def logprobs(hidden_mH: Tensor, targets_m: Tensor) -> Tensor:
-        logits_mV = transform(head(hidden_mH).float())
-        return logits_mV.gather(-1, targets_m[:, None])[:, 0] - logits_mV.logsumexp(-1)
+        return -cross_entropy(transform(head(hidden_mH).float()), targets_m, reduction="none")
 
     chunks = zip(hidden_MH.split(chunk_tokens), targets_M.split(chunk_tokens), strict=True)
     if recompute and torch.is_grad_enabled():

@@ -98,7 +98,7 @@ def test_steps_equal_a_plain_torch_loop_when_the_last_micro_batch_is_short(make_
     reports = train(engine, range(STEPS))
     for report, metrics in zip(reports, expected, strict=True):
         assert report.metrics == pytest.approx(metrics, abs=2e-5, rel=1e-4)
-    assert largest_difference(weights_of(engine), expected_weights) < 1e-5
+    assert largest_difference(weights_of(engine), expected_weights) < 2e-5
     assert reports[0].metrics["loss_identifiability"] == pytest.approx(math.log(2), abs=1e-6)
     assert reports[0].learner_tokens == distinct_tokens(make_batch(0, 5))
 
