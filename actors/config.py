@@ -22,8 +22,11 @@ class RolloutConfig(SamplingSection):
     learner computes. The pair reserves both their `num_gpus`, more than half of a GPU and at most one; judges may have
     the rest. On CPU nothing is freed."""
     num_cpus: float = Field(default=0.75, ge=0)
-    """CPUs of one engine; by default an engine, a rank and five judges fit two cores. A CPU engine runs that many
-    threads, at least one; on a busy machine prefer more engines of one."""
+    """CPUs Ray reserves for one engine; by default an engine, a rank and five judges fit two cores."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of one engine on CPU. Null: `num_cpus` of them, at least one; and where engines and learner take turns (a local
+    cluster, no batch sampled ahead), what both reserve together, shared among the engines. More than there are free
+    cores slow an engine down five times and more: on a busy machine prefer more engines of one thread."""
     num_gpus: float = Field(default=0, ge=0, le=1)
     """GPUs per tensor-parallel worker: 0 selects the CPU build, 1 a whole GPU, a fraction a shared one."""
     node_labels: NodeLabels = Field(default_factory=dict)

@@ -37,7 +37,10 @@ class LearnerConfig(Section):
     ranks: int = Field(default=1, ge=1)
     """Data-parallel ranks (actors)."""
     num_cpus: float = Field(default=0.75, gt=0)
-    """CPUs Ray reserves for each rank; also its thread count on CPU (at least 1)."""
+    """CPUs Ray reserves for each rank."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of one rank on CPU. Null: `num_cpus` of them, at least one; and where engines and learner take turns (a local
+    cluster, no batch sampled ahead), what both reserve together, shared among the ranks."""
     num_gpus: float = Field(default=0, ge=0, le=1)
     """GPUs of each rank: 0 for CPU, 1 for one GPU, a fraction to share one with other actors, which get back what torch
     caches after each pass."""

@@ -15,6 +15,7 @@ from learner.methods import make_method
 from orchestrator.cards import card_of
 from orchestrator.cluster import connection
 from orchestrator.cluster.placement import Node, demands, placement_table
+from orchestrator.cluster.threads import with_threads
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from orchestrator.estimate.memory import problems
@@ -274,6 +275,7 @@ def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]
         f"method {_method_text(recipe)}",
         f"\nPlacement ({f'Ray cluster at {address}' if address else 'local Ray cluster'})",
         placement_table(demands(recipe), nodes),
+        *([] if address else _thread_rows(with_threads(recipe))),
         "\nBatch",
         *_batch_rows(recipe),
     ]
@@ -291,6 +293,11 @@ def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]
         lines.append(f"\nAssets: built by `mi-epo train` in {recipe.assets.directory} (not built yet)")
     card = card_of([card for node in nodes for card in node.cards], recipe.cluster.card)
     return "\n".join([*lines, *estimate_rows(recipe, card, inputs.mean_prompt_tokens if inputs else None)])
+
+
+def _thread_rows(recipe: "Recipe") -> list[str]:
+    engine, rank = recipe.rollout.threads, recipe.learner.threads
+    return [f"  {engine} threads an engine, {rank} a learner rank: they take turns"] if engine and rank else []
 
 
 def _method_text(recipe: "Recipe") -> str:

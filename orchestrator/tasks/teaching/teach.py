@@ -197,4 +197,4 @@ def described_rows(
 
 def _sampling(recipe: "Recipe") -> RolloutConfig:
     """As the recipe's engines sample, by one engine on CPU."""
-    return recipe.rollout.model_copy(update={"num_gpus": 0, "colocated": False, "dtype": native_dtype(), "num_cpus": 2})
+    return recipe.rollout.model_copy(update={"num_gpus": 0, "colocated": False, "dtype": native_dtype(), "threads": 2})
