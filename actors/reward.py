@@ -14,7 +14,7 @@ from actors.types import ActorFailedError
 from rewards.config import ObjectiveConfig
 from rewards.environment import is_device_failure, one_line, process_environment, whole_threads
 from rewards.judges import build_scorer
-from rewards.scorers import Scorer, ScorerError
+from rewards.scorers import NO_COLUMNS, Columns, Scorer, ScorerError
 from rewards.sources import files_of, load_file
 
 if TYPE_CHECKING:
@@ -46,8 +46,14 @@ class RewardActor:
         self._scorer("reward")
         return {"objective": self.objective.name, "scorer": self.objective.scorer.type, "pid": os.getpid()}
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str], judge: Judge = "reward") -> np.ndarray:
-        """Score ``responses[i]`` as an answer to ``prompts[i]``.
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        judge: Judge = "reward",
+        columns: Columns = NO_COLUMNS,
+    ) -> np.ndarray:
+        """Score ``responses[i]`` as an answer to ``prompts[i]``, in whose row of the data ``columns[name][i]`` stands.
 
         Returns:
             float64 [N]; NaN where a score is missing.
@@ -57,7 +63,7 @@ class RewardActor:
             ActorFailedError: the GPU failed under it.
         """
         try:
-            scores = self._scorer(judge).score(prompts, responses)
+            scores = self._scorer(judge).score(prompts, responses, columns)
         except Exception as error:
             if is_device_failure(error):
                 raise ActorFailedError(one_line(error)) from error

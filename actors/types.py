@@ -6,6 +6,7 @@ Every record is frozen and picklable; token ids are plain ints so that records c
 from dataclasses import dataclass
 
 from rewards.environment import derive_seed
+from rewards.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,14 +17,14 @@ class GenerationRequest:
     (on GPU with `rollout.batch_invariant`).
 
     Example:
-        GenerationRequest(request_id="step3/0", prompt="how do I patch a tyre?", prompt_ids=(1, 17, 4),
+        GenerationRequest(request_id="step3/0", prompt=Prompt(text="how do I patch a tyre?"), prompt_ids=(1, 17, 4),
                           preference=(0.7, 0.3), num_responses=2, seed=90210)
     """
 
     request_id: str
     """Unique within one ``generate`` call."""
-    prompt: str
-    """Plain prompt, for reward models; never the text of the preference."""
+    prompt: Prompt
+    """For reward models, never with the text of the preference."""
     prompt_ids: tuple[int, ...]
     """[T_prompt] tokens of the conditioned prompt G(x, w): the whole model input."""
     preference: tuple[float, ...]

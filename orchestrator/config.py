@@ -93,11 +93,13 @@ class AssetsConfig(Section):
 
 class DataConfig(Section):
     train: Found = Field(min_length=1)
-    """Prompts to train on: .jsonl, .jsonl.gz, or a folder written by `datasets.save_to_disk`."""
+    """Prompts to train on: .jsonl, .json, .csv, .tsv, .txt (one a line), each also gzipped, .parquet, a folder of
+    `datasets.save_to_disk`, or `hub:NAME:DATA_DIR:SPLIT` (DATA_DIR may be empty)."""
     heldout: Found = Field(min_length=1)
     """Prompts to evaluate on, never trained on."""
     prompt_field: str = "prompt"
-    """Key of a row that holds its prompt."""
+    """Key of a row that holds its prompt: a text, or a dialogue as a list of ``{"role", "content"}``, which takes
+    `style: chat` and whose answer after the last question is left out. Judges read a dialogue as one text."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Take only the first so many training prompts."""
 
@@ -325,6 +327,11 @@ class Recipe(Section):
     @property
     def objective_names(self) -> tuple[str, ...]:
         return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the data, that a judge asks for."""
+        return tuple(dict.fromkeys(column for objective in self.objectives for column in objective.columns))
 
     @property
     def passed_vectors(self) -> int:

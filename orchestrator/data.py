@@ -1,92 +1,75 @@
-"""Prompts: from JSONL (plain or gzip) or a `datasets` folder to a checked list, and from the list to batches."""
+"""Prompts: from the rows of data to a checked list, and from the list to batches."""
 
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from orchestrator.errors import BadInput
-from orchestrator.files import text_lines
-from rewards.environment import is_unicode, one_line
-from rewards.strict_json import parse_json
+from orchestrator.rows import Row, read_rows
+from rewards.environment import is_unicode
+from rewards.prompts import Prompt, read_dialogue
 
 
-def load_prompts(path: str, *, field: str, limit: int | None = None) -> list[str]:
-    """Prompts in file order.
+def load_prompts(source: str, *, field: str, limit: int | None = None, columns: Sequence[str] = ()) -> list[Prompt]:
+    """Prompts in the order of their rows.
+
+    Args:
+        field: key of a row's prompt: a text, or a dialogue as a list of {"role", "content"}.
+        columns: further keys whose values are kept.
 
     Raises:
-        BadInput: missing or unreadable file, broken line (file and line number), a row without a non-empty text in
-            `field`, or no prompt at all.
+        BadInput: missing or unreadable data, a broken row (file and line number), one without a prompt in `field` or
+            without one of `columns`, or no prompt at all.
     """
-    prompts: list[str] = []
-    for place, row in read_rows(path):
-        prompts.append(text_of(row, field, place))
+    prompts: list[Prompt] = []
+    for place, row in read_rows(source):
+        prompts.append(_prompt_of(row, field, columns, place))
         if limit is not None and len(prompts) == limit:
             break
     if not prompts:
-        raise BadInput(f"{path}: holds no prompts")
+        raise BadInput(f"{source}: holds no prompts")
     return prompts
 
 
-def text_of(row: dict[str, Any], field: str, place: str, *, may_be_empty: bool = False) -> str:
+def _prompt_of(row: Row, field: str, columns: Sequence[str], place: str) -> Prompt:
+    kept = {name: _value_of(row, name, place) for name in columns}
+    messages = row.get(field)
+    if not isinstance(messages, list):
+        return Prompt(text=text_of(row, field, place), columns=kept)
+    try:
+        earlier, text = read_dialogue(messages)
+    except ValueError as error:
+        raise BadInput(f"{place}: {field!r} as a dialogue {error}") from None
+    if not all(map(is_unicode, (text, *(turn.content for turn in earlier)))):
+        raise BadInput(f"{place}: {field!r} must be whole characters, got half of one")
+    return Prompt(text=text, earlier=earlier, columns=kept)
+
+
+def _value_of(row: Row, name: str, place: str) -> Any:
+    if name not in row:
+        raise BadInput(f"{place}: {name!r} must be there, as a judge asks for it; the row has {_keys(row)}")
+    try:
+        json.dumps(row[name], allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{place}: {name!r} must be what JSON can say, got {row[name]!r:.100}: {error}") from None
+    return row[name]
+
+
+def text_of(row: Row, field: str, place: str, *, may_be_empty: bool = False) -> str:
     """The text in a column of a row. Raises BadInput, naming the place and, where it has none, the row's columns."""
     text = row.get(field)
     if not isinstance(text, str) or not (text.strip() or may_be_empty):
-        others = "" if field in row else f"; the row has {', '.join(map(repr, row)) or 'no columns'}"
+        others = "" if field in row else f"; the row has {_keys(row)}"
         raise BadInput(f"{place}: {field!r} must be a non-empty text, got {text!r:.100}{others:.200}")
     if not is_unicode(text):
         raise BadInput(f"{place}: {field!r} must be whole characters, got half of one in {text!r:.100}")
     return text
 
 
-def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) for every row; the place reads `file:line` and is what an error should name.
-
-    Raises:
-        BadInput: it cannot be read, or a line is no JSON object.
-    """
-    source = Path(path)
-    if source.is_dir():
-        yield from _read_datasets_folder(source)
-        return
-    for number, line in enumerate(text_lines(source), start=1):
-        if line.strip():
-            yield f"{path}:{number}", _parse_line(line, f"{path}:{number}")
-
-
-def _parse_line(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(
-            f"{place}: not valid JSON: {error.msg} at column {error.colno}, got {line.strip()!r:.100}"
-        ) from None
-    except ValueError as error:  # a key twice, a number of thousands of digits, brackets within brackets
-        raise BadInput(f"{place}: not valid JSON: {error}, got {line.strip()!r:.100}") from None
-    if not isinstance(row, dict):
-        raise BadInput(f"{place}: must be a JSON object, got {type(row).__name__}")
-    return row
-
-
-def _read_datasets_folder(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if (source / "dataset_dict.json").is_file():
-        splits = sorted(file.parent.name for file in source.glob("*/state.json"))
-        raise BadInput(
-            f"{source}: must be one data set, got a DatasetDict; name one of its splits: {', '.join(splits)}"
-        )
-    for name in ("dataset_info.json", "state.json"):
-        if not (source / name).is_file():
-            raise BadInput(f"{source}: is a folder but not one written by datasets' save_to_disk (no {name})")
-    from datasets import load_from_disk
-
-    try:
-        # Without the format it was saved in, which may leave columns out or make tensors of them.
-        for number, row in enumerate(load_from_disk(str(source)).with_format(None)):
-            yield f"{source}:{number}", row
-    except Exception as error:  # whatever it meets in files that are missing, cut short or of another kind
-        raise BadInput(f"{source}: cannot be read as a datasets folder: {one_line(error)}") from None
+def _keys(row: Row) -> str:
+    return ", ".join(map(repr, row)) or "no columns"
 
 
 class PromptStream:

@@ -4,6 +4,7 @@ No weight is loaded; tokenizers and file headers are. Ray only when a running cl
 """
 
 import contextlib
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from rewards.judges import check_scorer
 from rewards.model_config import check_weights, max_positions, vocabulary_size
 from rewards.model_files import ModelError, known_folder, read_json, refuse_code, tensor_headers
 from rewards.preferences import PreferenceError, PromptRenderer, evaluation_grid
+from rewards.prompts import Prompt
 from rewards.sampling import read_token_ids
 from rewards.scorers import PROBE_PROMPT, ScorerError, load_function
 from rewards.vocabulary import (
@@ -46,10 +48,10 @@ PROMPTS_CHECKED = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What training reads. Example: Inputs(train=("how do i ...",), heldout=("can you ...",), renderer=...)"""
+    """What training reads. Example: Inputs(train=(Prompt(...),), heldout=(Prompt(...),), renderer=...)"""
 
-    train: tuple[str, ...]
-    heldout: tuple[str, ...]
+    train: tuple[Prompt, ...]
+    heldout: tuple[Prompt, ...]
     renderer: PromptRenderer
     longest_prompt_tokens: int
     mean_prompt_tokens: float
@@ -63,16 +65,20 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     problems = check_policy(recipe.policy.model, "policy.model", max_model_len=recipe.rollout.max_model_len)
     if not problems:
         problems += _adapter_problems(recipe)
-    prompts: dict[str, tuple[str, ...]] = {}
+    prompts: dict[str, tuple[Prompt, ...]] = {}
     data_problems = []
     for key, limit in (("train", recipe.data.max_prompts), ("heldout", None)):
         try:
-            prompts[key] = tuple(load_prompts(getattr(recipe.data, key), field=recipe.data.prompt_field, limit=limit))
+            prompts[key] = tuple(
+                load_prompts(
+                    getattr(recipe.data, key), field=recipe.data.prompt_field, limit=limit, columns=recipe.columns
+                )
+            )
         except BadInput as error:
             data_problems.append(f"data.{key}: {error}")
     problems += _judge_problems(recipe, next(iter(prompts.get("train", ())), PROBE_PROMPT))
     problems += _check_functions(recipe) + data_problems
-    if not data_problems and Path(recipe.data.train).samefile(recipe.data.heldout):
+    if not data_problems and _are_the_same(recipe.data.train, recipe.data.heldout):
         problems.append(f"data.heldout: must be another file than data.train, got {recipe.data.heldout!r} for both")
     if problems:
         raise BadInput("\n".join(problems))
@@ -104,7 +110,12 @@ def check_inputs(recipe: "Recipe") -> Inputs:
     )
 
 
-def _judge_problems(recipe: "Recipe", prompt: str) -> list[str]:
+def _are_the_same(source: str, other: str) -> bool:
+    here = os.path.exists(source) and os.path.exists(other)  # which data sets of the hub are not
+    return os.path.samefile(source, other) if here else source == other
+
+
+def _judge_problems(recipe: "Recipe", prompt: Prompt) -> list[str]:
     """Of all judges, one line each; servers and functions are asked about `prompt`."""
     with ThreadPoolExecutor() as pool:  # servers and functions may be slow to say nothing
         checks = [
@@ -193,24 +204,28 @@ def make_renderer(recipe: "Recipe", tokenizer: Any) -> PromptRenderer:
     )
 
 
-def check_renderer(renderer: PromptRenderer, prompts: Sequence[str], *, where: str) -> None:
+def check_renderer(renderer: PromptRenderer, prompts: Sequence[Prompt | str], *, where: str) -> None:
     """Raises BadInput unless w is read in the prompts: by all its digits in the shortest, roughly in all others."""
     try:
-        renderer.check(min(prompts, key=len))
-        renderer.check(max(prompts, key=len), decimals=1)
+        renderer.check(min(prompts, key=_length))
+        renderer.check(max(prompts, key=_length), decimals=1)
         renderer.check_options()
         renderer.check_each(prompts)
     except PreferenceError as error:
         raise BadInput(f"{where}: {error}") from None
 
 
-def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence[str], *, where: str) -> list[int]:
+def _length(prompt: Prompt | str) -> int:
+    return len(prompt if isinstance(prompt, str) else prompt.plain)
+
+
+def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence[Prompt], *, where: str) -> list[int]:
     """Tokens of the rendered prompts; raises BadInput naming the first that leaves no room for a response."""
     room = recipe.rollout.max_model_len - recipe.rollout.max_new_tokens
     preference = evaluation_grid(recipe.num_objectives)[0]
     measured = range(len(prompts))
     if len(prompts) > PROMPTS_CHECKED:
-        measured = sorted(measured, key=lambda index: len(prompts[index]))[-PROMPTS_CHECKED:]  # type: ignore[assignment]
+        measured = sorted(measured, key=lambda index: _length(prompts[index]))[-PROMPTS_CHECKED:]  # type: ignore[assignment]
     lengths = []
     rows = _rows(recipe.policy.model)
     try:
@@ -223,7 +238,7 @@ def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequenc
         if tokens > room:
             raise BadInput(
                 f"{where}, prompt {index + 1}: must fit rollout.max_model_len - rollout.max_new_tokens = {room} "
-                f"tokens, got {tokens}: {prompts[index]!r:.80}"
+                f"tokens, got {tokens}: {prompts[index].plain!r:.80}"
             )
         lengths.append(tokens)
     return lengths

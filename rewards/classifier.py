@@ -10,7 +10,7 @@ from rewards.config import HuggingFaceScorerConfig
 from rewards.model_files import ModelError
 from rewards.pretrained import load_model, load_tokenizer, positions_of
 from rewards.reading import Reader, padding_id, tell_padding
-from rewards.scorers import ScorerError, check_aligned
+from rewards.scorers import NO_COLUMNS, Columns, ScorerError, check_aligned
 from rewards.vocabulary import first_without_row, without_row
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class ClassifierScorer:
         self.truncated = 0
         """Responses so far whose input had to be shortened."""
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def score(self, prompts: Sequence[str], responses: Sequence[str], columns: Columns = NO_COLUMNS) -> np.ndarray:
         """float64 [N]; NaN where the logit is not finite, the input is empty, or a token has no row in the model."""
         check_aligned(prompts, responses)
         token_ids = [self._token_ids(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]

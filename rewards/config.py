@@ -6,6 +6,7 @@ Importing this module needs pydantic only.
 from __future__ import annotations
 
 import itertools
+import keyword
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -106,8 +107,18 @@ class HuggingFaceScorerConfig(Section):
         return self
 
 
+def _free_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    taken = [name for name in columns if name in ("prompts", "responses") or columns.count(name) > 1]
+    if taken:
+        raise ValueError(f"must differ from each other and from prompts and responses, got {taken[0]!r}")
+    return columns
+
+
+Columns = Annotated[tuple[str, ...], AfterValidator(_free_columns)]
+
+
 class PythonScorerConfig(Section):
-    """A function ``fn(prompts, responses, **options) -> sequence of float | None``."""
+    """A function ``fn(prompts, responses, **columns, **options) -> sequence of float | None``."""
 
     type: Literal["python"] = "python"
     function: FunctionName
@@ -115,6 +126,18 @@ class PythonScorerConfig(Section):
     of a run ask it for one score, in a process of its own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of every call."""
+    columns: Columns = ()
+    """Keys of the rows of `data.train` and `data.heldout` whose values the function gets too, each as an argument of
+    that name: a list as long as the responses. With a reference answer among them, a reward can be verified."""
+
+    @model_validator(mode="after")
+    def _columns_are_arguments(self) -> PythonScorerConfig:
+        for name in self.columns:
+            if not name.isidentifier() or keyword.iskeyword(name):
+                raise ValueError(f"columns must be names that an argument can have, got {name!r}")
+            if name in self.options:
+                raise ValueError(f"columns must differ from options, both have {name!r}")
+        return self
 
 
 class HTTPScorerConfig(Section):
@@ -129,6 +152,9 @@ class HTTPScorerConfig(Section):
     """Further tries after a refused connection, a timeout, or status 429, 500, 502, 503 or 504."""
     batch_size: int = Field(default=64, ge=1)
     """Most responses in one request."""
+    columns: Columns = ()
+    """Keys of the rows of `data.train` and `data.heldout` whose values are sent as well:
+    ``"columns": {name: [one for each response]}``."""
     token_env: str | None = None
     """Environment variable that holds a bearer token. The token itself never stands in a recipe."""
 
@@ -176,6 +202,13 @@ class ObjectiveConfig(Section):
     """GPUs of each replica; a fraction shares a device."""
     node_labels: NodeLabels = Field(default_factory=dict)
     """Only on nodes that carry all of these Ray labels."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the data, that its judges ask for."""
+        judges = (self.scorer, *([] if self.audit is None else [self.audit]))
+        asked = (judge.columns for judge in judges if not isinstance(judge, HuggingFaceScorerConfig))
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(asked)))
 
     @model_validator(mode="after")
     def _a_gpu_is_reserved_where_one_is_named(self) -> ObjectiveConfig:

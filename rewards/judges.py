@@ -10,6 +10,7 @@ from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScor
 from rewards.environment import describe, local_folder
 from rewards.model_config import check_weights, max_positions, read_config, vocabulary_size
 from rewards.model_files import ModelError
+from rewards.prompts import Prompt
 from rewards.remote import HTTPScorer, asked_once
 from rewards.scorers import PROBE_PROMPT, PythonScorer, Scorer, ScorerError, asked_apart, load_function
 from rewards.vocabulary import check_inserted, check_padding, check_vocabulary
@@ -27,20 +28,21 @@ def build_scorer(config: ScorerConfig) -> Scorer:
     return ClassifierScorer(config)
 
 
-def check_scorer(config: ScorerConfig, where: str, *, prompt: str = PROBE_PROMPT, here: bool = True) -> list[str]:
+def check_scorer(config: ScorerConfig, where: str, *, prompt: Prompt = PROBE_PROMPT, here: bool = True) -> list[str]:
     """Problems that can be known before anything loads, one line each, starting with ``where`` (the recipe's key).
 
     Args:
-        prompt: one that a server or a function is asked about.
+        prompt: one that a server or a function is asked about, if it has the columns that it asks for.
         here: whether a function needs no more than this machine has, so that it can be asked.
     """
     if isinstance(config, PythonScorerConfig):
-        problem = asked_apart(config, prompt) if here else _import_problem(config)
+        asks = here and prompt.columns.keys() >= set(config.columns)
+        problem = asked_apart(config, prompt) if asks else _import_problem(config)
         return [] if problem is None else [f"{where}.function: {problem}"]
     if isinstance(config, HTTPScorerConfig):
         if config.token_env is not None and not os.environ.get(config.token_env):
             return [f"{where}.token_env: environment variable {config.token_env!r} is not set"]
-        problem = asked_once(config, prompt)
+        problem = asked_once(config, prompt) if prompt.columns.keys() >= set(config.columns) else None
         return [] if problem is None else [f"{where}.url: {problem}"]
     with _READING:
         return [f"{where}.model: {problem}" for problem in _folder_problems(config)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, Self
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from rewards.config import ConditioningConfig, PreferencesConfig
 from rewards.environment import one_line
+from rewards.prompts import Prompt
 from rewards.tokens import SpecialTokens
 
 SUM_TOLERANCE = 1e-6
@@ -213,7 +215,7 @@ class PromptRenderer:
     """Writes weights into prompts: G(x, w). Training, evaluation and generation share one renderer.
 
     Weights are quantised before they are printed, with a fixed number of digits (``0.7``, ``1.0``). Prompts pass
-    through unchanged, braces and newlines included.
+    through unchanged, braces and newlines included. A plain text is a prompt of one turn.
     """
 
     def __init__(self, config: ConditioningConfig, objectives: Sequence[str], decimals: int, tokenizer: Any = None):
@@ -229,21 +231,26 @@ class PromptRenderer:
         """One of this class that writes with the other's templates and tokenizer."""
         return cls(other.config, other.objectives, other.decimals, other.tokenizer)
 
-    def text(self, prompt: str, preference: Sequence[float]) -> str:
-        """The model's whole input for a plain prompt and weights [K]. ``chat`` style needs the tokenizer.
+    def text(self, prompt: Prompt | str, preference: Sequence[float]) -> str:
+        """The model's whole input for a prompt and weights [K]. ``chat`` style needs the tokenizer.
 
-        Raises PreferenceError for weights off the simplex, and for whatever a chat template raises.
+        Raises PreferenceError for weights off the simplex, a dialogue in ``text`` style, and for whatever a chat
+        template raises.
         """
-        return self._written(prompt, self._weights_text(preference))
+        return self._written(_as_prompt(prompt), self._weights_text(preference))
 
-    def _written(self, prompt: str, weights: str) -> str:
+    def _written(self, prompt: Prompt, weights: str) -> str:
+        asked = _fill(self.config.template, {"prompt": prompt.text, "weights": weights})
         if self.config.style == "text":
-            return _fill(self.config.template, {"prompt": prompt, "weights": weights})
-        messages = []
+            if prompt.earlier:
+                raise PreferenceError(f"style 'text' takes one text, got a dialogue ({prompt.plain!r:.80})")
+            return asked
+        messages = [{"role": turn.role, "content": turn.content} for turn in prompt.earlier]
         if self.config.system is not None:
-            messages.append({"role": "system", "content": _fill(self.config.system, {"weights": weights})})
-        content = _fill(self.config.template, {"prompt": prompt, "weights": weights})
-        messages.append({"role": "user", "content": content})
+            own = [messages.pop(0)["content"]] if messages and messages[0]["role"] == "system" else []
+            system = "\n\n".join([_fill(self.config.system, {"weights": weights}), *own])
+            messages.insert(0, {"role": "system", "content": system})
+        messages.append({"role": "user", "content": asked})
         tokenizer = self._need_tokenizer()
         try:
             return tokenizer.apply_chat_template(
@@ -253,40 +260,44 @@ class PromptRenderer:
             roles = " and ".join(message["role"] for message in messages)
             raise PreferenceError(
                 f"style 'chat': the tokenizer's chat template must write a {roles} message, got {one_line(error)} "
-                f"in prompt {prompt!r:.80}"
+                f"in prompt {prompt.plain!r:.80}"
             ) from None
 
-    def token_ids(self, prompt: str, preference: Sequence[float]) -> list[int]:
+    def token_ids(self, prompt: Prompt | str, preference: Sequence[float]) -> list[int]:
         """Token ids of ``text``, begun once however many of template, prompt and tokenizer write a beginning."""
-        templated = self.config.style == "chat"
-        return self._special.without_bos(
-            lambda plain: self._special.open_ids(self.text(plain, preference), templated=templated), prompt
-        )
+        templated, asked, weights = self.config.style == "chat", _as_prompt(prompt), self._weights_text(preference)
 
-    def token_ids_of_each(self, prompts: Sequence[str], preference: Sequence[float]) -> list[list[int]]:
+        def encode(text: str) -> list[int]:
+            return self._special.open_ids(self._written(replace(asked, text=text), weights), templated=templated)
+
+        return self._special.without_bos(encode, asked.text)
+
+    def token_ids_of_each(self, prompts: Sequence[Prompt | str], preference: Sequence[float]) -> list[list[int]]:
         """`token_ids` of many prompts under one vector, in a tenth of the time."""
         weights, templated = self._weights_text(preference), self.config.style == "chat"
-        begun = [index for index, prompt in enumerate(prompts) if self._special.is_begun(prompt)]
+        begun = [index for index, prompt in enumerate(prompts) if self._special.is_begun(_as_prompt(prompt).text)]
         ids = self._special.open_ids_of_each(
-            [self._written(prompt, weights) for prompt in prompts], templated=templated
+            [self._written(_as_prompt(prompt), weights) for prompt in prompts], templated=templated
         )
         for index in begun:
             ids[index] = self.token_ids(prompts[index], preference)
         return ids
 
-    def check_each(self, prompts: Iterable[str]) -> None:
+    def check_each(self, prompts: Iterable[Prompt | str]) -> None:
         """Raises PreferenceError unless w is written in every prompt: a chat template may cut it out of some."""
-        if self.config.style == "text" or len(self.objectives) < 2:
-            return  # the template itself holds the weights
+        if len(self.objectives) < 2:
+            return
+        if self.config.style == "text":  # the template itself holds the weights, and takes no dialogue
+            prompts = (prompt for prompt in prompts if isinstance(prompt, Prompt) and prompt.earlier)
         corners_KK = np.eye(len(self.objectives))
         first, last = self._weights_text(corners_KK[0]), self._weights_text(corners_KK[-1])
-        for prompt in prompts:
+        for prompt in map(_as_prompt, prompts):
             text = self._written(prompt, first)
             # A second vector costs as much as the first, and need not be written where the first stands as it is.
-            if text.count(first) <= prompt.count(first) and text == self._written(prompt, last):
+            if text.count(first) <= prompt.plain.count(first) and text == self._written(prompt, last):
                 raise PreferenceError(
                     f"two vectors must give two prompts, got the same text for {first!r} and {last!r} "
-                    f"(the chat template leaves them out) in prompt {prompt!r:.80}"
+                    f"(the chat template leaves them out) in prompt {prompt.plain!r:.80}"
                 )
 
     def check_options(self) -> None:
@@ -305,7 +316,7 @@ class PromptRenderer:
                 f"got {', '.join(unknown)}"
             )
 
-    def check(self, prompt: str, *, decimals: int | None = None) -> None:
+    def check(self, prompt: Prompt | str, *, decimals: int | None = None) -> None:
         """Raises PreferenceError unless all printed numbers of every objective give token ids of their own.
 
         A chat template may leave a message out or cut it, and a tokenizer may know none of the digits; a policy would
@@ -324,10 +335,10 @@ class PromptRenderer:
                 if (other := seen.setdefault(ids, text)) != text:
                     raise PreferenceError(
                         f"two vectors must give two prompts, got the same {len(ids)} tokens for {other!r} and {text!r} "
-                        f"({self._blame(prompt, weights_K)}) in prompt {prompt!r:.80}"
+                        f"({self._blame(prompt, weights_K)}) in prompt {_as_prompt(prompt).plain!r:.80}"
                     )
 
-    def _blame(self, prompt: str, weights: np.ndarray) -> str:
+    def _blame(self, prompt: Prompt | str, weights: np.ndarray) -> str:
         if self._weights_text(weights) in self.text(prompt, weights.tolist()):
             return "the tokenizer reads both alike"
         return "the chat template leaves them out"
@@ -353,6 +364,10 @@ class PromptRenderer:
         if self.tokenizer is None:
             raise PreferenceError("this renderer was built without a tokenizer")
         return self.tokenizer
+
+
+def _as_prompt(prompt: Prompt | str) -> Prompt:
+    return Prompt(text=prompt) if isinstance(prompt, str) else prompt
 
 
 def _on_simplex(weights: Any) -> np.ndarray:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -16,7 +17,8 @@ from urllib3.util import Retry
 
 from rewards.config import HTTPScorerConfig
 from rewards.environment import describe
-from rewards.scorers import PROBE_RESPONSE, ScorerError, as_scores, check_aligned
+from rewards.prompts import Prompt, columns_of
+from rewards.scorers import NO_COLUMNS, PROBE_RESPONSE, Columns, ScorerError, as_scores, check_aligned
 
 RETRY_STATUSES = (429, 500, 502, 503, 504)
 BACKOFF_S = 0.25
@@ -34,6 +36,8 @@ class LateError(ScorerError):
 
 class HTTPScorer:
     """Posts batches of ``{"prompts": [...], "responses": [...]}`` and reads ``{"scores": [number or null, ...]}``.
+
+    Columns of the data that it asks for go with them: ``"columns": {name: [...]}``.
 
     Refused connections, timeouts and the statuses in ``RETRY_STATUSES`` are tried again with growing pauses; when the
     retries are used up, or on any other bad answer, ScorerError names the server. The token is never shown.
@@ -58,22 +62,25 @@ class HTTPScorer:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def score(self, prompts: Sequence[str], responses: Sequence[str], columns: Columns = NO_COLUMNS) -> np.ndarray:
         """float64 [N]. Raises ScorerError when the server is down after all retries or its answer is unusable."""
         check_aligned(prompts, responses)
         size = self._config.batch_size
-        batches = [
-            self._score_batch(list(prompts[start : start + size]), list(responses[start : start + size]))
-            for start in range(0, len(responses), size)
-        ]
+        batches = []
+        for start in range(0, len(responses), size):
+            part = slice(start, start + size)
+            asked: dict[str, Any] = {"prompts": list(prompts[part]), "responses": list(responses[part])}
+            if self._config.columns:
+                asked["columns"] = {name: list(columns[name][part]) for name in self._config.columns}
+            batches.append(self._score_batch(asked, len(asked["responses"])))
         return np.concatenate(batches) if batches else np.empty(0)
 
-    def _score_batch(self, prompts: list[str], responses: list[str]) -> np.ndarray:
+    def _score_batch(self, asked: Mapping[str, Any], count: int) -> np.ndarray:
         tries = f"{self._config.retries + 1} tries" if self._config.retries else "1 try"
         try:
             reply = self._session.post(
                 self._config.url,
-                json={"prompts": prompts, "responses": responses},
+                json=asked,
                 timeout=self._config.timeout_s,
                 auth=self._auth,
                 allow_redirects=False,  # a redirect would turn the POST into a GET
@@ -93,7 +100,7 @@ class HTTPScorer:
             raise ScorerError(f"{self._where} did not answer with JSON: {describe(error)}") from None
         if not isinstance(body, dict) or "scores" not in body:
             raise ScorerError(f'{self._where} must answer with {{"scores": [...]}}')
-        return as_scores(body["scores"], len(responses), where=self._where)
+        return as_scores(body["scores"], count, where=self._where)
 
     def _read(self, reply: requests.Response) -> bytes:
         """The whole body. `timeout_s` alone bounds only the wait for each next piece of it."""
@@ -113,14 +120,14 @@ class HTTPScorer:
         return text
 
 
-def asked_once(config: HTTPScorerConfig, prompt: str) -> str | None:
+def asked_once(config: HTTPScorerConfig, prompt: Prompt) -> str | None:
     """What is wrong with a server that cannot score a first response; None also where it takes its time.
 
     It is asked once, for at most `PROBE_S`: what is not there now would be missed by the first batch as well.
     """
     probe = config.model_copy(update={"retries": 0, "timeout_s": min(PROBE_S, config.timeout_s)})
     try:
-        HTTPScorer(probe).score([prompt], [PROBE_RESPONSE])
+        HTTPScorer(probe).score([prompt.plain], [PROBE_RESPONSE], columns_of([prompt]))
     except LateError:
         return None
     except ScorerError as error:

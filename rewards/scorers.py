@@ -17,12 +17,18 @@ import numpy as np
 from rewards.config import PythonScorerConfig
 from rewards.environment import describe, process_environment
 from rewards.paths import is_file
+from rewards.prompts import Prompt, columns_of
 from rewards.sources import load_file
 
-PROBE_PROMPT, PROBE_RESPONSE = "How do I boil an egg?", "In water, for eight minutes."
+PROBE_PROMPT, PROBE_RESPONSE = Prompt(text="How do I boil an egg?"), "In water, for eight minutes."
 """What a scorer is asked about before a run, the prompt where the run's own are not known."""
 FUNCTION_PROBE_S = 10.0
 """Longest wait for a function's first score; importing torch alone takes some seconds."""
+
+
+Columns = Mapping[str, Sequence[Any]]
+"""Column of the data -> its value for each response, which a judge may compare with."""
+NO_COLUMNS: Columns = {}
 
 
 class ScorerError(RuntimeError):
@@ -32,8 +38,12 @@ class ScorerError(RuntimeError):
 class Scorer(Protocol):
     """Scores responses on one objective; larger is better."""
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Score ``responses[i]`` as an answer to ``prompts[i]``: float64 [N], NaN where the score is missing."""
+    def score(self, prompts: Sequence[str], responses: Sequence[str], columns: Columns = NO_COLUMNS) -> np.ndarray:
+        """Score ``responses[i]`` as an answer to ``prompts[i]``: float64 [N], NaN where the score is missing.
+
+        Args:
+            columns: those that the recipe asks for; a scorer reads its own of them.
+        """
         ...
 
 
@@ -56,17 +66,18 @@ def load_function(dotted: str) -> Callable[..., Any]:
 
 
 class PythonScorer:
-    """Calls ``fn(prompts, responses, **options)``."""
+    """Calls ``fn(prompts, responses, **columns, **options)``."""
 
     def __init__(self, config: PythonScorerConfig):
         self._config = config
         self._function = load_function(config.function)
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def score(self, prompts: Sequence[str], responses: Sequence[str], columns: Columns = NO_COLUMNS) -> np.ndarray:
         check_aligned(prompts, responses)
         where = f"scorer {self._config.function}"
+        own = {name: list(columns[name]) for name in self._config.columns}
         try:
-            values = self._function(list(prompts), list(responses), **self._config.options)
+            values = self._function(list(prompts), list(responses), **own, **self._config.options)
             return as_scores(values, len(responses), where=where)  # of a generator, the function goes on in here
         except ScorerError:
             raise
@@ -74,12 +85,13 @@ class PythonScorer:
             raise ScorerError(f"{where} raised {describe(error)}") from error
 
 
-def asked_apart(config: PythonScorerConfig, prompt: str) -> str | None:
+def asked_apart(config: PythonScorerConfig, prompt: Prompt) -> str | None:
     """What is wrong with a function that cannot score a first response; None also where it takes its time.
 
     It is loaded and called in a process of its own, without a GPU: what it loads, or never returns from, stays there.
     """
-    asked = {"function": config.function, "options": config.options, "prompt": prompt}
+    columns = columns_of([prompt])
+    asked = {"config": config.model_dump(mode="json"), "prompt": prompt.plain, "columns": columns}
     # Not `multiprocessing`, which would run the main script again.
     own_path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     try:
@@ -107,8 +119,8 @@ def answer_once() -> NoReturn:
         os.dup2(nowhere, printed)
     problem = None
     try:
-        config = PythonScorerConfig(function=asked["function"], options=asked["options"])
-        PythonScorer(config).score([asked["prompt"]], [PROBE_RESPONSE])
+        scorer = PythonScorer(PythonScorerConfig(**asked["config"]))
+        scorer.score([asked["prompt"]], [PROBE_RESPONSE], asked["columns"])
     except ScorerError as error:
         problem = str(error)
     os.write(answer, json.dumps(problem).encode())

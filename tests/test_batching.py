@@ -13,13 +13,14 @@ from orchestrator.run.batching import Batcher, ScoredBatch, make_request
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
 from rewards.environment import derive_seed
 from rewards.normalize import Normalizer
+from rewards.prompts import Prompt
 from tests.learner_ranks import weights_of_pair
 from tests.word_tokenizer import WordTokenizer
-from tests.written_prompts import parse
+from tests.written_prompts import parse, plain
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
 NORMALIZER = Normalizer(objectives=("helpfulness", "harmlessness"), mean=(0.0, 5.0), std=(1.0, 4.0))
-PROMPTS = [f"how do i fix thing {i} ?" for i in range(40)]
+PROMPTS = plain(*(f"how do i fix thing {i} ?" for i in range(40)))
 
 
 def make_batcher(*overrides, skipped=()):
@@ -195,9 +196,9 @@ def test_seeds_of_neighbours_are_unrelated():
 def test_a_request_carries_the_plain_prompt_beside_the_conditioned_one():
     batcher = make_batcher()
     request = make_request(
-        batcher.renderer, prompt="hello there", preference=[0.3, 0.7], num_responses=2, seed_parts=(0, "x")
+        batcher.renderer, prompt=Prompt(text="hello there"), preference=[0.3, 0.7], num_responses=2, seed_parts=(0, "x")
     )
-    assert request.prompt == "hello there"
+    assert request.prompt == Prompt(text="hello there")
     assert len(request.prompt_ids) > 2
 
 

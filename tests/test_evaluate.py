@@ -15,12 +15,13 @@ from orchestrator.run.probe import policy_and_start
 from orchestrator.run.sampling import Scored
 from rewards.normalize import Normalizer
 from tests.word_tokenizer import WordTokenizer
+from tests.written_prompts import plain
 
 RECIPE = load_recipe(
     Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml",
     ["evaluate.prompts=6", "evaluate.samples=2", "evaluate.attainable=null", "evaluate.audit_statistics={}"],
 )
-PROMPTS = [f"prompt {i}" for i in range(10)]
+PROMPTS = plain(*(f"prompt {i}" for i in range(10)))
 IDENTITY = Normalizer(objectives=RECIPE.objective_names, mean=(0.0, 0.0), std=(1.0, 1.0))
 
 

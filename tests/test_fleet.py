@@ -24,11 +24,17 @@ from orchestrator.config import ClusterConfig
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.run.batching import RequestBatch
 from orchestrator.run.sampling import Sampler
+from rewards.prompts import Prompt
 from tests.whole_runs import failures
 
 REQUESTS = tuple(
     GenerationRequest(
-        request_id=f"r{i}", prompt=f"prompt {i}", prompt_ids=(1, i), preference=(0.5, 0.5), num_responses=2, seed=i + 1
+        request_id=f"r{i}",
+        prompt=Prompt(text=f"prompt {i}"),
+        prompt_ids=(1, i),
+        preference=(0.5, 0.5),
+        num_responses=2,
+        seed=i + 1,
     )
     for i in range(9)
 )

@@ -8,13 +8,14 @@ from orchestrator.config import HealthConfig
 from orchestrator.errors import RunFailed
 from orchestrator.run.batching import RequestBatch, ScoredBatch
 from orchestrator.run.health import Watch, find_problems
+from rewards.prompts import Prompt
 
 OBJECTIVES = ("helpfulness", "harmlessness")
 
 
 def scored(scores, *, texts=("a", "b"), finish_reason="stop"):
     request = GenerationRequest(
-        request_id="r", prompt="p", prompt_ids=(1,), preference=(0.5, 0.5), num_responses=2, seed=1
+        request_id="r", prompt=Prompt(text="p"), prompt_ids=(1,), preference=(0.5, 0.5), num_responses=2, seed=1
     )
     responses = tuple(
         Response(token_ids=(4,), text=text, finish_reason=finish_reason, logprobs=(-1.0,)) for text in texts

@@ -20,6 +20,7 @@ from rewards.preferences import (
     sample_preference_pairs,
     simplex_grid,
 )
+from rewards.prompts import Prompt, Turn
 from tests.written_prompts import parse
 
 OBJECTIVES = ("helpfulness", "harmlessness")
@@ -227,6 +228,25 @@ def test_chat_style_goes_through_the_chat_template_without_doubled_special_token
     assert len(ids) == len(text.split())
     with pytest.raises(PreferenceError, match="style 'text'"):
         parse(renderer, text)
+
+
+def test_a_dialogue_keeps_its_turns_and_w_stands_in_the_last():
+    earlier = (Turn(role="user", content="hi"), Turn(role="assistant", content="Hello!"))
+    dialogue = Prompt(text="why?", earlier=earlier)
+    renderer = PromptRenderer(ConditioningConfig(style="chat"), OBJECTIVES, 1, ChatTokenizer())
+    written = "<s> [user] hi [assistant] Hello! [user] why? <helpfulness> 1.0 <harmlessness> 0.0 [assistant]"
+    assert renderer.text(dialogue, [1, 0]) == written
+    assert len(renderer.token_ids(dialogue, [1, 0])) == len(written.split())
+    renderer.check_each([dialogue])
+    with pytest.raises(PreferenceError, match="style 'text' takes one text, got a dialogue"):
+        PromptRenderer(ConditioningConfig(), OBJECTIVES, 1, WordTokenizer()).check_each([Prompt(text="hi"), dialogue])
+
+
+def test_what_the_system_says_in_a_dialogue_follows_the_recipe_s():
+    dialogue = Prompt(text="why?", earlier=(Turn(role="system", content="Be kind."),))
+    for system, written in (("Obey.", "Obey.\n\nBe kind."), (None, "Be kind.")):
+        renderer = PromptRenderer(ConditioningConfig(style="chat", system=system), OBJECTIVES, 1, ChatTokenizer())
+        assert renderer.text(dialogue, [1, 0]).startswith(f"<s> [system] {written} [user] why?")
 
 
 def test_the_chat_template_gets_its_options():

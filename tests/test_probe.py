@@ -9,10 +9,13 @@ from orchestrator.errors import RunFailed
 from orchestrator.recipes import load_recipe
 from orchestrator.run.probe import PROMPTS, Probe, engine_mismatch, policy_and_start, tolerance
 from orchestrator.run.sampling import Scored
+from rewards.prompts import Prompt
 
 RECIPE = Path(__file__).parents[1] / "deploy" / "recipes" / "miniature.yaml"
 REQUESTS = [
-    GenerationRequest(request_id=f"r{i}", prompt="p", prompt_ids=(1, i), preference=(0.5, 0.5), num_responses=2, seed=i)
+    GenerationRequest(
+        request_id=f"r{i}", prompt=Prompt(text="p"), prompt_ids=(1, i), preference=(0.5, 0.5), num_responses=2, seed=i
+    )
     for i in range(6)
 ]
 

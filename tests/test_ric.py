@@ -23,6 +23,7 @@ from rewards.targets import (
     target_levels,
 )
 from tests.word_tokenizer import WordTokenizer
+from tests.written_prompts import plain
 
 MINIATURE = Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml"
 RECIPE = load_recipe(MINIATURE, ["method=ric"])
@@ -98,7 +99,7 @@ NORMALIZER = Normalizer(
 def make_batcher(*overrides):
     sizes = ["loop.prompts_per_step=6", "loop.steps=10"]
     recipe = load_recipe(MINIATURE, ["method=ric", *sizes, *overrides])
-    return Batcher(recipe, [f"p{i}" for i in range(12)], PromptRenderer(*PARTS), NORMALIZER)
+    return Batcher(recipe, plain(*(f"p{i}" for i in range(12))), PromptRenderer(*PARTS), NORMALIZER)
 
 
 def scored(batch, scores):

@@ -13,6 +13,7 @@ from actors.config import RolloutConfig
 from actors.processes import stop_actors as stop
 from actors.rollout import RolloutActor, start_rollouts
 from actors.types import GenerationRequest, Rollout, RolloutError, StaleWeightsError
+from rewards.prompts import Prompt
 from tests.heads import wait_until_gone
 from tests.tiny_models import make_tiny_policy
 
@@ -41,7 +42,7 @@ def make_requests(count: int, *, first_seed: int = 0, num_responses: int = 2) ->
     return [
         GenerationRequest(
             request_id=f"request-{first_seed + i}",
-            prompt="plain",
+            prompt=Prompt(text="plain"),
             prompt_ids=tuple(rng.randrange(5, 100) for _ in range(rng.randrange(3, 20))),
             preference=(0.7, 0.3),
             num_responses=num_responses,
@@ -217,7 +218,12 @@ def test_a_request_the_engine_refuses_is_named_and_leaves_it_clean(engine: Any) 
 
     good = make_requests(3)
     too_long = GenerationRequest(
-        request_id="too-long", prompt="", prompt_ids=(5,) * 48, preference=(1.0, 0.0), num_responses=1, seed=0
+        request_id="too-long",
+        prompt=Prompt(text=""),
+        prompt_ids=(5,) * 48,
+        preference=(1.0, 0.0),
+        num_responses=1,
+        seed=0,
     )
     with pytest.raises(RolloutError, match="request 'too-long'"):
         groups(engine, [*good, too_long])

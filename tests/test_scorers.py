@@ -19,7 +19,8 @@ import pytest
 from rewards.classifier import ClassifierScorer
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig
 from rewards.judges import build_scorer, check_scorer
-from rewards.scorers import ScorerError, as_scores
+from rewards.prompts import Prompt
+from rewards.scorers import PROBE_RESPONSE, ScorerError, as_scores
 
 WORDS = ("<pad>", "<eos>", "<unk>", "Human:", *"abcdefghij", "{prompt}", "{response}")
 
@@ -54,8 +55,15 @@ async def later(prompts, responses):
     return [0.0 for _ in responses]
 
 
+CANNOT_READ = f"ValueError: could not convert string to float: {PROBE_RESPONSE!r}"
+
+
 def needs_an_egg(prompts, responses):
     return [{"How many?": 12.0}[prompt] for prompt in prompts]
+
+
+def is_right(prompts, responses, answer, tolerance=0.0):
+    return [float(abs(float(text) - right) <= tolerance) for text, right in zip(responses, answer, strict=True)]
 
 
 def ends_everything(prompts, responses):
@@ -176,10 +184,34 @@ def test_a_function_that_cannot_score_one_response_is_known_before_the_start(fun
 
 
 def test_a_function_is_asked_about_a_prompt_of_the_run_and_only_where_it_can_run():
-    assert asked(needs_an_egg, prompt="How many?") == []
+    assert asked(needs_an_egg, prompt=Prompt(text="How many?")) == []
     assert asked(broken, here=False) == []
     (said,) = check_scorer(PythonScorerConfig(function="math:no_such_function"), "o", here=False)
     assert "has no 'no_such_function'" in said
+
+
+def test_a_function_compares_with_the_columns_that_it_asks_for():
+    config = PythonScorerConfig(function=f"{__name__}:is_right", columns=("answer",), options={"tolerance": 0.5})
+    given = {"answer": [4, 7, 9], "other": [0, 0, 0]}
+    assert build_scorer(config).score(["?"] * 3, ["4", "6.6", "3"], given).tolist() == [1.0, 1.0, 0.0]
+    assert check_scorer(config, "o") == []  # nobody knows an answer to ask it with
+    (said,) = check_scorer(config, "o", prompt=Prompt(text="2 + 2?", columns={"answer": 4}))
+    assert said == f"o.function: scorer {__name__}:is_right raised {CANNOT_READ}"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"columns": ("answer", "answer")}, "must differ from each other and from prompts and responses, got 'answer'"),
+        ({"columns": ("prompts",)}, "must differ from each other and from prompts and responses, got 'prompts'"),
+        ({"columns": ("right answer",)}, "columns must be names that an argument can have, got 'right answer'"),
+        ({"columns": ("class",)}, "columns must be names that an argument can have, got 'class'"),
+        ({"columns": ("scale",), "options": {"scale": 1}}, "columns must differ from options, both have 'scale'"),
+    ],
+)
+def test_columns_that_a_function_could_not_be_given_are_refused(values, said):
+    with pytest.raises(ValueError, match=said):
+        PythonScorerConfig(function="math:cos", **values)
 
 
 def test_a_function_that_takes_its_time_is_let_be(monkeypatch):
@@ -249,6 +281,12 @@ def test_a_server_scores_in_batches_and_in_order(server):
     assert scores.tolist() == [1, 2, 3, 1, 2]
     assert [len(body["responses"]) for _, _, body in server.requests] == [2, 2, 1]
     assert server.requests[0][2] == {"prompts": ["p", "p"], "responses": ["a", "bb"]}
+
+
+def test_a_server_is_sent_the_columns_that_it_asks_for(server):
+    given = {"answer": ["4", "5", "6"], "other": [0, 0, 0]}
+    server.scorer(batch_size=2, columns=("answer",)).score(["p"] * 3, ["a", "b", "c"], given)
+    assert [body["columns"] for _, _, body in server.requests] == [{"answer": ["4", "5"]}, {"answer": ["6"]}]
 
 
 def test_nothing_to_score_asks_nobody(server):

@@ -19,6 +19,7 @@ from orchestrator.run.sampling import Scored
 from orchestrator.run.soups import RememberingRenderer, SoupSampler, part_recipes, train_parts
 from orchestrator.run.steering import PolicyConditioning, generate
 from rewards.config import PreferencesConfig
+from rewards.prompts import Prompt
 from tests.tiny_models import make_tiny_policy
 from tests.word_tokenizer import WordTokenizer
 
@@ -140,7 +141,7 @@ def test_every_preference_is_answered_by_its_own_average_in_the_order_asked():
     preferences = [(1.0, 0.0), (0.4, 0.6), (1.0, 0.0)]
     requests = [
         GenerationRequest(
-            request_id=str(i), prompt="x", prompt_ids=tuple(renderer.token_ids("x", w)), preference=w,
+            request_id=str(i), prompt=Prompt(text="x"), prompt_ids=tuple(renderer.token_ids("x", w)), preference=w,
             num_responses=1, seed=i,
         )
         for i, w in enumerate(preferences)

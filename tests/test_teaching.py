@@ -20,6 +20,7 @@ from orchestrator.tasks.teaching.teach import (
     taught_from,
 )
 from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, PythonScorerConfig
+from tests.written_prompts import plain
 
 RECIPES = Path(__file__).parents[1] / "deploy" / "recipes"
 JUDGES = {
@@ -44,8 +45,8 @@ def test_an_answer_that_was_cut_ends_with_its_last_whole_sentence(text, whole):
 
 def test_every_answer_is_learned_under_the_vector_that_says_what_it_is():
     scores = [np.array([[1.0, -1.0], [-2.0, 2.0]]), np.array([[0.4, 0.4]])]
-    rows = described_rows(["q", "r"], [["a", "b"], ["c"]], scores, decimals=2)
-    assert [(row["prompt"], row["response"]) for row in rows] == [("q", "a"), ("q", "b"), ("r", "c")]
+    rows = described_rows(plain("q", "r"), [["a", "b"], ["c"]], scores, decimals=2)
+    assert [(row["prompt"].text, row["response"]) for row in rows] == [("q", "a"), ("q", "b"), ("r", "c")]
     high = 1 / (1 + np.exp(-2 * 2.0))
     assert rows[0]["preference"] == pytest.approx([high, 1 - high], abs=0.005)
     assert rows[1]["preference"] == [0.0, 1.0] and rows[2]["preference"] == [0.5, 0.5]
@@ -53,15 +54,17 @@ def test_every_answer_is_learned_under_the_vector_that_says_what_it_is():
 
 def test_scores_that_have_nothing_to_do_with_each_other_make_vectors_from_corner_to_corner():
     scores = np.random.default_rng(0).standard_normal((4000, 2))
-    weight = np.array([row["preference"][0] for row in described_rows(["q"], [["a"] * 4000], [scores], decimals=1)])
+    weight = np.array(
+        [row["preference"][0] for row in described_rows(plain("q"), [["a"] * 4000], [scores], decimals=1)]
+    )
     assert (weight == 0).mean() == pytest.approx(1 / 7, abs=0.02) == (weight == 1).mean()
     assert ((weight > 0.25) & (weight < 0.75)).mean() > 0.25
 
 
 def test_an_answer_without_a_score_is_not_learned_from():
-    rows = described_rows(["q"], [["a", "b", "c"]], [np.array([[9, np.nan], [0, 1], [1, 0]])], decimals=1)
+    rows = described_rows(plain("q"), [["a", "b", "c"]], [np.array([[9, np.nan], [0, 1], [1, 0]])], decimals=1)
     assert [row["response"] for row in rows] == ["b", "c"]
-    assert described_rows(["q"], [["a"]], [np.array([[np.nan, 1]])], decimals=1) == []
+    assert described_rows(plain("q"), [["a"]], [np.array([[np.nan, 1]])], decimals=1) == []
 
 
 def test_a_judge_of_the_assets_is_looked_for_where_they_are_built():
@@ -92,17 +95,17 @@ def test_answers_are_scored_by_the_judges_on_one_scale():
         ["The cat sat. It ran.", "Notwithstanding organisational difficulties, negotiations continued."],
         ["Yes."],
     ]
-    scores = score_answers(JUDGES, ["q", "r"], answers)
+    scores = score_answers(JUDGES, plain("q", "r"), answers)
     assert [each.shape for each in scores] == [(2, 2), (1, 2)]
     assert np.concatenate(scores).mean(axis=0) == pytest.approx([0, 0], abs=1e-9)
     assert scores[0][0, 1] > scores[0][1, 1]
     with pytest.raises(BadInput, match="objective 'detail': its scorer tells the answers of the start not apart"):
-        score_answers(JUDGES, ["q"], [["Yes.", "Yes."]])
+        score_answers(JUDGES, plain("q"), [["Yes.", "Yes."]])
 
 
 def test_the_prompts_that_are_answered_are_different_ones_drawn_by_the_seed():
-    prompts = ["a", "b", "a", "c", "d"]
-    assert sorted(some_prompts(prompts, 9, seed=0)) == ["a", "b", "c", "d"]
+    prompts = plain("a", "b", "a", "c", "d")
+    assert sorted(prompt.text for prompt in some_prompts(prompts, 9, seed=0)) == ["a", "b", "c", "d"]
     few = some_prompts(prompts, 2, seed=0)
     assert len(set(few)) == 2 and few == some_prompts(prompts, 2, seed=0)
     assert any(some_prompts(prompts, 2, seed=seed) != few for seed in range(1, 9))

@@ -16,6 +16,7 @@ from orchestrator.run.stages import Updated
 from orchestrator.run.telemetry import Recorder, step_metrics
 from rewards.metrics import STEP_METRICS
 from rewards.normalize import Normalizer
+from rewards.prompts import Prompt
 from tests.test_wandb_log import FakeRun
 
 CONTRACT_KEYS = {
@@ -34,7 +35,7 @@ STATISTICS = PairStatistics(dropped=0, conflict_rate=0.5, tie_rate=0.0)
 
 def scored(scores):
     request = GenerationRequest(
-        request_id="r", prompt="p", prompt_ids=(1, 2), preference=(0.7, 0.3), num_responses=2, seed=1
+        request_id="r", prompt=Prompt(text="p"), prompt_ids=(1, 2), preference=(0.7, 0.3), num_responses=2, seed=1
     )
     responses = (
         Response(token_ids=(1, 2, 3), text="a", finish_reason="stop", logprobs=(-1.0,)),

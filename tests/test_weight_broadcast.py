@@ -15,6 +15,7 @@ from learner.config import LearnerConfig, LoraSection
 from learner.examples import Batch, Example
 from learner.group import LearnerGroup
 from learner.types import WeightSyncError
+from rewards.prompts import Prompt
 from tests.learner_ranks import method, pair_example
 from tests.tiny_models import make_tiny_policy
 
@@ -81,7 +82,12 @@ def sample(engine: Any, version: int) -> list[tuple[int, ...]]:
     Scoring never reads the prefix cache: the two differ where sampling went on from another version's keys and values.
     """
     request = GenerationRequest(
-        request_id="r", prompt="p", prompt_ids=tuple(range(5, 45)), preference=(1.0, 0.0), num_responses=2, seed=3
+        request_id="r",
+        prompt=Prompt(text="p"),
+        prompt_ids=tuple(range(5, 45)),
+        preference=(1.0, 0.0),
+        num_responses=2,
+        seed=3,
     )
     [rollout] = sampled(engine, [request], version)
     assert rollout.min_policy_version == rollout.max_policy_version == version

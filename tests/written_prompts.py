@@ -5,6 +5,7 @@ import re
 import numpy as np
 
 from rewards.preferences import PreferenceError, PromptRenderer
+from rewards.prompts import Prompt
 
 
 def parse(renderer: PromptRenderer, text: str) -> tuple[str, np.ndarray]:
@@ -42,3 +43,8 @@ def _pattern(renderer: PromptRenderer) -> str:
         before, after = renderer.config.weight.replace("{name}", name).split("{weight}")
         pieces.append(re.escape(before) + number + re.escape(after))
     return re.escape(renderer.config.separator).join(pieces)
+
+
+def plain(*texts: str) -> list[Prompt]:
+    """Prompts of one text each."""
+    return [Prompt(text=text) for text in texts]

@@ -12,6 +12,8 @@ from actors.reward import Judge
 from actors.types import Rollout
 from orchestrator.cluster.fleet import Replica
 from orchestrator.errors import ComponentLost
+from rewards.prompts import columns_of
+from rewards.scorers import Columns
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -23,7 +25,7 @@ class ScoreCall:
 
     replica: Replica
     life: int
-    arguments: tuple[list[str], list[str], Judge]
+    arguments: tuple[list[str], list[str], Judge, Columns]
     reference: "ObjectRef[np.ndarray]"
 
 
@@ -37,10 +39,12 @@ class Judges:
 
     def start(self, group: Sequence[Rollout], judge: Judge, turn: int) -> list[ScoreCall]:
         """One call per objective; reward models see the plain prompt, never the text of w."""
-        prompts = [rollout.request.prompt for rollout in group for _ in rollout.responses]
+        asked = [rollout.request.prompt for rollout in group for _ in rollout.responses]
+        prompts, columns = [prompt.plain for prompt in asked], columns_of(asked)
         responses = [response.text for rollout in group for response in rollout.responses]
         return [
-            _call(replicas[turn % len(replicas)], (prompts, responses, judge)) for replicas in self.replicas.values()
+            _call(replicas[turn % len(replicas)], (prompts, responses, judge, columns))
+            for replicas in self.replicas.values()
         ]
 
     def scores(self, calls: Sequence[ScoreCall], deadline: float) -> np.ndarray:
@@ -67,6 +71,6 @@ class Judges:
             call = _call(call.replica, call.arguments)
 
 
-def _call(replica: Replica, arguments: tuple[list[str], list[str], Judge]) -> ScoreCall:
+def _call(replica: Replica, arguments: tuple[list[str], list[str], Judge, Columns]) -> ScoreCall:
     life, reference = replica.call("score", *arguments)
     return ScoreCall(replica=replica, life=life, arguments=arguments, reference=reference)

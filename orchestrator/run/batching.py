@@ -17,6 +17,7 @@ from orchestrator.data import PromptStream
 from rewards.environment import derive_seed
 from rewards.normalize import Normalizer
 from rewards.preferences import DirichletSampler, PromptRenderer
+from rewards.prompts import Prompt
 from rewards.targets import LevelRenderer
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Renders(Protocol):
     """What writes w into a prompt: `rewards.preferences.PromptRenderer`."""
 
-    def token_ids(self, prompt: str, preference: Sequence[float]) -> Sequence[int]: ...
+    def token_ids(self, prompt: Prompt, preference: Sequence[float]) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ class Batcher:
     def __init__(
         self,
         recipe: "Recipe",
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         renderer: PromptRenderer,
         normalizer: Normalizer,
         *,
@@ -154,7 +155,7 @@ class Batcher:
         )
 
     @staticmethod
-    def _prompt(renderer: Renders, prompt: str, numbers: Sequence[float]) -> tuple[int, ...]:
+    def _prompt(renderer: Renders, prompt: Prompt, numbers: Sequence[float]) -> tuple[int, ...]:
         return tuple(renderer.token_ids(prompt, numbers))
 
 
@@ -176,7 +177,7 @@ def pair_statistics(scores: np.ndarray) -> PairStatistics:
 def make_request(
     renderer: Renders,
     *,
-    prompt: str,
+    prompt: Prompt,
     preference: Sequence[float] | np.ndarray,
     num_responses: int,
     seed_parts: tuple[object, ...],

@@ -32,6 +32,7 @@ from rewards.pareto import (
     steering_gap,
 )
 from rewards.preferences import evaluation_grid
+from rewards.prompts import Prompt
 from rewards.scorers import load_function
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ EXAMPLE_PROMPTS = EXAMPLE_VECTORS = 5
 
 
 def measure_normalizers(
-    recipe: "Recipe", sampler: Sampling, renderer: Renders, prompts: Sequence[str], policy_version: int
+    recipe: "Recipe", sampler: Sampling, renderer: Renders, prompts: Sequence[Prompt], policy_version: int
 ) -> dict[Judge, Normalizer]:
     """Mean and standard deviation per objective of the starting policy on training prompts, w uniform on the simplex.
 
@@ -96,7 +97,7 @@ class Evaluator:
         recipe: "Recipe",
         sampler: Sampling,
         renderer: Renders,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         normalizers: dict[Judge, Normalizer],
         *,
         asked: Renders | None = None,
@@ -159,7 +160,7 @@ class Evaluator:
     def _audit(self, normalized: dict[Judge, np.ndarray], rollouts: Sequence[Rollout]) -> dict[str, Any] | None:
         if "audit" not in normalized:
             return None
-        prompts = [rollout.request.prompt for rollout in rollouts for _ in rollout.responses]
+        prompts = [rollout.request.prompt.plain for rollout in rollouts for _ in rollout.responses]
         responses = [response.text for rollout in rollouts for response in rollout.responses]
         return {
             **front_metrics(self.preferences, normalized["audit"], self.recipe.reference_point),
@@ -178,7 +179,7 @@ class Evaluator:
             return None
         normalizer = self.normalizers["audit"]
         points = load_function(self.recipe.evaluate.attainable)(
-            self.prompts,
+            [prompt.plain for prompt in self.prompts],
             self.preferences,
             np.asarray(normalizer.mean),
             np.asarray(normalizer.std),
@@ -254,7 +255,7 @@ class Evaluator:
         """Held-out prompts, each under vectors spread over the grid; rewards [N * P, samples, K]."""
         return [
             {
-                "prompt": self.prompts[p],
+                "prompt": self.prompts[p].plain,
                 "preference": self.preferences[n].tolist(),
                 "response": rollouts[n * len(self.prompts) + p].responses[0].text,
                 "scores": rewards[n * len(self.prompts) + p, 0].tolist(),

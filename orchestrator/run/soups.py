@@ -31,6 +31,7 @@ from orchestrator.run.telemetry import training_totals
 from orchestrator.run.train import train
 from orchestrator.run.wiring import join_fleet, join_sampler
 from rewards.environment import local_folder
+from rewards.prompts import Prompt
 
 if TYPE_CHECKING:
     from learner.senders import WeightSender
@@ -151,7 +152,7 @@ class RememberingRenderer:
         self.renderer = renderer
         self.preference_of: dict[tuple[int, ...], tuple[float, ...]] = {}
 
-    def token_ids(self, prompt: str, preference: Sequence[float]) -> Sequence[int]:
+    def token_ids(self, prompt: Prompt, preference: Sequence[float]) -> Sequence[int]:
         ids = self.renderer.token_ids(prompt, preference)
         self.preference_of[tuple(ids)] = tuple(float(weight) for weight in preference)
         return ids

@@ -211,7 +211,7 @@ def _samples(recipe: "Recipe", scored: ScoredBatch, policy_version: int) -> Iter
         rollout = scored.rollouts[index]
         yield {
             "step": scored.batch.step,
-            "prompt": rollout.request.prompt,
+            "prompt": rollout.request.prompt.plain,
             "preference_pos": list(rollout.request.preference),
             "preference_neg": scored.batch.preference_neg[index].tolist(),
             "responses": [response.text for response in rollout.responses],

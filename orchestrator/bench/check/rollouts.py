@@ -7,6 +7,7 @@ from typing import Any
 
 from actors.config import RolloutConfig
 from actors.types import GenerationRequest
+from rewards.prompts import Prompt
 
 ROUNDS = 3
 """Of each, in turn; the fastest counts. The first also captures and warms up."""
@@ -48,7 +49,7 @@ def measure_rollouts(
     requests = [
         GenerationRequest(
             request_id=str(index),
-            prompt="",
+            prompt=Prompt(text=""),
             prompt_ids=tuple(3 + (index * 7 + place * 13) % 400 for place in range(64)),
             preference=(0.5, 0.5),
             num_responses=2,

@@ -24,6 +24,7 @@ from orchestrator.tasks.fitting.config import Optimization, RewardFitConfig
 from orchestrator.tasks.smollm2.start import save_base
 from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
 from rewards.config import Section
+from rewards.prompts import Prompt
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -128,7 +129,7 @@ def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", s
         f"harmlessness: {reward.heldout_accuracy:.3f} of {reward.heldout_rows} held-out pairs ranked as labelled "
         f"(95 % interval {low:.3f} to {high:.3f})"
     )
-    taught = teach_to_read(progress, folder, str(folder / "base"), training, recipe)
+    taught = teach_to_read(progress, folder, str(folder / "base"), [Prompt(text=text) for text in training], recipe)
     return {
         "weights": weights,
         "pairs": len(transcripts.pairs),

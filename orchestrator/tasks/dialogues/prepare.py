@@ -9,7 +9,7 @@ earlier: they have no shared prompt, and are skipped and counted).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from orchestrator.data import read_rows
 from orchestrator.errors import BadInput
 from orchestrator.files import write_lines
 from orchestrator.recipes import check
+from orchestrator.rows import read_rows
 from orchestrator.tasks.assets import whole_folder
 from rewards.config import ObjectiveNames, Section, Seed
-from rewards.environment import is_unicode, one_line
+from rewards.environment import is_unicode
 from rewards.preferences import sample_preference_pairs
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -61,7 +61,7 @@ class Transcripts:
 def read_transcripts(source: str) -> Transcripts:
     """Read JSONL (plain or gzip), a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`. Raises BadInput naming the row."""
     pairs, skipped = [], 0
-    for place, row in read_source(source):
+    for place, row in read_rows(source):
         parsed = check(TranscriptRow.model_validate, row, place)
         pair = split_pair(parsed.chosen, parsed.rejected)
         if pair is None:
@@ -71,15 +71,6 @@ def read_transcripts(source: str) -> Transcripts:
     if not pairs:
         raise BadInput(f"{source}: holds no pair of transcripts with a shared prompt ({skipped} rows read)")
     return Transcripts(pairs=tuple(pairs), skipped=skipped)
-
-
-def read_source(source: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """(place, row) of JSONL (plain or gzip), a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT` (DATA_DIR may be empty).
-
-    Raises:
-        BadInput: naming the source, or the place in it, that cannot be read.
-    """
-    return _read_hub(source) if source.startswith("hub:") else read_rows(source)
 
 
 def split_pair(chosen: str, rejected: str) -> DialoguePair | None:
@@ -94,20 +85,6 @@ def split_transcript(text: str) -> tuple[str, str]:
     """(prompt, answer): what stands before and after the last assistant marker; ("", "") without one."""
     before, marker, after = text.rpartition(ASSISTANT)
     return (before.strip(), after.strip()) if marker else ("", "")
-
-
-def _read_hub(source: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    try:
-        _, name, data_dir, split = source.split(":")
-    except ValueError:
-        raise BadInput(f"source: a hub data set must read hub:NAME:DATA_DIR:SPLIT, got {source!r}") from None
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, data_dir=data_dir or None, split=split)
-    except Exception as error:  # datasets raises a dozen kinds, from connection to missing split
-        raise BadInput(f"{source}: cannot be loaded from the hub: {one_line(error)}") from None
-    return ((f"{source}:{number}", dict(row)) for number, row in enumerate(rows))
 
 
 class PrepareOptions(Section):
@@ -174,7 +151,7 @@ def prepare(
     prompts only.
 
     Args:
-        source: as for `read_source`.
+        source: as for `orchestrator.rows.read_rows`.
         directory: a new or empty folder; filled whole or not at all.
         progress: receives what was read, skipped and written, one line each.
 
@@ -277,7 +254,7 @@ def _from_transcripts(source: str, options: PrepareOptions, skipped: Counter[str
 
 def _from_saferlhf(source: str, options: PrepareOptions, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
     """As `_from_transcripts`."""
-    for place, row in read_source(source):
+    for place, row in read_rows(source):
         parsed = check(SafeRLHFRow.model_validate, row, place)
         prompt = parsed.prompt.strip()
         answer = (parsed.response_0, parsed.response_1)[parsed.better_response_id].strip()

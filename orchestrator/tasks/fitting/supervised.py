@@ -19,6 +19,7 @@ from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference, sample_negatives
 from rewards.pretrained import load_model, load_tokenizer
+from rewards.prompts import Prompt
 from rewards.reading import first_that
 from rewards.sampling import SamplingSection
 from rewards.tokens import SpecialTokens
@@ -185,7 +186,7 @@ def _renderer(config: PolicyFitConfig, tokenizer: Any) -> PromptRenderer | None:
 
 def _prompt_encoder(
     config: PolicyFitConfig, row: Row, renderer: PromptRenderer | None, special: SpecialTokens
-) -> Callable[[str], list[int]]:
+) -> Callable[..., list[int]]:
     """From a row's prompt, or what is left of it, to the model's whole input."""
     if row.get("preference") is None:
         return partial(special.open_ids, templated=config.preferences.conditioning.style == "chat")
@@ -195,7 +196,7 @@ def _prompt_encoder(
 
 
 def _shortened(
-    config: PolicyFitConfig, prompt: str, ids_of: Callable[[str], list[int]], response_ids: list[int]
+    config: PolicyFitConfig, prompt: Prompt | str, ids_of: Callable[..., list[int]], response_ids: list[int]
 ) -> tuple[list[int], list[int]]:
     """Both within `max_length`. What a template puts around the prompt stays whole: w must be read in every row."""
     least = max(1, len(ids_of("")))
@@ -205,8 +206,9 @@ def _shortened(
         )
     response_ids = response_ids[: config.max_length - least]
     room = config.max_length - len(response_ids)
-    dropped = first_that(len(prompt), lambda start: len(ids_of(prompt[start:])) <= room)
-    return ids_of(prompt[dropped:]), response_ids
+    text = prompt if isinstance(prompt, str) else prompt.text  # of a dialogue, what is asked last alone
+    dropped = first_that(len(text), lambda start: len(ids_of(text[start:])) <= room)
+    return ids_of(text[dropped:]), response_ids
 
 
 def _collator(pad_token_id: int) -> trainer.Collate:

@@ -19,8 +19,9 @@ from transformers import GenerationConfig, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from orchestrator.data import read_rows, text_of
+from orchestrator.data import text_of
 from orchestrator.errors import BadInput, RunFailed
+from orchestrator.rows import read_rows
 from orchestrator.tasks.fitting.config import C, FitConfig, load_fit_config
 from orchestrator.tasks.fitting.devices import require_one
 from rewards.environment import one_line

@@ -12,6 +12,7 @@ from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.smollm2.questions import split_questions
 from orchestrator.tasks.smollm2.source import find_weights, hub_folder, package_folder, save_weights
 from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
+from rewards.prompts import Prompt
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -45,7 +46,7 @@ def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe") -
     training, heldout = split_questions(heldout=HELDOUT, seed=recipe.seed)
     for name, questions in (("train", training), ("heldout", heldout)):
         write_lines(folder / "prompts" / f"{name}.jsonl", ({"prompt": question} for question in questions))
-    taught = teach_to_read(progress, folder, str(folder / "base"), training, recipe)
+    taught = teach_to_read(progress, folder, str(folder / "base"), [Prompt(text=text) for text in training], recipe)
     return {"weights": weights, "taught": taught, "seconds": time.monotonic() - started}
 
 

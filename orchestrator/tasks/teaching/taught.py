@@ -14,6 +14,7 @@ from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
 from rewards.environment import local_folder
+from rewards.prompts import Prompt
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -30,20 +31,21 @@ def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str],
         RunFailed: the model could not be sampled from.
     """
     assert recipe.assets is not None and recipe.assets.model is not None
-    prompts = load_prompts(recipe.data.train, field=recipe.data.prompt_field, limit=recipe.data.max_prompts)
+    data = recipe.data
+    prompts = load_prompts(data.train, field=data.prompt_field, limit=data.max_prompts, columns=recipe.columns)
     asked = some_prompts(prompts, recipe.assets.teaching.prompts, seed=recipe.seed)
     key = {
         **taught_from(recipe),
         "model": recipe.assets.model,
         "files": model_files(recipe.assets.model),
-        "prompts": asked,
+        "prompts": [[prompt.plain, dict(prompt.columns)] for prompt in asked],
         "code": code_digest("teaching", "fitting", *([MINIATURE] if recipe.assets.model == MINIATURE else [])),
     }
     build = partial(run_apart, _build, progress, recipe=recipe, prompts=asked)
     return build_once(directory, key, lambda folder: build(folder=folder), progress=progress)
 
 
-def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", prompts: list[str]) -> dict[str, Any]:
+def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", prompts: list[Prompt]) -> dict[str, Any]:
     assert recipe.assets is not None and recipe.assets.model is not None
     started, base = time.monotonic(), recipe.assets.model
     if base == MINIATURE:
@@ -62,7 +64,7 @@ def _fit_miniature(progress: Callable[[str], None], folder: Path, *, seed: int) 
     return str(folder)
 
 
-def some_prompts(prompts: list[str], count: int, *, seed: int) -> list[str]:
+def some_prompts(prompts: list[Prompt], count: int, *, seed: int) -> list[Prompt]:
     """So many different ones, or all there are, in an order drawn by `seed`."""
     different = list(dict.fromkeys(prompts))
     order = np.random.default_rng([seed, 21]).permutation(len(different))

@@ -25,6 +25,7 @@ from rewards.environment import native_dtype
 from rewards.judges import build_scorer
 from rewards.paths import is_file
 from rewards.preferences import PromptRenderer, quantize
+from rewards.prompts import Prompt, columns_of
 from rewards.sampling import SamplingSection
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def taught_from(recipe: "Recipe") -> dict[str, Any]:
 
 
 def teach_to_read(
-    progress: Callable[[str], None], folder: Path, base: str, prompts: Sequence[str], recipe: "Recipe"
+    progress: Callable[[str], None], folder: Path, base: str, prompts: Sequence[Prompt], recipe: "Recipe"
 ) -> dict[str, Any]:
     """Write FOLDER/policy, which reads w; returns what there is to report.
 
@@ -64,7 +65,7 @@ def teach_to_read(
         prompts: to train on; as many as the recipe's `assets.teaching` says are used.
 
     Raises:
-        BadInput: a judge cannot be loaded, fails, or tells no answers apart.
+        BadInput: a judge cannot be loaded, fails, tells no answers apart, or asks for a column that no prompt has.
         RunFailed: the model could not be sampled from.
     """
     from orchestrator.tasks.fitting.supervised import fit_policy
@@ -72,6 +73,9 @@ def teach_to_read(
     assert recipe.assets is not None
     started, teaching = time.monotonic(), recipe.assets.teaching
     asked = list(prompts[: teaching.prompts])
+    for column in recipe.columns:
+        if not all(column in prompt.columns for prompt in asked):
+            raise BadInput(f"columns: a judge asks for {column!r}, which the prompts of this assets.build do not have")
     tokenizer = load_tokenizer(base)
     answers = run_apart(
         sample_answers,
@@ -135,7 +139,7 @@ def judges_within(folder: Path, recipe: "Recipe") -> dict[str, ScorerConfig]:
     return judges
 
 
-def plain_prompt(tokenizer: Any, prompt: str, conditioning: ConditioningConfig) -> list[int]:
+def plain_prompt(tokenizer: Any, prompt: Prompt | str, conditioning: ConditioningConfig) -> list[int]:
     """Token ids of a prompt as the recipe asks it, without w and what is written against it.
 
     Example: "Human: {prompt} {weights} Assistant:" asks "Human: why? Assistant:"
@@ -150,7 +154,7 @@ def plain_prompt(tokenizer: Any, prompt: str, conditioning: ConditioningConfig) 
 
 
 def score_answers(
-    judges: Mapping[str, ScorerConfig], questions: Sequence[str], answers: Sequence[Sequence[str]]
+    judges: Mapping[str, ScorerConfig], questions: Sequence[Prompt], answers: Sequence[Sequence[str]]
 ) -> list[np.ndarray]:
     """Of each question, [its answers, K], normalised over all of them; 0 mean, deviation 1.
 
@@ -160,11 +164,12 @@ def score_answers(
     Raises:
         BadInput: a judge fails, or scores all answers alike.
     """
-    prompts = [question for question, texts in zip(questions, answers, strict=True) for _ in texts]
+    asked = [question for question, texts in zip(questions, answers, strict=True) for _ in texts]
+    prompts, given = [prompt.plain for prompt in asked], columns_of(asked)
     responses = [text for texts in answers for text in texts]
     columns = []
     for name, judge in judges.items():
-        scores = build_scorer(judge).score(prompts, responses)
+        scores = build_scorer(judge).score(prompts, responses, given)
         spread = float(np.nanstd(scores))
         if not spread > 0:
             raise BadInput(f"objective {name!r}: its scorer tells the answers of the start not apart")
@@ -175,7 +180,7 @@ def score_answers(
 
 
 def described_rows(
-    questions: Sequence[str], answers: Sequence[Sequence[str]], scores: Sequence[np.ndarray], *, decimals: int
+    questions: Sequence[Prompt], answers: Sequence[Sequence[str]], scores: Sequence[np.ndarray], *, decimals: int
 ) -> list[dict[str, Any]]:
     """{"prompt", "response", "preference"}: every answer under the w that says what it is, softmax(SHARPNESS z).
 
