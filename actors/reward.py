@@ -11,10 +11,10 @@ import numpy as np
 from actors.metrics import JudgeMetrics
 from actors.processes import ActorSpec, start_actors, stop_actors
 from actors.types import ActorFailedError
-from rewards.config import ObjectiveConfig
+from rewards.config import ObjectiveConfig, Panel, panel_name, panels
 from rewards.environment import is_device_failure, one_line, process_environment, whole_threads
-from rewards.judges import build_scorer
-from rewards.scorers import NO_COLUMNS, Columns, Scorer, ScorerError
+from rewards.judges import Scores, build_scorers
+from rewards.scorers import NO_COLUMNS, Columns, ScorerError
 from rewards.sources import files_of, load_file
 
 if TYPE_CHECKING:
@@ -25,26 +25,26 @@ Judge = Literal["reward", "audit"]
 
 
 class RewardActor:
-    """One replica of one objective's judges. The audit judge is loaded when it is first asked.
+    """One replica of a panel's judges. The audit judges are loaded when they are first asked.
 
     Args:
-        objective: the recipe's section.
-        files: path -> text of the Python files that it names; this node may not have them.
+        panel: the recipe's sections of the objectives that are judged here.
+        files: path -> text of the Python files that they name; this node may not have them.
     """
 
-    def __init__(self, objective: ObjectiveConfig, files: Mapping[str, str] | None = None) -> None:
-        self.objective = objective
+    def __init__(self, panel: Panel, files: Mapping[str, str] | None = None) -> None:
+        self.panel = panel
         self._files = files or {}
-        self._scorers: dict[Judge, Scorer] = {}
+        self._scores: dict[Judge, Scores] = {}
         self._metrics: JudgeMetrics | None = None
 
     def __repr__(self) -> str:
-        return f"RewardActor(objective={self.objective.name})"
+        return f"RewardActor(objective={panel_name(self.panel)})"
 
     def ready(self) -> dict[str, Any]:
         """Load the reward judge (once) and tell what runs here. Raises ScorerError when it cannot be loaded."""
-        self._scorer("reward")
-        return {"objective": self.objective.name, "scorer": self.objective.scorer.type, "pid": os.getpid()}
+        self._scores_of("reward")
+        return {"objective": panel_name(self.panel), "scorer": self.panel[0].scorer.type, "pid": os.getpid()}
 
     def score(
         self,
@@ -56,57 +56,60 @@ class RewardActor:
         """Score ``responses[i]`` as an answer to ``prompts[i]``, in whose row of the data ``columns[name][i]`` stands.
 
         Returns:
-            float64 [N]; NaN where a score is missing.
+            float64 [N, objectives of the panel]; NaN where a score is missing.
 
         Raises:
             ScorerError: the judge fails as a whole, or the objective has no audit judge.
             ActorFailedError: the GPU failed under it.
         """
         try:
-            scores = self._scorer(judge).score(prompts, responses, columns)
+            scores = self._scores_of(judge)(prompts, responses, columns)
         except Exception as error:
             if is_device_failure(error):
                 raise ActorFailedError(one_line(error)) from error
             raise
-        self._metrics = self._metrics or JudgeMetrics(self.objective.name)
-        self._metrics.scored(len(scores), missing=len(scores) - int(np.isfinite(scores).sum()))
+        self._metrics = self._metrics or JudgeMetrics(panel_name(self.panel))
+        self._metrics.scored(len(scores), missing=len(scores) - int(np.isfinite(scores).all(axis=-1).sum()))
         return scores
 
-    def _scorer(self, judge: Judge) -> Scorer:
-        if judge not in self._scorers:
-            config = self.objective.scorer if judge == "reward" else self.objective.audit
-            if config is None:
-                raise ScorerError(f"objective {self.objective.name!r} has no {judge} judge")
+    def _scores_of(self, judge: Judge) -> Scores:
+        if judge not in self._scores:
+            configs = []
+            for objective in self.panel:
+                config = objective.scorer if judge == "reward" else objective.audit
+                if config is None:
+                    raise ScorerError(f"objective {objective.name!r} has no {judge} judge")
+                configs.append(config)
             for path, text in self._files.items():
                 load_file(path, text)
-            self._scorers[judge] = build_scorer(config)
-        return self._scorers[judge]
+            self._scores[judge] = build_scorers(configs)
+        return self._scores[judge]
 
 
 def start_rewards(
     objectives: Sequence[ObjectiveConfig], *, run_name: str, start_timeout_s: float = 600
-) -> dict[str, list[ActorHandle]]:
-    """Start every replica of every objective side by side and wait until all have loaded.
+) -> dict[tuple[str, ...], list[ActorHandle]]:
+    """Start every replica of every panel side by side and wait until all have loaded.
 
     Returns:
-        Objective name -> Ray actor handles named ``<run_name>/reward-<objective>-<replica>``, in recipe order.
+        Names of a panel's objectives -> Ray actors named ``<run_name>/reward-<panel>-<replica>``, in recipe order.
 
     Raises:
         ScorerError: no room on the cluster, or a judge that could not load; nothing is left running.
     """
     specs = {
-        objective.name: [
+        tuple(objective.name for objective in panel): [
             ActorSpec(
-                name=f"{run_name}/reward-{objective.name}-{replica}",
-                num_cpus=objective.num_cpus,
-                num_gpus=objective.num_gpus,
-                env=process_environment(threads=whole_threads(objective.num_cpus), num_gpus=objective.num_gpus),
-                node_labels=objective.node_labels,
-                kwargs={"objective": objective, "files": files_of(objective)},
+                name=f"{run_name}/reward-{panel_name(panel)}-{replica}",
+                num_cpus=panel[0].num_cpus,
+                num_gpus=panel[0].num_gpus,
+                env=process_environment(threads=whole_threads(panel[0].num_cpus), num_gpus=panel[0].num_gpus),
+                node_labels=panel[0].node_labels,
+                kwargs={"panel": panel, "files": files_of(panel)},
             )
-            for replica in range(objective.replicas)
+            for replica in range(panel[0].replicas)
         ]
-        for objective in objectives
+        for panel in panels(objectives)
     }
     handles = iter(
         start_actors(
@@ -117,9 +120,9 @@ def start_rewards(
             error=ScorerError,
         )
     )
-    return {name: [next(handles) for _ in replicas] for name, replicas in specs.items()}
+    return {names: [next(handles) for _ in replicas] for names, replicas in specs.items()}
 
 
-def stop(rewards: Mapping[str, Sequence[ActorHandle]]) -> None:
+def stop(rewards: Mapping[tuple[str, ...], Sequence[ActorHandle]]) -> None:
     """End the reward actors and give their resources back."""
     stop_actors([handle for replicas in rewards.values() for handle in replicas])

@@ -10,7 +10,7 @@ from learner.config import LearnerConfig
 from learner.methods import METHODS, MethodSection, Work, make_method
 from orchestrator.cards import CARDS
 from orchestrator.packages import OWN_PACKAGES
-from rewards.config import ObjectiveConfig, PreferencesConfig, Section, Seed
+from rewards.config import ObjectiveConfig, Panel, PreferencesConfig, Section, Seed, panels
 from rewards.paths import Built, Found, FunctionName
 from rewards.preferences import parse_preference
 
@@ -327,6 +327,11 @@ class Recipe(Section):
     @property
     def objective_names(self) -> tuple[str, ...]:
         return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def panels(self) -> list[Panel]:
+        """The objectives by the processes that judge them."""
+        return panels(self.objectives)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -17,24 +17,27 @@ logger = logging.getLogger(__name__)
 
 
 class ClassifierScorer:
-    """One logit of a sequence classifier, read from the recipe's template with the model's own tokenizer.
+    """Logits of a sequence classifier, read from the recipe's template with the model's own tokenizer.
 
     Inputs longer than the model takes lose the start of the prompt, so that the response stays whole; ``truncated``
     counts them. Responses of similar length share a batch; the result does not depend on the batches.
     """
 
-    def __init__(self, config: HuggingFaceScorerConfig):
+    def __init__(self, config: HuggingFaceScorerConfig, *others: HuggingFaceScorerConfig):
+        """`others`: what else is read of the same classifier, under other labels or signs."""
         import torch
 
         self._config = config
+        self._read = (config, *others)
         self._where = f"classifier {config.model!r}"
         self._device = _device(config, self._where)
         self._tokenizer = load_padding_tokenizer(config.model, self._where)
         self._model = load_classifier(config, dtype=getattr(torch, config.dtype)).to(self._device).eval()
         self._model.requires_grad_(False)
-        if config.label >= self._model.config.num_labels:
-            labels = self._model.config.num_labels
-            raise ScorerError(f"{self._where} has {labels} labels, so label must be < {labels}, got {config.label}")
+        labels = self._model.config.num_labels
+        for label in (each.label for each in self._read):
+            if label >= labels:
+                raise ScorerError(f"{self._where} has {labels} labels, so label must be < {labels}, got {label}")
         self._rows = self._model.get_input_embeddings().num_embeddings
         if self._tokenizer.pad_token_id >= self._rows:
             raise ScorerError(f"{self._where} has no embedding for padding token {self._tokenizer.pad_token!r}")
@@ -45,16 +48,20 @@ class ClassifierScorer:
 
     def score(self, prompts: Sequence[str], responses: Sequence[str], columns: Columns = NO_COLUMNS) -> np.ndarray:
         """float64 [N]; NaN where the logit is not finite, the input is empty, or a token has no row in the model."""
+        return self.score_each(prompts, responses)[:, 0]
+
+    def score_each(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """float64 [N, 1 + others], as `score`: all of what is read comes of one pass."""
         check_aligned(prompts, responses)
         token_ids = [self._token_ids(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         readable = [index for index, ids in enumerate(token_ids) if ids and self._has_rows(ids)]
         by_length = sorted(readable, key=lambda index: len(token_ids[index]))
-        scores_N = np.full(len(responses), np.nan)
+        scores_NK = np.full((len(responses), len(self._read)), np.nan)
         for start in range(0, len(by_length), self._config.batch_size):
             indices = by_length[start : start + self._config.batch_size]
-            scores_N[indices] = self._logits([token_ids[index] for index in indices])
-        scores_N[~np.isfinite(scores_N)] = np.nan
-        return -scores_N if self._config.negate else scores_N
+            scores_NK[indices] = self._logits([token_ids[index] for index in indices])
+        scores_NK[~np.isfinite(scores_NK)] = np.nan
+        return scores_NK * [-1.0 if each.negate else 1.0 for each in self._read]
 
     def _has_rows(self, token_ids: list[int]) -> bool:
         beyond = first_without_row(token_ids, self._rows)
@@ -77,7 +84,7 @@ class ClassifierScorer:
             logits = self._model(
                 input_ids=input_ids.to(self._device), attention_mask=attention_mask.to(self._device)
             ).logits
-        return logits[:, self._config.label].double().cpu().numpy()
+        return logits[:, [each.label for each in self._read]].double().cpu().numpy()
 
     def _token_ids(self, prompt: str, response: str) -> list[int]:
         token_ids, shortened = self._reader.read(prompt, response)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
@@ -93,6 +93,11 @@ class HuggingFaceScorerConfig(Section):
     """What the checkpoint calls the layer that gives one score, where transformers would call it ``score``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: the GPU that the objective has by `num_gpus`, else the CPU. `cuda` needs one."""
+
+    @property
+    def classifier(self) -> HuggingFaceScorerConfig:
+        """The same of all scores that are read of one pass of it."""
+        return self.model_copy(update={"label": 0, "negate": False})
 
     @field_validator("template")
     @classmethod
@@ -217,6 +222,40 @@ class ObjectiveConfig(Section):
             if getattr(getattr(self, role), "device", None) == "cuda" and not self.num_gpus:
                 raise ValueError(f"num_gpus must be above 0 where {role}.device is cuda, got {self.num_gpus:g}")
         return self
+
+
+Panel = tuple[ObjectiveConfig, ...]
+"""Objectives that one process judges: their scores are different labels of one classifier."""
+
+
+def panels(objectives: Sequence[ObjectiveConfig]) -> list[Panel]:
+    """The objectives by who judges them, each panel where its first objective stands.
+
+    Those share a classifier whose sections say the same but for name, audit, and the scorer's label and sign.
+    """
+    found: list[list[ObjectiveConfig]] = []
+    for objective in objectives:
+        judge = _classifier_of(objective)
+        shared = (panel for panel in found if judge is not None and _classifier_of(panel[0]) == judge)
+        panel = next(shared, None)
+        if panel is None:
+            found.append([objective])
+        else:
+            panel.append(objective)
+    return [tuple(panel) for panel in found]
+
+
+def panel_name(panel: Panel) -> str:
+    """Example: "helpfulness+harmlessness" """
+    return "+".join(objective.name for objective in panel)
+
+
+def _classifier_of(objective: ObjectiveConfig) -> ObjectiveConfig | None:
+    """The section without what may differ within a panel; None of a judge of another kind."""
+    scorer = objective.scorer
+    if not isinstance(scorer, HuggingFaceScorerConfig):
+        return None
+    return objective.model_copy(update={"name": "", "audit": None, "scorer": scorer.classifier})
 
 
 class ConditioningConfig(Section):

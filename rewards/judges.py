@@ -2,8 +2,11 @@
 
 import os
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rewards.classifier import ClassifierScorer, load_classifier, load_padding_tokenizer, make_reader
 from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
@@ -12,7 +15,7 @@ from rewards.model_config import check_weights, max_positions, read_config, voca
 from rewards.model_files import ModelError
 from rewards.prompts import Prompt
 from rewards.remote import HTTPScorer, asked_once
-from rewards.scorers import PROBE_PROMPT, PythonScorer, Scorer, ScorerError, asked_apart, load_function
+from rewards.scorers import PROBE_PROMPT, Columns, PythonScorer, Scorer, ScorerError, asked_apart, load_function
 from rewards.vocabulary import check_inserted, check_padding, check_vocabulary
 
 _READING = threading.Lock()
@@ -26,6 +29,22 @@ def build_scorer(config: ScorerConfig) -> Scorer:
     if isinstance(config, HTTPScorerConfig):
         return HTTPScorer(config)
     return ClassifierScorer(config)
+
+
+Scores = Callable[[Sequence[str], Sequence[str], Columns], np.ndarray]
+"""(prompts, responses, columns) -> float64 [N, K], as `rewards.scorers.Scorer.score` for K objectives."""
+
+
+def build_scorers(configs: Sequence[ScorerConfig]) -> Scores:
+    """Load the scorers of a panel: a classifier whose labels they are, or each by itself. Raises ScorerError."""
+    classifiers = [config for config in configs if isinstance(config, HuggingFaceScorerConfig)]
+    if len(classifiers) == len(configs) and len({config.classifier for config in classifiers}) == 1:
+        classifier = ClassifierScorer(*classifiers)
+        return lambda prompts, responses, columns: classifier.score_each(prompts, responses)
+    scorers = [build_scorer(config) for config in configs]
+    return lambda prompts, responses, columns: np.stack(
+        [scorer.score(prompts, responses, columns) for scorer in scorers], axis=-1
+    )
 
 
 def check_scorer(config: ScorerConfig, where: str, *, prompt: Prompt = PROBE_PROMPT, here: bool = True) -> list[str]:

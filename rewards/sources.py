@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from rewards.config import ObjectiveConfig, PythonScorerConfig
+from rewards.config import Panel, PythonScorerConfig
 from rewards.paths import is_file
 
 
@@ -58,8 +58,8 @@ def read(path: str) -> str:
     return importlib.util.decode_source(Path(path).read_bytes())
 
 
-def files_of(objective: ObjectiveConfig) -> Mapping[str, str]:
-    """Path -> text of the files that an objective's judges are functions of, for processes that cannot read them."""
-    judges = [judge for judge in (objective.scorer, objective.audit) if isinstance(judge, PythonScorerConfig)]
-    paths = {judge.function.rpartition(":")[0] for judge in judges}
+def files_of(panel: Panel) -> Mapping[str, str]:
+    """Path -> text of the files that a panel's judges are functions of, for processes that cannot read them."""
+    judges = [judge for objective in panel for judge in (objective.scorer, objective.audit)]
+    paths = {judge.function.rpartition(":")[0] for judge in judges if isinstance(judge, PythonScorerConfig)}
     return {path: read(path) for path in sorted(paths) if is_file(path)}

@@ -99,7 +99,7 @@ class FakeJudge:
         time.sleep(self.delay_s)
         if self.broken:
             raise ActorFailedError("an illegal memory access was encountered")
-        return np.array([len(response) + len(responses) / 1000 for response in responses])
+        return np.array([[len(response) + len(responses) / 1000] for response in responses])
 
 
 def answer(request: GenerationRequest, policy_version: int) -> Rollout:

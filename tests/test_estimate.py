@@ -134,7 +134,9 @@ def test_a_judge_holds_its_weights_in_its_own_dtype_and_a_function_nothing() -> 
 
 def test_a_pair_and_its_judges_are_added_up_on_one_gpu_by_what_goes_on() -> None:
     judges = [f"objectives.{index}.num_gpus=0.05" for index in range(2)]
-    judges += [f"objectives.{index}.scorer.model=somebody/unknown" for index in range(2)]  # of which nothing is known
+    judges += [
+        f"objectives.{index}.scorer.model=somebody/unknown-{index}" for index in range(2)
+    ]  # of which nothing is known
     asked = recipe(*ON_GPU, *judges, "rollout.gpu_memory_utilization=0.5")
     card = Card(name="x", memory=100 * GIB, flops=1e12, bandwidth=1e12)
     (load,) = memory.gpu_loads(asked, SMALL, card)

@@ -92,7 +92,9 @@ class Crew:
             generate_timeout_s=60,
         )
         names = ("brevity", "style")
-        judges = Judges({n: [Replica(h, n, self.failures)] for n, h in zip(names, self.judge_handles, strict=True)})
+        named = zip(names, self.judge_handles, strict=True)
+        replicas: dict[tuple[str, ...], list[Replica]] = {(n,): [Replica(h, n, self.failures)] for n, h in named}
+        judges = Judges(replicas, names)
         self.threads = ThreadPoolExecutor(2)
         self.sampler = Sampler(self.fleet, judges, timeout_s=60, threads=self.threads)
 

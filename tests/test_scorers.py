@@ -17,8 +17,15 @@ import numpy as np
 import pytest
 
 from rewards.classifier import ClassifierScorer
-from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig
-from rewards.judges import build_scorer, check_scorer
+from rewards.config import (
+    HTTPScorerConfig,
+    HuggingFaceScorerConfig,
+    ObjectiveConfig,
+    PythonScorerConfig,
+    panel_name,
+    panels,
+)
+from rewards.judges import build_scorer, build_scorers, check_scorer
 from rewards.prompts import Prompt
 from rewards.scorers import PROBE_RESPONSE, ScorerError, as_scores
 
@@ -433,6 +440,35 @@ def classifier(tmp_path_factory):
 
 def classify(path, prompts, responses, **values):
     return build_scorer(HuggingFaceScorerConfig(model=str(path), device="cpu", **values)).score(prompts, responses)
+
+
+def test_labels_of_one_classifier_are_read_of_one_pass(classifier):
+    helpful, honest = (
+        HuggingFaceScorerConfig(model=str(classifier), device="cpu", label=label, negate=bool(label))
+        for label in (0, 1)
+    )
+    prompts, responses = ["a b", "c"], ["h", "i j i"]
+    alone = [build_scorer(config).score(prompts, responses) for config in (helpful, honest)]
+    np.testing.assert_array_equal(ClassifierScorer(helpful, honest).score_each(prompts, responses), np.stack(alone, 1))
+    np.testing.assert_array_equal(build_scorers([honest, helpful])(prompts, responses, {}), np.stack(alone[::-1], 1))
+    words = PythonScorerConfig(function=f"{__name__}:word_count")
+    np.testing.assert_array_equal(build_scorers([helpful, words])(prompts, responses, {})[:, 1], [1, 3])
+    with pytest.raises(ScorerError, match="has 2 labels, so label must be < 2, got 2"):
+        ClassifierScorer(helpful, helpful.model_copy(update={"label": 2}))
+
+
+def test_objectives_that_differ_in_label_and_sign_alone_have_one_judge(classifier):
+    scorer = HuggingFaceScorerConfig(model=str(classifier))
+    a = ObjectiveConfig(name="a", scorer=scorer)
+    b = ObjectiveConfig(name="b", scorer=PythonScorerConfig(function="math:cos"))
+    c = ObjectiveConfig(name="c", scorer=scorer.model_copy(update={"label": 1, "negate": True}), audit=b.scorer)
+    assert [panel_name(panel) for panel in panels([b, a, c])] == ["b", "a+c"]
+    for other in (
+        {"scorer": scorer.model_copy(update={"template": "{response}"})},
+        {"num_cpus": 1.0},
+        {"scorer": b.scorer},
+    ):
+        assert [panel_name(panel) for panel in panels([a, b, c.model_copy(update=other)])] == ["a", "b", "c"]
 
 
 def test_a_classifier_scores_each_response_as_it_would_alone(classifier):

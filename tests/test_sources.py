@@ -69,14 +69,14 @@ def test_a_reward_actor_judges_by_a_file_that_its_node_does_not_have(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(BREVITY)
     objective = ObjectiveConfig(name="short", scorer=PythonScorerConfig(function=f"{file}:brevity"))
-    files = files_of(objective)
+    files = files_of((objective,))
     file.unlink()
     assert files == {str(file): BREVITY}
     with pytest.raises(ScorerError, match="FileNotFoundError"):
-        RewardActor(objective).ready()
-    RewardActor(objective, files).ready()
+        RewardActor((objective,)).ready()
+    RewardActor((objective,), files).ready()
     assert load_function(f"{file}:brevity")(["p"], ["four"]) == [-4]
-    assert files_of(ObjectiveConfig(name="a", scorer=PythonScorerConfig(function="math:sqrt"))) == {}
+    assert files_of((ObjectiveConfig(name="a", scorer=PythonScorerConfig(function="math:sqrt")),)) == {}
 
 
 @pytest.mark.parametrize("name", ["rewards.py", "actors.py", "learner/__init__.py", "orchestrator.py"])

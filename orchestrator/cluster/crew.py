@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actors:
-    """Example: Actors(rollouts=[engine], rewards={"helpfulness": [judge]}, learner=None)"""
+    """Example: Actors(rollouts=[engine], rewards={("helpfulness",): [judge]}, learner=None)"""
 
     rollouts: "Sequence[ActorHandle]"
     """In engine order."""
-    rewards: "Mapping[str, Sequence[ActorHandle]]"
-    """Objective name -> its replicas, in recipe order."""
+    rewards: "Mapping[tuple[str, ...], Sequence[ActorHandle]]"
+    """Names of a panel's objectives -> its replicas."""
     learner: "LearnerGroup | None"
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ScoreCall:
-    """Scores on the way: one group of responses on one objective."""
+    """Scores on the way: one group of responses on one panel's objectives."""
 
     replica: Replica
     life: int
@@ -31,14 +31,17 @@ class ScoreCall:
 
 class Judges:
     """Args:
-    replicas: objective name -> its reward actors, in recipe order.
+    replicas: names of a panel's objectives -> its reward actors.
+    objectives: names in recipe order.
     """
 
-    def __init__(self, replicas: Mapping[str, Sequence[Replica]]) -> None:
+    def __init__(self, replicas: Mapping[tuple[str, ...], Sequence[Replica]], objectives: Sequence[str]) -> None:
         self.replicas = replicas
+        judged = [name for names in replicas for name in names]
+        self._order = [judged.index(name) for name in objectives]
 
     def start(self, group: Sequence[Rollout], judge: Judge, turn: int) -> list[ScoreCall]:
-        """One call per objective; reward models see the plain prompt, never the text of w."""
+        """One call per panel; reward models see the plain prompt, never the text of w."""
         asked = [rollout.request.prompt for rollout in group for _ in rollout.responses]
         prompts, columns = [prompt.plain for prompt in asked], columns_of(asked)
         responses = [response.text for rollout in group for response in rollout.responses]
@@ -54,9 +57,9 @@ class Judges:
             ComponentLost: a reward actor did not answer by `deadline` (`time.monotonic`), or does not come back.
             RunFailed: too many failures.
         """
-        return np.stack([self._column(call, deadline) for call in calls], axis=-1)
+        return np.concatenate([self._scores(call, deadline) for call in calls], axis=-1)[:, self._order]
 
-    def _column(self, call: ScoreCall, deadline: float) -> np.ndarray:
+    def _scores(self, call: ScoreCall, deadline: float) -> np.ndarray:
         import ray
 
         while True:

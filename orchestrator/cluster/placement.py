@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from actors.processes import Asks
 from orchestrator.cards import Gpu
 from orchestrator.files import as_text
+from rewards.config import panel_name
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -46,7 +47,7 @@ class Node:
 def demands(recipe: "Recipe") -> list[ActorDemand]:
     """Every actor of a training run, with what each asks of the cluster."""
     rollout, learner = recipe.rollout, recipe.learner
-    judges = [_demand(f"reward-{objective.name}", objective.replicas, objective) for objective in recipe.objectives]
+    judges = [_demand(f"reward-{panel_name(panel)}", panel[0].replicas, panel[0]) for panel in recipe.panels]
     if rollout.colocated:
         return [pair_demand(recipe), *judges]
     engines = _demand("rollout", rollout.engines, rollout, gpus_each=rollout.tensor_parallel_size)

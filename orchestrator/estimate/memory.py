@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from learner.methods import Combines, make_method
 from orchestrator.cards import GIB, Card
 from orchestrator.estimate.shapes import Shape, adapter_parameters, model_shape
-from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig
+from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, panel_name
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -201,10 +201,11 @@ def gpu_loads(recipe: "Recipe", shape: Shape, card: Card) -> list[GpuLoad]:
         actors.append((own, Tenant(name="rollout", share=rollout.num_gpus, sampling=awake, learning=awake)))
         idle = busy if recipe.loop.max_staleness else kept
         actors.append((learner.ranks, Tenant(name="learner", share=learner.num_gpus, sampling=idle, learning=busy)))
-    for objective in recipe.objectives:
+    for panel in recipe.panels:
+        objective = panel[0]
         judge = _sum([judge_memory(objective), Need(held=PROCESS_BYTES)])
         idle = judge if recipe.loop.max_staleness else Need(held=judge.held)
-        name, share = f"reward-{objective.name}", min(1.0, objective.num_gpus)
+        name, share = f"reward-{panel_name(panel)}", min(1.0, objective.num_gpus)
         actors.append((objective.replicas, Tenant(name=name, share=share, sampling=judge, learning=idle)))
     return _placed([tenant for count, tenant in actors if tenant.share for _ in range(count)])
 
@@ -242,9 +243,7 @@ def host_memory(recipe: "Recipe", shape: Shape) -> dict[str, float]:
     """Bytes that a run holds in the memory of its machines, all of them together, beside processes and files."""
     rollout, learner = recipe.rollout, recipe.learner
     rank, engine = rank_memory(recipe, shape), engine_memory(recipe, shape)
-    judges = (
-        objective.replicas * judge_memory(objective).held for objective in recipe.objectives if not objective.num_gpus
-    )
+    judges = (panel[0].replicas * judge_memory(panel[0]).held for panel in recipe.panels if not panel[0].num_gpus)
     cache = rollout.kv_cache_bytes or min(engine.sequences, GIB)  # as `actors.engine` gives a CPU engine
     return {
         "sleeping engines": rollout.engines * engine.weights if rollout.colocated and rollout.num_gpus else 0.0,

@@ -117,7 +117,7 @@ def score_s(recipe: "Recipe", card: Card, prompt_tokens: float) -> float:
     """Of all judges: those on shares of GPUs are taken to share one and to take turns, the others work side by side."""
     assert card.flops
     alone, in_turn = 0.0, 0.0
-    for objective in recipe.objectives:
+    for objective, *_ in recipe.panels:
         flops = _judge_flops(recipe, objective, prompt_tokens) / objective.replicas
         if not objective.num_gpus:
             alone = max(alone, flops / (CPU_FLOPS * max(1.0, objective.num_cpus)))

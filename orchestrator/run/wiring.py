@@ -99,7 +99,10 @@ def join_sampler(
 ) -> Sampler:
     """`threads`: for batches in flight; without them it only samples while the caller waits."""
     replicas = {
-        name: [Replica(handle, f"reward-{name}-{replica}", failures) for replica, handle in enumerate(handles)]
-        for name, handles in actors.rewards.items()
+        names: [
+            Replica(handle, f"reward-{'+'.join(names)}-{replica}", failures) for replica, handle in enumerate(handles)
+        ]
+        for names, handles in actors.rewards.items()
     }
-    return Sampler(fleet, Judges(replicas), timeout_s=recipe.rollout.generate_timeout_s, threads=threads)
+    judges = Judges(replicas, recipe.objective_names)
+    return Sampler(fleet, judges, timeout_s=recipe.rollout.generate_timeout_s, threads=threads)
