@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.errors import EXIT_BAD_INPUT, EXIT_FAILED
@@ -75,11 +75,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     generate = command(_generate, "talk to the steered policy")
     generate.add_argument("target", metavar="RUN_OR_MODEL", type=options.path)
+    asked = generate.add_mutually_exclusive_group(required=True)
     weight = "weight of one objective; repeat for each"
-    generate.add_argument("--prefer", metavar="NAME=W", action="append", default=[], required=True, help=weight)
-    generate.add_argument("--prompt", help="one prompt (default: one a line from standard input)")
+    asked.add_argument("--prefer", metavar="NAME=W", action="append", help=weight)
+    asked.add_argument("--sweep", action="store_true", help="under every vector of the evaluation grid")
+    how = generate.add_mutually_exclusive_group()
+    how.add_argument("--prompt", help="one prompt (default: one a line from standard input)")
+    how.add_argument("--chat", action="store_true", help="a dialogue; /prefer NAME=W ... changes w, /new starts over")
     generate.add_argument("--seed", type=options.seed, default=0)
     generate.add_argument("-n", "--num-responses", type=options.count, default=1, help="answers per prompt")
+    for name, kind in (("temperature", float), ("top-p", float), ("max-new-tokens", int)):
+        generate.add_argument(f"--{name}", type=kind, help="default: as trained")
 
     miniature = command(_miniature, "build the self-contained miniature task")
     miniature.add_argument("directory", metavar="DIR", type=options.folder)
@@ -279,22 +285,19 @@ def _results(arguments: argparse.Namespace) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from orchestrator.run.steering import generate
+    from orchestrator.run.talk import Wish, talk
 
-    prompts = _asked() if arguments.prompt is None else iter((arguments.prompt,))
-    sampling = {"seed": arguments.seed, "num_responses": arguments.num_responses}
-    for answer in generate(arguments.target, arguments.prefer, prompts, **sampling):
-        print(answer, flush=True)
-
-
-def _asked() -> Iterator[str]:
-    """Lines of standard input that are not empty."""
-    from orchestrator.errors import BadInput
-
-    try:
-        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-    except UnicodeDecodeError as error:
-        raise BadInput(f"standard input: must be UTF-8 text: {error.reason} at byte {error.start}") from None
+    names = ("temperature", "top_p", "max_new_tokens")
+    wish = Wish(
+        target=arguments.target,
+        prefer=arguments.prefer,
+        prompt=arguments.prompt,
+        chat=arguments.chat,
+        count=arguments.num_responses,
+        seed=arguments.seed,
+        sampling={name: value for name in names if (value := getattr(arguments, name)) is not None},
+    )
+    talk(wish, sys.stdin, say=_say)
 
 
 def _miniature(arguments: argparse.Namespace) -> None:

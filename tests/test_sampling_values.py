@@ -14,7 +14,8 @@ from learner.types import LearnerError
 from orchestrator.cli import main
 from orchestrator.errors import BadInput
 from orchestrator.recipes import load_recipe
-from orchestrator.run.steering import PolicyConditioning, generate, load_conditioning, save_conditioning
+from orchestrator.run.speaker import Speaker
+from orchestrator.run.steering import PolicyConditioning, load_conditioning, save_conditioning
 from rewards.config import PreferencesConfig
 from rewards.sampling import read_token_ids
 from tests.test_plan_and_cli import MINIATURE, recipe_tree
@@ -25,7 +26,6 @@ RECOMMENDED = {
     "no_repeat_ngram_size": 1, "suppress_tokens": [20, 21], "eos_token_id": [1, 7], "pad_token_id": 0,
 }  # fmt: skip
 UNLAWFUL = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": 1, "pad_token_id": 0}
-ASKED = ["a=0.5", "b=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def steer(policy, **values):
 
 
 def answers(policy, seed=0, n=4):
-    return list(generate(policy, ASKED, iter(["t20 t21"]), seed=seed, num_responses=n))
+    return Speaker(policy, seed=seed).answers("t20 t21", [0.5, 0.5], n)
 
 
 def test_a_trained_policy_s_folder_says_how_it_was_sampled_in_training(policy):

@@ -17,7 +17,8 @@ from orchestrator.plan import make_renderer
 from orchestrator.recipes import load_recipe
 from orchestrator.run.sampling import Scored
 from orchestrator.run.soups import RememberingRenderer, SoupSampler, part_recipes, train_parts
-from orchestrator.run.steering import PolicyConditioning, generate
+from orchestrator.run.speaker import Speaker
+from orchestrator.run.steering import PolicyConditioning
 from rewards.config import PreferencesConfig
 from rewards.prompts import Prompt
 from tests.tiny_models import make_tiny_policy
@@ -172,7 +173,7 @@ def test_a_soup_answers_as_its_expert_at_a_corner_and_as_neither_in_between(tmp_
         (policy / "mi_epo.json").write_text(record.model_dump_json())
 
     def said(path, a):
-        return list(generate(path, [f"a={a}", f"b={1 - a}"], iter(["t20 t21"]), seed=0))
+        return Speaker(path).answers("t20 t21", [a, 1 - a])
 
     assert said(run, 1.0) == said(run / "experts" / "soup-a", 1.0)
     assert said(run, 0.0) == said(run / "experts" / "soup-b", 0.0)
@@ -186,4 +187,4 @@ def test_a_soup_that_lacks_an_expert_is_refused(tmp_path):
     )
     (policy / "mi_epo.json").write_text(record.model_dump_json())
     with pytest.raises(BadInput, match="lacks the expert of 'b'"):
-        next(iter(generate(tmp_path, ["a=1", "b=0"], iter(["t20"]), seed=0)))
+        Speaker(tmp_path)

@@ -1,10 +1,7 @@
-"""How a trained policy is steered, kept beside its weights: without it, the weights cannot be asked anything.
-
-And `mi-epo generate`, which asks them: plain transformers, the same renderer as training, no Ray and no vLLM.
-"""
+"""How a trained policy is steered, kept beside its weights: without it, the weights cannot be asked anything."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,24 +10,17 @@ from pydantic import Field
 
 from learner.methods import METHODS
 from orchestrator.errors import BadInput
-from orchestrator.plan import check_renderer, load_tokenizer
 from orchestrator.recipes import read_record
 from rewards.config import ObjectiveNames, PreferencesConfig
-from rewards.environment import is_unicode
-from rewards.model_files import ModelError
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
-from rewards.pretrained import load_model
 from rewards.sampling import SamplingSection, read_token_ids
 from rewards.targets import TargetRenderer
-from rewards.vocabulary import first_without_row, without_row
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
 FILE_NAME = "mi_epo.json"
 AsksFor = Literal["weights", "levels"]
-PLAIN_PROMPT = "hello"
-"""On which a policy's prompts are tried before the policy loads."""
 
 
 class PolicyConditioning(SamplingSection):
@@ -83,6 +73,12 @@ def load_conditioning(policy: Path) -> PolicyConditioning:
     return read_record(PolicyConditioning, policy / FILE_NAME)
 
 
+def conditioning_of(target: Path) -> PolicyConditioning:
+    """Of the policy of a run, or of a folder; a rewarded soup's experts have the same. Raises BadInput."""
+    experts = find_experts(target)
+    return load_conditioning(experts[0] if experts else find_policy(target))
+
+
 def find_policy(path: Path) -> Path:
     """The policy folder of a run directory, or the folder itself."""
     return path / "policy" if (path / "policy" / "config.json").is_file() else path
@@ -118,74 +114,3 @@ def read_preference(items: Sequence[str], objectives: Sequence[str]) -> np.ndarr
         return parse_preference(weights, objectives)
     except PreferenceError as error:
         raise BadInput(f"--prefer: {error}") from None
-
-
-def generate(
-    policy: Path, preference_items: Sequence[str], prompts: Iterator[str], *, seed: int, num_responses: int = 1
-) -> Iterator[str]:
-    """One answer per prompt and response, sampled as the policy was trained.
-
-    A rewarded soup answers with the average of its experts for these weights.
-    """
-    experts = find_experts(policy)
-    policy = experts[0] if experts else find_policy(policy)
-    conditioning = load_conditioning(policy)
-    preference = read_preference(preference_items, conditioning.objectives).tolist()
-
-    import torch
-    from transformers import GenerationConfig
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    tokenizer = load_tokenizer(str(policy.resolve()))
-    renderer = conditioning.renderer(tokenizer)
-    check_renderer(renderer, [PLAIN_PROMPT], where=f"{policy / FILE_NAME}: preferences.conditioning")
-    token_ids = _token_ids(policy, tokenizer)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model = load_model("AutoModelForCausalLM", str(policy), head="whole", dtype="auto").to(device).eval()
-    except ModelError as error:
-        raise BadInput(str(error)) from None
-    if experts:
-        _mix(model, experts, preference)
-    model.generation_config = GenerationConfig(**conditioning.generation_config(token_ids))
-    torch.manual_seed(seed)
-    limit = getattr(model.config, "max_position_embeddings", None)
-    rows = model.get_input_embeddings().num_embeddings
-    for prompt in prompts:
-        if not is_unicode(prompt):
-            raise BadInput(f"prompt: must be whole characters in UTF-8, got {prompt!r:.100}")
-        check_renderer(renderer, [prompt], where="prompt")
-        ids = renderer.token_ids(prompt, preference)
-        if (beyond := first_without_row(ids, rows)) is not None:
-            raise BadInput(f"prompt: the policy {without_row(tokenizer.decode([beyond]), beyond, rows)}")
-        if limit is not None and len(ids) + conditioning.max_new_tokens > limit:
-            raise BadInput(
-                f"prompt: must leave {conditioning.max_new_tokens} of the policy's {limit} tokens for the answer, "
-                f"got {len(ids)}"
-            )
-        inputs = torch.tensor([ids] * num_responses, device=device)
-        with torch.no_grad():
-            output = model.generate(inputs, attention_mask=torch.ones_like(inputs))
-        yield from tokenizer.batch_decode(output[:, len(ids) :], skip_special_tokens=True)
-
-
-def _token_ids(policy: Path, tokenizer: Any) -> dict[str, Any]:
-    """Where an answer ends, as engines see it: at the tokenizer's end token and at the model's own."""
-    try:
-        own = read_token_ids(policy).get("eos_token_id")
-    except ModelError as error:
-        raise BadInput(str(error)) from None
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return {"eos_token_id": sorted(ends) or None, "pad_token_id": pad}
-
-
-def _mix(model: Any, experts: Sequence[Path], preference: Sequence[float]) -> None:
-    """Give the model the experts' average weights."""
-    from learner.soup import SoupSource
-
-    source = SoupSource(experts, bucket_bytes=256 << 20)
-    source.mix(preference)
-    for bucket in source.buckets():
-        model.load_state_dict({spec.name: tensor for spec, tensor in bucket}, strict=False)
