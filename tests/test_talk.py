@@ -38,7 +38,7 @@ def steered(policy, **conditioning):
 
 def said(target, text="", **wish):
     wish = {"prefer": ["a=1", "b=0"], "prompt": None, "chat": False, "count": 1, "seed": 0, "sampling": {}} | wish
-    told = []
+    told: list[str] = []
     talk(Wish(target=target, **wish), io.StringIO(text), say=told.append)
     return told
 
