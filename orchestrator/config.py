@@ -65,7 +65,8 @@ class AssetsConfig(Section):
     recipe's prompts. `smollm2`: SmolLM2-135M-Instruct so, on everyday questions. `dialogues`: the same on those of
     `source`, with a harmlessness model. Null: the folder must be there."""
     model: Found | None = None
-    """With build: taught: folder or hub id of the model that is taught, or `miniature` for that of the small world."""
+    """With build: taught: folder or hub id of the model that is taught; `miniature` is the small world's, `smollm2`
+    SmolLM2-135M-Instruct wherever it is."""
     source: Found | None = None
     """With build: dialogues: a file, a `datasets` folder, or `hub:NAME:DATA_DIR:SPLIT`."""
     weights: Found | None = None

@@ -40,6 +40,24 @@ def long_words(prompts: Sequence[str], responses: Sequence[str], *, letters: int
     ]
 
 
+def right_number(prompts: Sequence[str], responses: Sequence[str], answer: Sequence[float | str]) -> list[float]:
+    """1 where the last number of a response is the right one, as a number (`22`, `22.0` and `1,000` count), else 0.
+
+    `answer` is a column of the data (`columns: [answer]`). Fooled by reaching the right number on a wrong way.
+    """
+    return [float(_last_number(text) == _number(right)) for text, right in zip(responses, answer, strict=True)]
+
+
+def _last_number(text: str) -> float | None:
+    found = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", text)
+    return _number(found[-1]) if found else None
+
+
+def _number(value: float | str) -> float:
+    """Raises ValueError for what is none."""
+    return float(str(value).replace(",", ""))
+
+
 def repetition(text: str) -> float:
     """Share of a text's runs of three words that stood in it before: 0 where it never repeats itself, at most near 1.
 

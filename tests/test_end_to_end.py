@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,24 @@ def test_the_saved_policy_answers_in_plain_transformers(finished_run):
     run, _ = finished_run
     said = mi_epo("generate", run, "--prefer", "a=0.3", "--prefer", "b=0.7", "--prompt", "t20 t21", "-n", "3")
     assert len(said.splitlines()) == 3
+
+
+def test_the_notebook_of_the_docs_runs_on_a_finished_run(finished_run, tmp_path, monkeypatch):
+    run, _ = finished_run
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in json.loads((REPOSITORY / "docs" / "notebook.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    opened, summary = names["run"], json.loads((run / "report" / "summary.json").read_text())
+    assert opened.figures["mip"].tolist() == [summary["before"]["mip"], summary["after"]["mip"]]
+    assert names["mean_inner_product"](names["weights"], names["points"]) == pytest.approx(summary["after"]["mip"])
+    assert len(opened.front) == 22 and len(opened.steps) == 4 and set(opened.examples["step"]) == {0, 4}
+    with pytest.raises(ValueError, match="weights must sum to 1"):
+        opened.answers("t20", {"a": 1, "b": 1})
 
 
 def test_the_run_directory_is_not_used_for_another_recipe(finished_run):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rewards.config import PythonScorerConfig
-from rewards.functions import brevity, detail, long_words, repetition
+from rewards.functions import brevity, detail, long_words, repetition, right_number
 from rewards.judges import build_scorer, check_scorer
 from rewards.readability import HIGHEST, LOWEST, reading_ease
 from rewards.sentiment import positivity
@@ -24,6 +24,22 @@ def test_saying_less_than_enough_is_no_briefer():
 def test_enough_detail_is_enough():
     scores = detail([""] * 3, ["one", "one two", "one two three"], enough=2)
     assert scores[0] < scores[1] == scores[2] == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "score"),
+    [
+        ("12 and 10 make 22.", 22, 1.0),
+        ("It is 22, not 23.", 22, 0.0),
+        ("22.0", "22", 1.0),
+        ("That is 1,000 miles", 1000, 1.0),
+        ("-3", -3, 1.0),
+        ("twenty-two", 22, 0.0),
+        ("", 0, 0.0),
+    ],
+)
+def test_the_last_number_is_the_answer(response, answer, score):
+    assert right_number(["?"], [response], answer=[answer]) == [score]
 
 
 def test_brevity_and_detail_are_opposites():

@@ -19,8 +19,9 @@ from rewards.prompts import Prompt
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
-MINIATURE = "miniature"
-"""In place of a folder or a hub id: the small world's own policy, fitted here in a minute."""
+MINIATURE, SMOLLM2 = "miniature", "smollm2"
+"""In place of a folder or a hub id: the small world's own policy, fitted here in a minute; SmolLM2-135M-Instruct, from
+the hub or from its package."""
 
 
 def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str], None] = print) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str],
         "model": recipe.assets.model,
         "files": model_files(recipe.assets.model),
         "prompts": [[prompt.plain, dict(prompt.columns)] for prompt in asked],
-        "code": code_digest("teaching", "fitting", *([MINIATURE] if recipe.assets.model == MINIATURE else [])),
+        "code": code_digest("teaching", "fitting", *({recipe.assets.model} & {MINIATURE, SMOLLM2})),
     }
     build = partial(run_apart, _build, progress, recipe=recipe, prompts=asked)
     return build_once(directory, key, lambda folder: build(folder=folder), progress=progress)
@@ -50,6 +51,11 @@ def _build(progress: Callable[[str], None], *, folder: Path, recipe: "Recipe", p
     started, base = time.monotonic(), recipe.assets.model
     if base == MINIATURE:
         base = _fit_miniature(progress, folder / "base", seed=recipe.seed)
+    elif base == SMOLLM2:
+        from orchestrator.tasks.smollm2.start import save_base
+
+        save_base(progress, folder, recipe.assets.weights)
+        base = str(folder / "base")
     taught = teach_to_read(progress, folder, base, prompts, recipe)
     return {"taught": taught, "seconds": time.monotonic() - started}
 
@@ -76,7 +82,7 @@ def model_files(model: str) -> dict[str, list[int]]:
 
     Raises BadInput: no such folder is there.
     """
-    folder = local_folder(model)
+    folder = None if model in (MINIATURE, SMOLLM2) else local_folder(model)
     if folder is None:
         return {}
     if not folder.is_dir():
