@@ -13,7 +13,7 @@ from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import PairStatistics, RequestBatch, ScoredBatch
 from orchestrator.run.monitoring import WandbLog
 from orchestrator.run.stages import Updated
-from orchestrator.run.telemetry import Recorder, step_metrics
+from orchestrator.run.telemetry import Recorder, step_line, step_metrics
 from rewards.metrics import STEP_METRICS
 from rewards.normalize import Normalizer
 from rewards.prompts import Prompt
@@ -114,8 +114,20 @@ def test_steps_are_appended_when_a_run_is_resumed(tmp_path):
 def test_the_weighted_normalised_score_is_on_the_console_and_in_the_file(tmp_path, capsys):
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
         recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, Updated(report=report()), 0)
-    assert "loss  0.2500  w.reward +0.700  id.acc 0.25 " in capsys.readouterr().out
+    assert "loss 0.250  w.reward +0.700  id.acc 0.25 " in capsys.readouterr().out
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["weighted_reward"] == 0.7
+
+
+def test_the_line_of_a_step_fits_a_hundred_columns():
+    metrics = {"step": 49, "loss": 1.28431, "weighted_reward": 0.7751, "identification_accuracy": 0.81}
+    metrics |= {"generated_tokens": 1509, "seconds/step": 1.04, "seconds/generate": 0.5, "seconds/learn": 0.39}
+    line = step_line(metrics, 100)
+    assert line == (
+        "step  50/100  loss 1.284  w.reward +0.775  id.acc 0.81  1451 tok/s  1.04 s (sample 0.50, learn 0.39)"
+    )
+    slow = {"loss": None, "weighted_reward": -11.5, "seconds/step": 246.9, "seconds/generate": 31.0}
+    line = step_line(metrics | slow | {"seconds/learn": 57.6}, 100)
+    assert len(line) <= 100 and line.endswith("6 tok/s  247 s (sample 31, learn 58)") and "loss  skip" in line
 
 
 def test_a_figure_that_only_a_method_knows_is_written_and_one_it_does_not_have_is_no_zero(tmp_path, capsys):

@@ -135,20 +135,28 @@ class Recorder:
         return _nanmean(np.einsum("bk,bjk->bj", preference, self.normalizer.apply(scored.scores)))
 
     def _show(self, metrics: Mapping[str, Any]) -> None:
-        loss, reward, identified = map(describe, ("loss", "weighted_reward", "identification_accuracy"))
-        step = metrics["step"] + 1
-        self.say(
-            f"step {step:4d}/{self.recipe.loop.steps}  "
-            f"{loss.label} {'skip' if metrics['loss'] is None else loss.show(metrics['loss']):>7}  "
-            f"{reward.short} {reward.show(metrics['weighted_reward'], '+')}  "
-            f"{identified.short} {identified.show(metrics['identification_accuracy'])}  "
-            f"{metrics['generated_tokens'] / max(metrics['seconds/step'], 1e-9):5.0f} tok/s  "
-            + "  ".join(
-                f"{name} {metrics[f'seconds/{name}']:.2f}s" for name in ("generate", "score", "learn", "sync", "step")
-            )
-        )
+        self.say(step_line(metrics, self.recipe.loop.steps))
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=step)
+            self._progress.update(self._progress.task_ids[0], completed=metrics["step"] + 1)
+
+
+def step_line(metrics: Mapping[str, Any], steps: int) -> str:
+    """What a person is told of a step, in a hundred columns: metrics.jsonl has the rest."""
+    reward, identified = describe("weighted_reward"), describe("identification_accuracy")
+    took, sample, learn = (metrics[f"seconds/{name}"] for name in ("step", "generate", "learn"))
+    parts = (
+        f"step {metrics['step'] + 1:{len(str(steps))}d}/{steps}",
+        f"loss {'skip' if metrics['loss'] is None else format(metrics['loss'], '.3f'):>5}",
+        f"{reward.short} {reward.show(metrics['weighted_reward'], '+')}",
+        f"{identified.short} {identified.show(metrics['identification_accuracy'])}",
+        f"{metrics['generated_tokens'] / max(took, 1e-9):4.0f} tok/s",
+        f"{_brief(took)} s (sample {_brief(sample)}, learn {_brief(learn)})",
+    )
+    return "  ".join(parts)
+
+
+def _brief(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}"
 
 
 def training_totals(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
