@@ -55,8 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--output", type=options.folder, help="folder to write (default: RUN_OR_MODEL/evaluation)")
 
-    compare = command(_compare, "the same work for every method and seed: table with intervals, plots")
-    add_recipe(compare)
+    compare = command(_compare, "the same work for every method and seed; or runs that are there: table, plots")
+    compare.add_argument(
+        "recipe", metavar="RECIPE", type=options.readable, help="YAML file, or the first of several runs"
+    )
+    compare.add_argument("overrides", metavar="section.key=value", nargs="*", help="of the recipe; or the other runs")
     compare.add_argument("--methods", help="comma-separated, each METHOD or METHOD@section.key=value (default: all)")
     compare.add_argument("--seeds", help="comma-separated (default: 0,1,2)")
     compare.add_argument("--beta-c", help="comma-separated; each method is compared at its own best of them")
@@ -243,6 +246,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    if Path(arguments.recipe).is_dir():
+        from orchestrator.bench.overlay import overlay
+
+        overlay([Path(run) for run in (arguments.recipe, *arguments.overrides)], arguments.output, say=_say)
+        return
     from learner.methods import METHODS
     from orchestrator.bench.compare import Question, compare
     from orchestrator.errors import BadInput

@@ -153,10 +153,10 @@ def test_an_evaluation_is_planned_with_the_prompts_that_are_there(capsys, workpl
 
 
 def test_a_folder_instead_of_a_recipe_is_named_and_a_run_told_its_recipe(capsys, workplace, tmp_path):
-    assert main(["compare", str(tmp_path), str(workplace)]) == 2
+    assert main(["plan", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"mi-epo: {tmp_path}: must be a file, got a folder\n"
     (tmp_path / "config.yaml").touch()
-    assert main(["compare", str(tmp_path), str(workplace)]) == 2
+    assert main(["plan", str(tmp_path)]) == 2
     assert f"got a folder; the recipe of this run is {tmp_path / 'config.yaml'}\n" in capsys.readouterr().err
 
 
