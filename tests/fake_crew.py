@@ -58,7 +58,7 @@ class FakeSampler:
         pending.set_result(ScoredBatch(batch=batch, rollouts=scored.rollouts, scores=scores, seconds=scored.seconds))
         return pending
 
-    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):
+    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None, arrived=None):
         assert policy_version == self.fleet.version, "sampled by other weights than were asked for"
         rollouts = tuple(self._answer(request) for request in requests)
         scores = np.array([[self._scores(response.text) for response in each.responses] for each in rollouts])

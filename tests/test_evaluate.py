@@ -31,7 +31,7 @@ class FakeSampler:
     def __init__(self, gain=2.0, missing=()):
         self.gain, self.missing, self.requests = gain, missing, []
 
-    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):
+    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None, arrived=None):
         self.requests.append(requests)
         rollouts = tuple(
             Rollout(

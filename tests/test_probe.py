@@ -26,7 +26,7 @@ class FakeSampler:
     def __init__(self):
         self.asked = []
 
-    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):
+    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None, arrived=None):
         self.asked.append((len(requests), policy_version, judges))
         response = Response(token_ids=(7, 8), text="a b", finish_reason="stop", logprobs=(-1.0, -2.0))
         rollouts = tuple(

@@ -116,7 +116,7 @@ class FakeEngines:
     def push_weights(self, version):
         self.mixed, self.version = self.next, version
 
-    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None):
+    def sample(self, requests, policy_version, *, judges=("reward",), temperature=None, arrived=None):
         assert policy_version == self.version
         response = Response(token_ids=(1,), text=json.dumps(self.mixed), finish_reason="stop", logprobs=(-1.0,))
         rollouts = tuple(

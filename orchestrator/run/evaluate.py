@@ -4,6 +4,7 @@ Every evaluation asks the same prompts under the same vectors with the same seed
 the policy.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from actors.reward import Judge
 from actors.types import Rollout
 from orchestrator.data import spread
 from orchestrator.errors import RunFailed
+from orchestrator.pace import Pace
 from orchestrator.run.batching import Renders, make_request
 from orchestrator.run.sampling import Sampling
 from rewards.bootstrap import prompt_intervals
@@ -90,6 +92,7 @@ class Evaluator:
         policy_and_start: (prompt_ids, response_ids) -> (log pi, log pi_start) of every response. Both by one
             implementation: what engine and learner differ by on the same weights is no distance. Without it the
             distance to the start is left out.
+        say: told how far it is, where it takes its time.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Evaluator:
         *,
         asked: Renders | None = None,
         policy_and_start: PolicyAndStart | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.recipe = recipe
         self.sampler = sampler
@@ -110,6 +114,7 @@ class Evaluator:
         self.prompts = spread(prompts, recipe.evaluate.prompts)
         self.normalizers = normalizers
         self.policy_and_start = policy_and_start
+        self.say = say
         self.preferences = evaluation_grid(recipe.num_objectives)  # [N, K]
 
     def __call__(self, step: int, policy_version: int) -> dict[str, Any]:
@@ -127,7 +132,10 @@ class Evaluator:
             for n, w in enumerate(self.preferences)
             for p, prompt in enumerate(self.prompts)
         ]
-        scored = self.sampler.sample(requests, policy_version, judges=_judges(recipe))
+        with contextlib.closing(self._pace(len(requests))) as pace:
+            scored = self.sampler.sample(
+                requests, policy_version, judges=_judges(recipe), arrived=lambda count: pace.update(count * samples)
+            )
         by_vector = (len(self.preferences), len(self.prompts) * samples, recipe.num_objectives)
         normalized = {
             judge: self.normalizers[judge].apply(scores).reshape(by_vector) for judge, scores in scored.scores.items()
@@ -156,6 +164,10 @@ class Evaluator:
             "examples": self._examples(scored.rollouts, rewards.reshape(*scored.scores["reward"].shape)),
             "seconds": time.monotonic() - started,
         }
+
+    def _pace(self, requests: int) -> Pace:
+        total = requests * self.recipe.evaluate.samples
+        return Pace(say=self.say or (lambda line: None), what="evaluating", unit="responses", total=total)
 
     def _audit(self, normalized: dict[Judge, np.ndarray], rollouts: Sequence[Rollout]) -> dict[str, Any] | None:
         if "audit" not in normalized:

@@ -68,7 +68,7 @@ def evaluate(target: Path, recipe: "Recipe | None", output: Path | None, *, say:
         run_dir.save_normalizers(normalizers)
         say(f"evaluating {policy} on the preference grid ...")
         with _sampler(recipe, str(policy), run_dir, failures) as sampler:
-            record = Evaluator(recipe, sampler, renderer, inputs.heldout, normalizers)(0, 0)
+            record = Evaluator(recipe, sampler, renderer, inputs.heldout, normalizers, say=say)(0, 0)
     line = json_line(record)
     for name in ("evaluation.json", "evaluations.jsonl"):
         (run_dir.path / name).write_text(line, encoding="utf-8")

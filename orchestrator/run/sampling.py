@@ -10,7 +10,7 @@ undisturbed run, and the numbers are the same to the last bit.
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ray import ObjectRefGenerator
 
 
+Arrived = Callable[[int], object]
 MOST_BREAKS = 3
 """Times that the same requests may break an engine; after that it is their fault, and a new engine would break too."""
 
@@ -56,6 +57,7 @@ class Sampling(Protocol):
         *,
         judges: Sequence[Judge] = ("reward",),
         temperature: float | None = None,
+        arrived: Arrived | None = None,
     ) -> Scored: ...
 
     def logprobs(
@@ -139,10 +141,15 @@ class Sampler:
         *,
         judges: Sequence[Judge] = ("reward",),
         temperature: float | None = None,
+        arrived: Arrived | None = None,
     ) -> Scored:
-        """Blocking form for evaluation and the normaliser; every request must ask for the same number of responses."""
+        """Blocking form for evaluation and the normaliser; every request must ask for the same number of responses.
+
+        Args:
+            arrived: told how many requests were answered since it was last told.
+        """
         return self.fleet.with_engines(
-            policy_version, lambda: self._collect(self._start(requests, policy_version, temperature), judges)
+            policy_version, lambda: self._collect(self._start(requests, policy_version, temperature), judges, arrived)
         )
 
     def logprobs(self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
@@ -184,7 +191,7 @@ class Sampler:
         life, stream = engine.call("generate", *arguments, num_returns="streaming")
         attempt.shares.append(_Share(index, requests, engine, life, stream))
 
-    def _collect(self, attempt: _Attempt, judges: Sequence[Judge]) -> Scored:
+    def _collect(self, attempt: _Attempt, judges: Sequence[Judge], arrived: Arrived | None = None) -> Scored:
         started = time.monotonic()
         deadline = started + self.timeout_s
         rollouts: dict[str, Rollout] = {}
@@ -192,8 +199,8 @@ class Sampler:
         first_group = last_group = started
         try:
             while attempt.shares:
-                arrived = self._next_group(attempt, len(rollouts), deadline)
-                group = [rollout for rollout in arrived if rollout.request.request_id not in rollouts]
+                answered = self._next_group(attempt, len(rollouts), deadline)
+                group = [rollout for rollout in answered if rollout.request.request_id not in rollouts]
                 if not group:  # the end of a share, or one that is sampled again
                     continue
                 last_group = time.monotonic()
@@ -201,6 +208,8 @@ class Sampler:
                 rollouts.update({rollout.request.request_id: rollout for rollout in group})
                 turn = len(pending)
                 pending.append((group, {judge: self.judges.start(group, judge, turn) for judge in judges}))
+                if arrived is not None:
+                    arrived(len(group))
         finally:
             self.fleet.end_sampling()
         missing = [request.request_id for request in attempt.requests if request.request_id not in rollouts]

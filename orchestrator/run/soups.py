@@ -25,7 +25,7 @@ from orchestrator.run.evaluate import Evaluator
 from orchestrator.run.record import record_run
 from orchestrator.run.resuming import check_goes_on
 from orchestrator.run.rundir import RunDir
-from orchestrator.run.sampling import Sampling, Scored
+from orchestrator.run.sampling import Arrived, Sampling, Scored
 from orchestrator.run.stopping import StopFlag
 from orchestrator.run.telemetry import training_totals
 from orchestrator.run.train import train
@@ -131,7 +131,7 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
         fleet = join_fleet(recipe, actors, failures, connect=sender.connect, push=partial(_push, sender))
         renderer = RememberingRenderer(inputs.renderer)
         merged = SoupSampler(join_sampler(recipe, fleet, actors, failures), source, fleet, renderer, merger)
-        evaluator = partial(Evaluator, recipe, prompts=inputs.heldout, normalizers=normalizers)
+        evaluator = partial(Evaluator, recipe, prompts=inputs.heldout, normalizers=normalizers, say=say)
         of_start = evaluator(first, inputs.renderer, policy_and_start=lambda *asked: (first.logprobs(*asked),) * 2)
         of_merges = evaluator(merged, renderer, policy_and_start=merged.policy_and_start if start else None)
         for step, evaluate in ((0, of_start), (recipe.loop.steps, of_merges)):
@@ -203,13 +203,16 @@ class SoupSampler:
         *,
         judges: Sequence[Judge] = ("reward",),
         temperature: float | None = None,
+        arrived: Arrived | None = None,
     ) -> Scored:
         rollouts: dict[int, Rollout] = {}
         scores: dict[Judge, dict[int, np.ndarray]] = {judge: {} for judge in judges}
         seconds: dict[str, float] = defaultdict(float)
         for preference, rows in _groups([request.preference for request in requests]).items():
             version = self._pour(preference)
-            part = self.sampler.sample([requests[row] for row in rows], version, judges=judges, temperature=temperature)
+            part = self.sampler.sample(
+                [requests[row] for row in rows], version, judges=judges, temperature=temperature, arrived=arrived
+            )
             rollouts |= dict(zip(rows, part.rollouts, strict=True))
             for judge in judges:
                 scores[judge] |= dict(zip(rows, part.scores[judge], strict=True))

@@ -198,6 +198,7 @@ def _train(
         normalizers,
         asked=asked_renderer(METHODS[recipe.method.type].asks_for, renderer),
         policy_and_start=partial(policy_and_start, crew.learner.token_logprobs),
+        say=say,
     )
     with Recorder(
         recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from orchestrator.data import text_of
 from orchestrator.errors import BadInput, RunFailed
+from orchestrator.pace import EVERY_S, time_left
 from orchestrator.rows import read_rows
 from orchestrator.tasks.fitting.config import C, FitConfig, load_fit_config
 from orchestrator.tasks.fitting.devices import require_one
@@ -87,6 +89,7 @@ class _ProgressLines(TrainerCallback):
     def __init__(self, label: str, every: int, say: Progress | None) -> None:
         self.label, self.every, self.say = label, every, say
         self.losses: list[float] = []
+        self.started = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -95,7 +98,10 @@ class _ProgressLines(TrainerCallback):
             require_finite(logs.get(name), f"{self.label}: {name} of step {state.global_step}")
         self.losses.append(logs["loss"])
         if self.say and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
-            self.say(f"{self.label}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}")
+            done, left = state.global_step, state.max_steps - state.global_step
+            so_far = time.monotonic() - self.started
+            told = f", {time_left(so_far / done * left)}" if left and so_far > EVERY_S else ""
+            self.say(f"{self.label}: step {done}/{state.max_steps}, loss {logs['loss']:.3f}{told}")
 
 
 def train(

@@ -3,11 +3,13 @@
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from actors.config import RolloutConfig
 from actors.engine import engine_environment, load_engine, sampling_params
 from orchestrator.errors import RunFailed
+from orchestrator.pace import Pace
 from rewards.environment import derive_seed, one_line
 
 SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
@@ -41,7 +43,8 @@ def sample_answers(
             sampling_params(config, seed=derive_seed(seed, index) % 2**31, temperature=None)
             for index in range(len(inputs))
         ]
-        outputs = llm.generate(inputs, sampling, use_tqdm=False)
+        pace = partial(Pace, say=progress, what="sampling", unit="answers")
+        outputs = llm.generate(inputs, sampling, use_tqdm=pace)
     except Exception as error:  # the engine raises many kinds
         raise RunFailed(f"{model} could not be sampled from: {one_line(error)}") from None
     texts = [_text(tokenizer, output.outputs[0]) for output in outputs]
