@@ -18,6 +18,7 @@ import pandas as pd
 from orchestrator.files import read_lines
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.steering import conditioning_of
+from orchestrator.run.tables import example_rows, front_rows
 from rewards.metrics import evaluation_figures
 from rewards.preferences import parse_preference
 
@@ -79,30 +80,12 @@ class Run:
     def front(self) -> pd.DataFrame:
         """A row for each evaluation and vector: `step`, `w/<objective>`, and the mean normalised `reward/<objective>`,
         with `audit/<objective>` where there are second judges."""
-        rows = []
-        for record in self._evaluations:
-            audits = record["audit"]["points"] if record.get("audit") else [None] * len(record["points"])
-            for weights, rewards, audit in zip(record["preferences"], record["points"], audits, strict=True):
-                row = {"step": record["step"], **self._named("w", weights), **self._named("reward", rewards)}
-                rows.append(row if audit is None else row | self._named("audit", audit))
-        return pd.DataFrame(rows)
+        return pd.DataFrame([row for record in self._evaluations for row in front_rows(record)])
 
     @cached_property
     def examples(self) -> pd.DataFrame:
         """Answers kept word for word: `step`, `prompt`, `w/<objective>`, `response`, and their `reward/<objective>`."""
-        return pd.DataFrame(
-            [
-                {
-                    "step": record["step"],
-                    "prompt": example["prompt"],
-                    **self._named("w", example["preference"]),
-                    "response": example["response"],
-                    **self._named("reward", example["scores"]),
-                }
-                for record in self._evaluations
-                for example in record["examples"]
-            ]
-        )
+        return pd.DataFrame([row for record in self._evaluations for row in example_rows(record)])
 
     def answers(self, prompt: str, preference: Preference, *, count: int = 1) -> list[str]:
         """Of the trained policy, in plain transformers, as it was sampled in training.
@@ -123,6 +106,3 @@ class Run:
     @cached_property
     def _evaluations(self) -> list[dict[str, Any]]:
         return read_lines(self.path / "evaluations.jsonl")
-
-    def _named(self, part: str, values: Any) -> dict[str, float]:
-        return {f"{part}/{name}": value for name, value in zip(self.objectives, values, strict=True)}

@@ -141,17 +141,26 @@ def test_a_figure_that_only_a_method_knows_is_written_and_one_it_does_not_have_i
 
 def test_wandb_gets_every_figure_of_a_step_and_of_an_evaluation_by_both_judges(tmp_path):
     run, front = FakeRun(breaks_at="never"), {"mip": 0.9, "hypervolume": 12.0, "spearman": [1.0, 0.5]}
+    answer = {"prompt": "why?", "preference": [1.0, 0.0], "response": "so", "scores": [0.5, 0.25]}
     record = {
         "objectives": list(RECIPE.objective_names),
         "step": 1,
         **front,
+        "preferences": [[1.0, 0.0]],
+        "points": [[3.0, 4.0]],
         "audit": {**front, "points": [[1.0, 2.0]]},
+        "examples": [answer],
     }
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
         recorder._wandb = WandbLog(lambda: run, recorder.say)
         recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, Updated(report=report()), 0)
         recorder.evaluation(record)
-    (at, step), (_, told) = run.logged
+    (at, step), (_, told), (_, tables) = run.logged
+    w, reward, audit = ([f"{part}/{name}" for name in RECIPE.objective_names] for part in ("w", "reward", "audit"))
+    assert tables["front"].columns == ["step", *w, *reward, *audit]
+    assert tables["front"].data == [[1, 1.0, 0.0, 3.0, 4.0, 1.0, 2.0]]
+    assert tables["examples"].columns == ["step", "prompt", *w, "response", *reward]
+    assert tables["examples"].data == [[1, "why?", 1.0, 0.0, "so", 0.5, 0.25]]
     assert at == 0 and step["weighted_reward"] == 0.7 and step["problems"] == 2 and "seconds/step" in step
     figures = ("mip", "hypervolume", "spearman/helpfulness", "spearman/harmlessness")
     assert set(told) == {

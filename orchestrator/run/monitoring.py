@@ -5,7 +5,7 @@ wandb may fail at any time, and ends no run by it.
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,11 @@ class WandbLog:
         if self._run is not None:
             self._try(lambda: self._run.log(dict(values), **options))
 
+    def log_tables(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Name -> rows with the same keys; those without a row are left out."""
+        if self._run is not None:
+            self._try(lambda: self._run.log({name: _as_table(rows) for name, rows in tables.items() if rows}))
+
     def finish(self, exit_code: int) -> None:
         if self._run is not None:
             self._try(lambda: self._run.finish(exit_code=exit_code))
@@ -115,6 +120,12 @@ class WandbLog:
             self._run = None
             _tear_down()
             return None
+
+
+def _as_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
 
 
 def _tear_down() -> None:

@@ -15,6 +15,7 @@ from orchestrator.run.batching import PairStatistics, ScoredBatch
 from orchestrator.run.health import Watch, find_problems
 from orchestrator.run.monitoring import Monitor, WandbLog, start_wandb
 from orchestrator.run.stages import Updated
+from orchestrator.run.tables import example_rows, front_rows
 from rewards.metrics import STEP_METRICS, describe, evaluation_figures
 from rewards.normalize import Normalizer
 
@@ -111,6 +112,7 @@ class Recorder:
         figures = evaluation_figures(record, record["objectives"])
         self._monitor.evaluation(figures)
         self._wandb.log({f"evaluation/{key}": value for key, value in figures.items()})
+        self._wandb.log_tables({"front": front_rows(record), "examples": example_rows(record)})
 
     def say(self, text: str) -> None:
         """A line for a person; never breaks the bar."""
