@@ -195,10 +195,14 @@ def _train(arguments: argparse.Namespace) -> int:
         recipe = smoke_recipe(recipe, Path(".cache") / "smoke" / recipe.name)
     run_dir = arguments.run_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if isinstance(make_method(recipe.method), Merger):
-        from orchestrator.run.soups import train_parts as train
+        from orchestrator.run.soups import train_parts
+
+        code = train_parts(recipe, run_dir, resume=arguments.resume, say=_say)
     else:
+        from orchestrator.bench.report import draw_figures
         from orchestrator.run.train import train
-    code = train(recipe, run_dir, resume=arguments.resume, say=_say)
+
+        code = train(recipe, run_dir, resume=arguments.resume, say=_say, draw=draw_figures)
     if code == 0:
         _tell(run_dir)
     else:

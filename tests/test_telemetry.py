@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from actors.types import GenerationRequest, Response, Rollout
 from learner.types import StepReport
@@ -151,11 +152,15 @@ def test_wandb_gets_every_figure_of_a_step_and_of_an_evaluation_by_both_judges(t
         "audit": {**front, "points": [[1.0, 2.0]]},
         "examples": [answer],
     }
+    picture = tmp_path / "pareto.png"
+    Image.new("RGB", (4, 4)).save(picture)
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
         recorder._wandb = WandbLog(lambda: run, recorder.say)
         recorder.step(0, 1, scored([[[1, 0], [1, 0]]]), STATISTICS, Updated(report=report()), 0)
         recorder.evaluation(record)
-    (at, step), (_, told), (_, tables) = run.logged
+        recorder.figures(lambda folder: {"pareto": picture})
+    (at, step), (_, told), (_, tables), (_, images) = run.logged
+    assert list(images) == ["pareto"] and images["pareto"].format == "png"
     w, reward, audit = ([f"{part}/{name}" for name in RECIPE.objective_names] for part in ("w", "reward", "audit"))
     assert tables["front"].columns == ["step", *w, *reward, *audit]
     assert tables["front"].data == [[1, 1.0, 0.0, 3.0, 4.0, 1.0, 2.0]]

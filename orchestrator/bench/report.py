@@ -27,28 +27,35 @@ def write_report(run_dir: Path, *, colored: bool = False) -> tuple[Path, str]:
     Raises:
         BadInput: there is nothing to report.
     """
-    from orchestrator.bench.figures.evaluation import plot_control, plot_pareto
-    from orchestrator.bench.figures.training import plot_training
-
     run_dir = Path(run_dir)
-    evaluations = read_lines(run_dir / "evaluations.jsonl")
-    if not evaluations:
-        raise BadInput(f"{run_dir / 'evaluations.jsonl'}: holds no evaluation to report")
-    metrics = read_lines(run_dir / "metrics.jsonl")
+    folder = draw_figures(run_dir)["pareto"].parent
+    evaluations, metrics = read_lines(run_dir / "evaluations.jsonl"), read_lines(run_dir / "metrics.jsonl")
     run = _read_json(run_dir / "run.json")
-    before, after = (evaluations[0] if len(evaluations) > 1 else None), evaluations[-1]
-
-    folder = run_dir / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    plot_pareto(folder / "pareto.png", before, after)
-    plot_control(folder / "control.png", before, after)
-    plot_training(folder / "training.png", metrics, after["objectives"], after.get("normalizer"))
-    summary = summarize(before, after, run)
+    summary = summarize(evaluations[0] if len(evaluations) > 1 else None, evaluations[-1], run)
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / "summary.json").write_text(text, encoding="utf-8")
     html = _render(run_dir, summary, evaluations, metrics, run)
     (folder / "report.html").write_text(html, encoding="utf-8")
     return folder / "report.html", as_text(summary_table(summary)) + _say_verdict(summary, colored)
+
+
+def draw_figures(run_dir: Path) -> dict[str, Path]:
+    """Write the figures of RUN/report/; returns them by name. Raises BadInput: there is nothing to draw."""
+    from orchestrator.bench.figures.evaluation import plot_control, plot_pareto
+    from orchestrator.bench.figures.training import plot_training
+
+    evaluations = read_lines(run_dir / "evaluations.jsonl")
+    if not evaluations:
+        raise BadInput(f"{run_dir / 'evaluations.jsonl'}: holds no evaluation to report")
+    before, after = (evaluations[0] if len(evaluations) > 1 else None), evaluations[-1]
+    folder = run_dir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / f"{name}.png" for name in FIGURES}
+    plot_pareto(files["pareto"], before, after)
+    plot_control(files["control"], before, after)
+    metrics = read_lines(run_dir / "metrics.jsonl")
+    plot_training(files["training"], metrics, after["objectives"], after.get("normalizer"))
+    return files
 
 
 def _say_verdict(summary: Record, colored: bool) -> str:

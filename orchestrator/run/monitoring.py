@@ -98,6 +98,10 @@ class WandbLog:
         self._run: Any = None
         self._run = self._try(start)
 
+    @property
+    def is_on(self) -> bool:
+        return self._run is not None
+
     def log(self, values: Mapping[str, Any], **options: Any) -> None:
         if self._run is not None:
             self._try(lambda: self._run.log(dict(values), **options))
@@ -106,6 +110,11 @@ class WandbLog:
         """Name -> rows with the same keys; those without a row are left out."""
         if self._run is not None:
             self._try(lambda: self._run.log({name: _as_table(rows) for name, rows in tables.items() if rows}))
+
+    def log_images(self, images: Mapping[str, Path]) -> None:
+        """Name -> PNG."""
+        if self._run is not None:
+            self._try(lambda: self._run.log({name: _as_image(path) for name, path in images.items()}))
 
     def finish(self, exit_code: int) -> None:
         if self._run is not None:
@@ -126,6 +135,12 @@ def _as_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     import wandb
 
     return wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+
+
+def _as_image(path: Path) -> Any:
+    import wandb
+
+    return wandb.Image(str(path))
 
 
 def _tear_down() -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,10 @@ from rewards.normalize import Normalizer
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
+
+
+Draw = Callable[[Path], Mapping[str, Path]]
+"""Of a run directory: name -> PNG of each figure."""
 
 
 class Recorder:
@@ -113,6 +117,11 @@ class Recorder:
         self._monitor.evaluation(figures)
         self._wandb.log({f"evaluation/{key}": value for key, value in figures.items()})
         self._wandb.log_tables({"front": front_rows(record), "examples": example_rows(record)})
+
+    def figures(self, draw: Draw) -> None:
+        """To wandb, where that is wanted."""
+        if self._wandb.is_on:
+            self._wandb.log_images(draw(self.run_dir))
 
     def say(self, text: str) -> None:
         """A line for a person; never breaks the bar."""

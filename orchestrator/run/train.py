@@ -29,7 +29,7 @@ from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
 from orchestrator.run.stages import CrewLearner, CrewSampler, Pending, Pushes
 from orchestrator.run.steering import asked_renderer, save_conditioning
 from orchestrator.run.stopping import StopFlag
-from orchestrator.run.telemetry import Recorder, training_totals
+from orchestrator.run.telemetry import Draw, Recorder, training_totals
 from orchestrator.run.wiring import Crew, Hire, hire_on_ray
 from rewards.metrics import EVALUATION_METRICS, describe
 from rewards.normalize import Normalizer
@@ -86,6 +86,7 @@ def train(
     resume: bool = False,
     say: Callable[[str], None] = print,
     hire: Hire = hire_on_ray,
+    draw: Draw | None = None,
 ) -> int:
     """Run the recipe; returns the exit code (0, or 128 + signal after a stop with a checkpoint).
 
@@ -94,6 +95,7 @@ def train(
     Args:
         resume: also under a changed recipe, where it can (`resuming.check_goes_on`).
         hire: starts the crew.
+        draw: makes the figures that go to wandb at the end.
 
     Raises:
         RunFailed: too much was lost, or nothing was learned.
@@ -118,7 +120,7 @@ def train(
                 # Read before anything starts, so that what is damaged is told at once.
                 resumed = checkpoint and Resumed.read(recipe, run_dir, inputs, *checkpoint)
                 with hire(recipe, run_dir.path.name, failures, stop, say) as crew:
-                    return _train(recipe, run_dir, inputs, resumed, crew, stop, say)
+                    return _train(recipe, run_dir, inputs, resumed, crew, Person(stop=stop, say=say, draw=draw))
             except PoisonedUpdateError as error:
                 skip_update(recipe, run_dir, error)
                 say(f"{error}; going back to the last checkpoint, this update is left out")
@@ -166,15 +168,25 @@ class Resumed:
         return cls(path=path, meta=meta, normalizers=normalizers, in_flight=in_flight)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Who runs it. Example: Person(stop=StopFlag(), say=print, draw=None)"""
+
+    stop: StopFlag
+    say: Callable[[str], None]
+    draw: Draw | None
+    """Makes the figures that go to wandb at the end."""
+
+
 def _train(
     recipe: "Recipe",
     run_dir: RunDir,
     inputs: Inputs,
     resumed: Resumed | None,
     crew: Crew,
-    stop: StopFlag,
-    say: Callable[[str], None],
+    person: Person,
 ) -> int:
+    say, stop = person.say, person.stop
     renderer, first_step, policy_version = inputs.renderer, 0, 0
     for remark in crew.learner.remarks:
         say(remark)
@@ -238,4 +250,6 @@ def _train(
             run.evaluate(done, recorder.policy_version)
         crew.learner.save_policy(run_dir.policy)
         save_conditioning(run_dir.policy, recipe)
+        if person.draw is not None:
+            recorder.figures(person.draw)
     return 0
