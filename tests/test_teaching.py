@@ -10,7 +10,7 @@ from orchestrator.config import AssetsConfig
 from orchestrator.errors import BadInput
 from orchestrator.recipes import load_recipe
 from orchestrator.tasks.smoke import make_tokenizer
-from orchestrator.tasks.teaching.answers import whole_sentences
+from orchestrator.tasks.teaching.answers import bar, whole_sentences
 from orchestrator.tasks.teaching.taught import model_files, some_prompts
 from orchestrator.tasks.teaching.teach import (
     described_rows,
@@ -147,3 +147,12 @@ def test_a_build_is_given_what_it_needs_and_nothing_else(section, told):
 def test_a_run_that_is_read_again_may_say_the_defaults():
     built = AssetsConfig(directory="d", build="miniature")
     assert AssetsConfig.model_validate(built.model_dump()) == built
+
+
+def test_vllm_s_bars_are_told_in_lines_but_for_the_rendering_of_prompts():
+    told: list[str] = []
+    assert bar(told.append, ["a", "b"], desc="Rendering prompts") == ["a", "b"]
+    pace = bar(told.append, total=3, desc="Processed prompts", dynamic_ncols=True, postfix="est. speed")
+    pace.mininterval = 0.0
+    pace.update(1)
+    assert told[0].startswith("sampling: 1 of 3 answers, about ")

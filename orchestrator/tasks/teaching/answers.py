@@ -43,12 +43,16 @@ def sample_answers(
             sampling_params(config, seed=derive_seed(seed, index) % 2**31, temperature=None)
             for index in range(len(inputs))
         ]
-        pace = partial(Pace, say=progress, what="sampling", unit="answers")
-        outputs = llm.generate(inputs, sampling, use_tqdm=pace)
+        outputs = llm.generate(inputs, sampling, use_tqdm=partial(bar, progress))
     except Exception as error:  # the engine raises many kinds
         raise RunFailed(f"{model} could not be sampled from: {one_line(error)}") from None
     texts = [_text(tokenizer, output.outputs[0]) for output in outputs]
     return [texts[first : first + per_prompt] for first in range(0, len(texts), per_prompt)]
+
+
+def bar(progress: Callable[[str], None], items: Any = None, *, total: int | None = None, **looks: Any) -> Any:
+    """What vLLM takes for tqdm: around the prompts that it renders, which takes no time, and for answers by number."""
+    return items if total is None else Pace(say=progress, what="sampling", unit="answers", total=total, **looks)
 
 
 def _text(tokenizer: Any, answer: Any) -> str:
