@@ -14,7 +14,7 @@ COMPARE = --seeds 0,1,2,3,4 --beta-c 0.1,0.3,1 --learning-rate 0.001,0.003,0.01 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: setup $(if $(or $(findstring smollm2,$(RECIPE)),$(findstring arithmetic,$(RECIPE))),setup-smollm2) ## train the miniature (RECIPE=... another recipe, SET="section.key=value ..." overrides) into a new folder under runs/
+demo: setup $(if $(shell grep -ls smollm2 $(RECIPE)),setup-smollm2) ## train the miniature (RECIPE=... another recipe, SET="section.key=value ..." overrides) into a new folder under runs/
 	$(BIN)/mi-epo train $(RECIPE) $(SET)
 
 test: setup lint ## lint, type check, tests: all that are short or alone of their kind, WORKERS=2 files at a time

@@ -228,6 +228,6 @@ class LearnerGroup:
 
 def _environment(config: LearnerConfig, model: str) -> dict[str, str]:
     on_gpu = config.num_gpus > 0
-    threads = None if on_gpu else config.threads or whole_threads(config.num_cpus)
+    threads = None if on_gpu else whole_threads(config.num_cpus, config.threads)
     env = process_environment(model, threads=threads, num_gpus=config.num_gpus)
     return env if on_gpu else env | {"DS_ACCELERATOR": "cpu"}

@@ -55,7 +55,7 @@ class LearnerWorker:
         from learner.engine import LearnerEngine
 
         if not self.config.num_gpus:
-            torch.set_num_threads(self.config.threads or whole_threads(self.config.num_cpus))
+            torch.set_num_threads(whole_threads(self.config.num_cpus, self.config.threads))
         join_group(self.config, address, port, rank=self.rank, listener=self._listener)
         self._engine = LearnerEngine(self.config, **options)
         self._give_back_cache()

@@ -16,7 +16,7 @@ from learner.methods import make_method
 from orchestrator.cards import card_of
 from orchestrator.cluster import connection
 from orchestrator.cluster.placement import Node, demands, placement_table
-from orchestrator.cluster.threads import with_threads
+from orchestrator.cluster.threads import take_turns, with_threads
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from orchestrator.estimate.memory import problems
@@ -27,7 +27,7 @@ from rewards.judges import check_scorer
 from rewards.model_config import check_weights, max_positions, vocabulary_size
 from rewards.model_files import ModelError, known_folder, read_json, refuse_code, tensor_headers
 from rewards.preferences import PreferenceError, PromptRenderer, evaluation_grid
-from rewards.prompts import Prompt
+from rewards.prompts import Prompt, as_prompt
 from rewards.sampling import read_token_ids
 from rewards.scorers import PROBE_PROMPT, ScorerError, load_function
 from rewards.vocabulary import (
@@ -216,7 +216,7 @@ def check_renderer(renderer: PromptRenderer, prompts: Sequence[Prompt | str], *,
 
 
 def _length(prompt: Prompt | str) -> int:
-    return len(prompt if isinstance(prompt, str) else prompt.plain)
+    return len(as_prompt(prompt).plain)
 
 
 def _prompt_lengths(recipe: "Recipe", renderer: PromptRenderer, prompts: Sequence[Prompt], *, where: str) -> list[int]:
@@ -290,7 +290,7 @@ def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]
         f"method {_method_text(recipe)}",
         f"\nPlacement ({f'Ray cluster at {address}' if address else 'local Ray cluster'})",
         placement_table(demands(recipe), nodes),
-        *([] if address else _thread_rows(with_threads(recipe))),
+        *_thread_rows(recipe),
         "\nBatch",
         *_batch_rows(recipe),
     ]
@@ -311,8 +311,10 @@ def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]
 
 
 def _thread_rows(recipe: "Recipe") -> list[str]:
-    engine, rank = recipe.rollout.threads, recipe.learner.threads
-    return [f"  {engine} threads an engine, {rank} a learner rank: they take turns"] if engine and rank else []
+    if not take_turns(recipe):
+        return []
+    settled = with_threads(recipe)
+    return [f"  {settled.rollout.threads} threads an engine, {settled.learner.threads} a learner rank: they take turns"]
 
 
 def _method_text(recipe: "Recipe") -> str:

@@ -51,7 +51,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
         yield from _read_json_lines(path)
         return
     rows = _parse("\n".join(text_lines(path)), str(path))
-    for number, row in enumerate(rows if isinstance(rows, list) else [], start=1):
+    for number, row in enumerate(rows, start=1):
         place = f"{path}: row {number}"
         yield place, _as_row(row, place)
 

@@ -119,7 +119,7 @@ def _free_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
     return columns
 
 
-Columns = Annotated[tuple[str, ...], AfterValidator(_free_columns)]
+ColumnNames = Annotated[tuple[str, ...], AfterValidator(_free_columns)]
 
 
 class PythonScorerConfig(Section):
@@ -131,7 +131,7 @@ class PythonScorerConfig(Section):
     of a run ask it for one score, in a process of its own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of every call."""
-    columns: Columns = ()
+    columns: ColumnNames = ()
     """Keys of the rows of `data.train` and `data.heldout` whose values the function gets too, each as an argument of
     that name: a list as long as the responses. With a reference answer among them, a reward can be verified."""
 
@@ -157,7 +157,7 @@ class HTTPScorerConfig(Section):
     """Further tries after a refused connection, a timeout, or status 429, 500, 502, 503 or 504."""
     batch_size: int = Field(default=64, ge=1)
     """Most responses in one request."""
-    columns: Columns = ()
+    columns: ColumnNames = ()
     """Keys of the rows of `data.train` and `data.heldout` whose values are sent as well:
     ``"columns": {name: [one for each response]}``."""
     token_env: str | None = None

@@ -106,9 +106,9 @@ def process_environment(model: str | None = None, *, threads: int | None, num_gp
     return env
 
 
-def whole_threads(num_cpus: float) -> int:
-    """Threads of a process with so many CPUs reserved, at least 1."""
-    return max(1, int(num_cpus))
+def whole_threads(num_cpus: float, threads: int | None = None) -> int:
+    """Threads of a process: those asked for, or without any as many as CPUs are reserved, at least 1."""
+    return threads or max(1, int(num_cpus))
 
 
 def native_dtype(flags: Path = Path("/proc/cpuinfo")) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from rewards.config import ConditioningConfig, PreferencesConfig
 from rewards.environment import one_line
-from rewards.prompts import Prompt
+from rewards.prompts import Prompt, as_prompt
 from rewards.tokens import SpecialTokens
 
 SUM_TOLERANCE = 1e-6
@@ -237,7 +237,7 @@ class PromptRenderer:
         Raises PreferenceError for weights off the simplex, a dialogue in ``text`` style, and for whatever a chat
         template raises.
         """
-        return self._written(_as_prompt(prompt), self._weights_text(preference))
+        return self._written(as_prompt(prompt), self._weights_text(preference))
 
     def _written(self, prompt: Prompt, weights: str) -> str:
         asked = _fill(self.config.template, {"prompt": prompt.text, "weights": weights})
@@ -265,7 +265,7 @@ class PromptRenderer:
 
     def token_ids(self, prompt: Prompt | str, preference: Sequence[float]) -> list[int]:
         """Token ids of ``text``, begun once however many of template, prompt and tokenizer write a beginning."""
-        templated, asked, weights = self.config.style == "chat", _as_prompt(prompt), self._weights_text(preference)
+        templated, asked, weights = self.config.style == "chat", as_prompt(prompt), self._weights_text(preference)
 
         def encode(text: str) -> list[int]:
             return self._special.open_ids(self._written(replace(asked, text=text), weights), templated=templated)
@@ -275,9 +275,9 @@ class PromptRenderer:
     def token_ids_of_each(self, prompts: Sequence[Prompt | str], preference: Sequence[float]) -> list[list[int]]:
         """`token_ids` of many prompts under one vector, in a tenth of the time."""
         weights, templated = self._weights_text(preference), self.config.style == "chat"
-        begun = [index for index, prompt in enumerate(prompts) if self._special.is_begun(_as_prompt(prompt).text)]
+        begun = [index for index, prompt in enumerate(prompts) if self._special.is_begun(as_prompt(prompt).text)]
         ids = self._special.open_ids_of_each(
-            [self._written(_as_prompt(prompt), weights) for prompt in prompts], templated=templated
+            [self._written(as_prompt(prompt), weights) for prompt in prompts], templated=templated
         )
         for index in begun:
             ids[index] = self.token_ids(prompts[index], preference)
@@ -291,7 +291,7 @@ class PromptRenderer:
             prompts = (prompt for prompt in prompts if isinstance(prompt, Prompt) and prompt.earlier)
         corners_KK = np.eye(len(self.objectives))
         first, last = self._weights_text(corners_KK[0]), self._weights_text(corners_KK[-1])
-        for prompt in map(_as_prompt, prompts):
+        for prompt in map(as_prompt, prompts):
             text = self._written(prompt, first)
             # A second vector costs as much as the first, and need not be written where the first stands as it is.
             if text.count(first) <= prompt.plain.count(first) and text == self._written(prompt, last):
@@ -335,7 +335,7 @@ class PromptRenderer:
                 if (other := seen.setdefault(ids, text)) != text:
                     raise PreferenceError(
                         f"two vectors must give two prompts, got the same {len(ids)} tokens for {other!r} and {text!r} "
-                        f"({self._blame(prompt, weights_K)}) in prompt {_as_prompt(prompt).plain!r:.80}"
+                        f"({self._blame(prompt, weights_K)}) in prompt {as_prompt(prompt).plain!r:.80}"
                     )
 
     def _blame(self, prompt: Prompt | str, weights: np.ndarray) -> str:
@@ -364,10 +364,6 @@ class PromptRenderer:
         if self.tokenizer is None:
             raise PreferenceError("this renderer was built without a tokenizer")
         return self.tokenizer
-
-
-def _as_prompt(prompt: Prompt | str) -> Prompt:
-    return Prompt(text=prompt) if isinstance(prompt, str) else prompt
 
 
 def _on_simplex(weights: Any) -> np.ndarray:

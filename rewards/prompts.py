@@ -48,6 +48,11 @@ class Prompt:
         return said[0] + "".join(f"\n\n{mark}: {words}" for mark, words in zip(marks, said[1:], strict=False))
 
 
+def as_prompt(prompt: Prompt | str) -> Prompt:
+    """A plain text is a prompt of one turn."""
+    return Prompt(text=prompt) if isinstance(prompt, str) else prompt
+
+
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     """Column -> its value for each prompt; all prompts have the same columns.
 

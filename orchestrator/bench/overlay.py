@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.bench.summary import NOT_SHOWN, summarize_side
+from orchestrator.bench.tables import Table, as_markdown
 from orchestrator.errors import BadInput
 from orchestrator.files import Record, as_text, read_lines
 from rewards.metrics import EVALUATION_METRICS, describe, evaluation_figures
@@ -42,7 +43,7 @@ def overlay(runs: Sequence[Path], output: Path | None, *, say: Callable[[str], N
     folder.mkdir(parents=True, exist_ok=True)
     plot_overlay(folder / FIGURE, [each.name for each in compared], [each.evaluation for each in compared])
     table = figures_table(compared)
-    (folder / TABLE).write_text(_markdown(table), encoding="utf-8")
+    (folder / TABLE).write_text(as_markdown(table, aligned=True) + "\n", encoding="utf-8")
     say(as_text(table))
     say(f"overlay  {folder / FIGURE}")
     return folder
@@ -103,7 +104,7 @@ def in_scale(evaluation: Record, normalizer: Mapping[str, Any], reference_point:
     }
 
 
-def figures_table(compared: Sequence[Overlaid]) -> list[list[str]]:
+def figures_table(compared: Sequence[Overlaid]) -> Table:
     """A heading row, then a figure and its value for each run; of two runs, what the second has more as well."""
     sides = [evaluation_figures(summarize_side(each.evaluation), each.evaluation["objectives"]) for each in compared]
     two = len(compared) == 2
@@ -126,9 +127,3 @@ def _names(runs: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise BadInput(f"compare: needs different runs, got {', '.join(map(str, runs))}")
-
-
-def _markdown(table: Sequence[Sequence[str]]) -> str:
-    head, *rows = (f"| {' | '.join(row)} |" for row in table)
-    rule = "|".join(["", "---", *["---:"] * (len(table[0]) - 1), ""])
-    return "\n".join([head, rule, *rows]) + "\n"

@@ -28,8 +28,8 @@ def write_report(run_dir: Path, *, colored: bool = False) -> tuple[Path, str]:
         BadInput: there is nothing to report.
     """
     run_dir = Path(run_dir)
-    folder = draw_figures(run_dir)["pareto"].parent
-    evaluations, metrics = read_lines(run_dir / "evaluations.jsonl"), read_lines(run_dir / "metrics.jsonl")
+    evaluations, metrics = _read(run_dir)
+    folder = _draw(run_dir, evaluations, metrics)["pareto"].parent
     run = _read_json(run_dir / "run.json")
     summary = summarize(evaluations[0] if len(evaluations) > 1 else None, evaluations[-1], run)
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -41,19 +41,27 @@ def write_report(run_dir: Path, *, colored: bool = False) -> tuple[Path, str]:
 
 def draw_figures(run_dir: Path) -> dict[str, Path]:
     """Write the figures of RUN/report/; returns them by name. Raises BadInput: there is nothing to draw."""
-    from orchestrator.bench.figures.evaluation import plot_control, plot_pareto
-    from orchestrator.bench.figures.training import plot_training
+    return _draw(run_dir, *_read(run_dir))
 
+
+def _read(run_dir: Path) -> tuple[list[Record], list[Record]]:
+    """(evaluations, metrics)"""
     evaluations = read_lines(run_dir / "evaluations.jsonl")
     if not evaluations:
         raise BadInput(f"{run_dir / 'evaluations.jsonl'}: holds no evaluation to report")
+    return evaluations, read_lines(run_dir / "metrics.jsonl")
+
+
+def _draw(run_dir: Path, evaluations: list[Record], metrics: list[Record]) -> dict[str, Path]:
+    from orchestrator.bench.figures.evaluation import plot_control, plot_pareto
+    from orchestrator.bench.figures.training import plot_training
+
     before, after = (evaluations[0] if len(evaluations) > 1 else None), evaluations[-1]
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{name}.png" for name in FIGURES}
     plot_pareto(files["pareto"], before, after)
     plot_control(files["control"], before, after)
-    metrics = read_lines(run_dir / "metrics.jsonl")
     plot_training(files["training"], metrics, after["objectives"], after.get("normalizer"))
     return files
 

@@ -199,7 +199,9 @@ def _cell(metric: Metric, found: Estimate) -> str:
     return " ± ".join(metric.show(value) for value in (found.mean, found.half_width) if np.isfinite(value)) or "-"
 
 
-def as_markdown(table: Table) -> str:
-    head, *body = ([cell.replace("|", r"\|") for cell in line] for line in table)
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def as_markdown(table: Table, *, aligned: bool = False) -> str:
+    """`aligned`: all columns but the first to the right."""
+    head, *body = ("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in table)
+    columns = len(table[0])
+    rule = "|---|" + "---:|" * (columns - 1) if aligned else "| " + " | ".join(["---"] * columns) + " |"
+    return "\n".join([head, rule, *body])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from actors.processes import reserve, stop_actors
 from actors.types import RolloutError
-from orchestrator.cluster.connection import joins_existing
 from orchestrator.cluster.placement import pair_demand
 from orchestrator.cluster.threads import with_threads
 from rewards.environment import model_source
@@ -47,8 +46,7 @@ def start_actors(
     from actors import reward, rollout
     from learner.group import LearnerGroup
 
-    if joins_existing(recipe) is None:
-        recipe = with_threads(recipe)
+    recipe = with_threads(recipe)
     model = model_source(recipe.policy.model)
     started: list[Callable[[], None]] = []
     try:

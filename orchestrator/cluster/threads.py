@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from learner.methods import make_method
+from orchestrator.cluster.connection import joins_existing
 from rewards.environment import whole_threads
 
 if TYPE_CHECKING:
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def take_turns(recipe: "Recipe") -> bool:
-    """Whether engines and learner never compute at once, as far as the recipe says: on CPU, strictly on-policy."""
+    """Whether engines and learner never compute at once, and on one machine: on CPU, strictly on-policy, not on a
+    cluster that is joined."""
+    if joins_existing(recipe) is not None:
+        return False
     method, loop = make_method(recipe.method), recipe.loop
     on_gpu = recipe.rollout.num_gpus or recipe.learner.num_gpus
     return not on_gpu and not any(method.staleness(step, loop.steps, loop.max_staleness) for step in range(loop.steps))

@@ -17,7 +17,7 @@ from rewards.environment import is_unicode
 from rewards.model_files import ModelError
 from rewards.preferences import evaluation_grid
 from rewards.pretrained import load_model
-from rewards.prompts import Prompt
+from rewards.prompts import Prompt, as_prompt
 from rewards.sampling import read_token_ids
 from rewards.vocabulary import first_without_row, without_row
 
@@ -78,7 +78,7 @@ class Speaker:
         return texts
 
     def _ask(self, prompt: Prompt | str, preference: Sequence[float]) -> list[int]:
-        text = prompt if isinstance(prompt, str) else prompt.plain
+        text = as_prompt(prompt).plain
         if not is_unicode(text):
             raise BadInput(f"prompt: must be whole characters in UTF-8, got {text!r:.100}")
         check_renderer(self._renderer, [prompt], where="prompt")

@@ -116,7 +116,8 @@ class Recorder:
         figures = evaluation_figures(record, record["objectives"])
         self._monitor.evaluation(figures)
         self._wandb.log({f"evaluation/{key}": value for key, value in figures.items()})
-        self._wandb.log_tables({"front": front_rows(record), "examples": example_rows(record)})
+        if self._wandb.is_on:
+            self._wandb.log_tables({"front": front_rows(record), "examples": example_rows(record)})
 
     def figures(self, draw: Draw) -> None:
         """To wandb, where that is wanted."""

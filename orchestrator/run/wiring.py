@@ -17,6 +17,7 @@ from orchestrator.cluster.judging import Judges
 from orchestrator.run.sampling import Sampler
 from orchestrator.run.stages import CrewLearner, CrewSampler, Pushes
 from orchestrator.run.stopping import StopFlag
+from rewards.config import panel_name
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -100,9 +101,9 @@ def join_sampler(
     """`threads`: for batches in flight; without them it only samples while the caller waits."""
     replicas = {
         names: [
-            Replica(handle, f"reward-{'+'.join(names)}-{replica}", failures) for replica, handle in enumerate(handles)
+            Replica(handle, f"reward-{panel_name(panel)}-{replica}", failures) for replica, handle in enumerate(handles)
         ]
-        for names, handles in actors.rewards.items()
+        for panel, (names, handles) in zip(recipe.panels, actors.rewards.items(), strict=True)
     }
     judges = Judges(replicas, recipe.objective_names)
     return Sampler(fleet, judges, timeout_s=recipe.rollout.generate_timeout_s, threads=threads)

@@ -19,7 +19,7 @@ from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference, sample_negatives
 from rewards.pretrained import load_model, load_tokenizer
-from rewards.prompts import Prompt
+from rewards.prompts import Prompt, as_prompt
 from rewards.reading import first_that
 from rewards.sampling import SamplingSection
 from rewards.tokens import SpecialTokens
@@ -206,7 +206,7 @@ def _shortened(
         )
     response_ids = response_ids[: config.max_length - least]
     room = config.max_length - len(response_ids)
-    text = prompt if isinstance(prompt, str) else prompt.text  # of a dialogue, what is asked last alone
+    text = as_prompt(prompt).text  # of a dialogue, what is asked last alone
     dropped = first_that(len(text), lambda start: len(ids_of(text[start:])) <= room)
     return ids_of(text[dropped:]), response_ids
 
