@@ -18,6 +18,7 @@ from rewards.environment import MAX_SEED, native_dtype
 from rewards.paths import Found, FunctionName
 
 CHAT_TEMPLATE = "{prompt} {weights}"
+REPEATED = "{repeated}"
 LABEL = r"^[A-Za-z0-9]([A-Za-z0-9./_-]*[A-Za-z0-9])?$"
 NodeLabels = dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(pattern=LABEL)]]
 Dtype = Annotated[
@@ -271,9 +272,10 @@ class ConditioningConfig(Section):
     template: str = "Human: {prompt} {weights} Assistant:"
     """``{prompt}`` and ``{weights}`` once each. With ``style: chat`` the default is ``{prompt} {weights}``."""
     weight: str = "<{name}> {weight}"
-    """One objective's weight; ``{name}`` and ``{weight}`` once each."""
+    """One objective's weight: ``{name}`` and ``{weight}`` once each, or ``{repeated}``, which is the name as many times
+    as the weight has tenths: a small model reads how often a word stands there better than digits."""
     separator: str = " "
-    """Between two objectives' weights."""
+    """Between two objectives' weights, and between the names that ``{repeated}`` writes."""
     system: str | None = None
     """System message (``chat`` only)."""
     chat_options: dict[str, bool | int | str] = Field(default_factory=dict)
@@ -290,7 +292,10 @@ class ConditioningConfig(Section):
     @field_validator("weight")
     @classmethod
     def _weight_names_its_objective(cls, weight: str) -> str:
-        _require_placeholders(weight, required=("name", "weight"))
+        if REPEATED not in weight:
+            _require_placeholders(weight, required=("name", "weight"))
+        elif weight.count(REPEATED) > 1 or "{name}" in weight or "{weight}" in weight:
+            raise ValueError(f"must contain {REPEATED} once, without {{name}} and {{weight}}, got {weight!r}")
         return weight
 
     @model_validator(mode="after")
@@ -320,6 +325,12 @@ class PreferencesConfig(Section):
     decimals: int = Field(default=1, ge=1, le=3)
     """Digits after the point in a printed weight. Weights are rounded to them, so text and loss say the same."""
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)
+
+    @model_validator(mode="after")
+    def _names_are_counted_in_tenths(self) -> PreferencesConfig:
+        if REPEATED in self.conditioning.weight and self.decimals != 1:
+            raise ValueError(f"decimals must be 1 where conditioning.weight holds {REPEATED}, got {self.decimals}")
+        return self
 
 
 def _plain_types(annotation: object) -> Iterator[object]:

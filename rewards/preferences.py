@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from rewards.config import ConditioningConfig, PreferencesConfig
+from rewards.config import REPEATED, ConditioningConfig, PreferencesConfig
 from rewards.environment import one_line
 from rewards.prompts import Prompt, as_prompt
 from rewards.tokens import SpecialTokens
@@ -351,10 +351,13 @@ class PromptRenderer:
         weights_K = self._numbers(preference)
         if weights_K.shape != (len(self.objectives),):
             raise PreferenceError(f"expected {len(self.objectives)} weights, got shape {tuple(weights_K.shape)}")
-        return self.config.separator.join(
-            _fill(self.config.weight, {"name": name, "weight": f"{weight:.{self.decimals}f}"})
-            for name, weight in zip(self.objectives, weights_K, strict=True)
-        )
+        named = list(zip(self.objectives, weights_K, strict=True))
+        if REPEATED in self.config.weight:
+            names = ([name] * round(weight * 10**self.decimals) for name, weight in named)
+            pieces = [{"repeated": self.config.separator.join(written)} for written in names if written]
+        else:
+            pieces = [{"name": name, "weight": f"{weight:.{self.decimals}f}"} for name, weight in named]
+        return self.config.separator.join(_fill(self.config.weight, piece) for piece in pieces)
 
     def _numbers(self, numbers: Any) -> np.ndarray:
         """What is printed for the numbers given."""

@@ -177,6 +177,25 @@ def test_rendering_and_parsing_are_inverse_for_any_prompt(config, prompt):
 
 
 @pytest.mark.parametrize(
+    ("preference", "written"),
+    [
+        ([0.7, 0.3], "x [deep deep deep deep deep deep deep easy easy easy]"),
+        ([0.04, 0.96], "x [easy easy easy easy easy easy easy easy easy easy]"),
+        ([1.0, 0.0], "x [deep deep deep deep deep deep deep deep deep deep]"),
+    ],
+)
+def test_repeated_writes_a_name_as_often_as_its_weight_has_tenths(preference, written):
+    config = ConditioningConfig(template="{prompt} [{weights}]", weight="{repeated}")
+    assert PromptRenderer(config, ("deep", "easy"), 1).text("x", preference) == written
+
+
+def test_what_stands_around_repeated_is_written_once_for_each_name_that_is_there():
+    config = ConditioningConfig(template="{weights} {prompt}", weight="<{repeated}>", separator=",")
+    renderer = PromptRenderer(config, ("a", "b", "c"), 1)
+    assert renderer.text("{name}", [0.2, 0.0, 0.8]) == "<a,a>,<c,c,c,c,c,c,c,c> {name}"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",

@@ -109,6 +109,9 @@ def test_a_written_out_section_reads_back_the_same():
         ({"template": "{weights} {prompt} {weights}"}, "must contain {weights} exactly once"),
         ({"template": "{weights}"}, "must contain {prompt} exactly once"),
         ({"weight": "{weight}"}, "must contain {name} exactly once"),
+        ({"weight": "{repeated}"}, None),
+        ({"weight": "{name} {repeated}"}, "must contain {repeated} once, without {name} and {weight}"),
+        ({"weight": "{repeated}{repeated}"}, "must contain {repeated} once"),
         ({"system": "hello"}, "style 'chat' only"),
         ({"style": "chat", "system": "{weights}", "template": "{prompt} "}, None),
     ],
@@ -118,6 +121,13 @@ def test_weights_stand_in_exactly_one_place(values, words):
         ConditioningConfig(**values)
     else:
         assert words in problem(ConditioningConfig, **values)
+
+
+def test_repeated_names_count_tenths_only():
+    repeated = {"conditioning": {"weight": "{repeated}"}}
+    assert PreferencesConfig.model_validate(repeated).decimals == 1
+    words = "decimals must be 1 where conditioning.weight holds {repeated}, got 2"
+    assert words in problem(PreferencesConfig, **repeated, decimals=2)
 
 
 def test_sections_and_preferences_load_without_torch_or_transformers():
