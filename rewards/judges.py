@@ -36,15 +36,30 @@ Scores = Callable[[Sequence[str], Sequence[str], Columns], np.ndarray]
 
 
 def build_scorers(configs: Sequence[ScorerConfig]) -> Scores:
-    """Load the scorers of a panel: a classifier whose labels they are, or each by itself. Raises ScorerError."""
+    """Load the scorers of several objectives; those that are labels of one classifier share it. Raises ScorerError."""
+    members: dict[ScorerConfig | int, list[int]] = {}
+    for index, config in enumerate(configs):
+        shared = config.classifier if isinstance(config, HuggingFaceScorerConfig) else index
+        members.setdefault(shared, []).append(index)
+    loaded = [(indices, _load([configs[index] for index in indices])) for indices in members.values()]
+
+    def score(prompts: Sequence[str], responses: Sequence[str], columns: Columns) -> np.ndarray:
+        scores_NK = np.empty((len(responses), len(configs)))
+        for indices, score_some in loaded:
+            scores_NK[:, indices] = score_some(prompts, responses, columns)
+        return scores_NK
+
+    return score
+
+
+def _load(configs: Sequence[ScorerConfig]) -> Scores:
+    """Labels of one classifier, or one scorer of another kind."""
     classifiers = [config for config in configs if isinstance(config, HuggingFaceScorerConfig)]
-    if len(classifiers) == len(configs) and len({config.classifier for config in classifiers}) == 1:
+    if classifiers:
         classifier = ClassifierScorer(*classifiers)
         return lambda prompts, responses, columns: classifier.score_each(prompts, responses)
-    scorers = [build_scorer(config) for config in configs]
-    return lambda prompts, responses, columns: np.stack(
-        [scorer.score(prompts, responses, columns) for scorer in scorers], axis=-1
-    )
+    scorer = build_scorer(configs[0])
+    return lambda prompts, responses, columns: scorer.score(prompts, responses, columns)[:, None]
 
 
 def check_scorer(config: ScorerConfig, where: str, *, prompt: Prompt = PROBE_PROMPT, here: bool = True) -> list[str]:

@@ -22,7 +22,7 @@ from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig
 from orchestrator.tasks.teaching.answers import sample_answers
 from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, ScorerConfig
 from rewards.environment import native_dtype
-from rewards.judges import build_scorer
+from rewards.judges import build_scorers
 from rewards.paths import is_file
 from rewards.preferences import PromptRenderer, quantize
 from rewards.prompts import Prompt, columns_of
@@ -62,7 +62,7 @@ def teach_to_read(
     Args:
         folder: what the recipe's `assets.directory` will be; judges that are built with it are there already.
         base: folder or hub id of the model that does not.
-        prompts: to train on; as many as the recipe's `assets.teaching` says are used.
+        prompts: to train on; the first `assets.teaching.prompts` of them are answered.
 
     Raises:
         BadInput: a judge cannot be loaded, fails, tells no answers apart, or asks for a column that no prompt has.
@@ -167,14 +167,12 @@ def score_answers(
     asked = [question for question, texts in zip(questions, answers, strict=True) for _ in texts]
     prompts, given = [prompt.plain for prompt in asked], columns_of(asked)
     responses = [text for texts in answers for text in texts]
-    columns = []
-    for name, judge in judges.items():
-        scores = build_scorer(judge).score(prompts, responses, given)
-        spread = float(np.nanstd(scores))
+    scores_NK = build_scorers(list(judges.values()))(prompts, responses, given)
+    spread_K = np.nanstd(scores_NK, axis=0)
+    for name, spread in zip(judges, spread_K, strict=True):
         if not spread > 0:
             raise BadInput(f"objective {name!r}: its scorer tells the answers of the start not apart")
-        columns.append((scores - np.nanmean(scores)) / spread)
-    scores_NK = np.stack(columns, axis=1)
+    scores_NK = (scores_NK - np.nanmean(scores_NK, axis=0)) / spread_K
     ends = np.cumsum([len(texts) for texts in answers])
     return [scores_NK[end - len(texts) : end] for texts, end in zip(answers, ends, strict=True)]
 
