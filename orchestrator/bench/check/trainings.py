@@ -34,7 +34,7 @@ def run_miniature(folder: Path, *, cpu: bool, steps: int, graphs: bool) -> dict[
         "rollout.enforce_eager": not graphs,
         "rollout.start_timeout_s": 300,
     }
-    _train(MINIATURE, overrides, folder)
+    run_training(MINIATURE, overrides, folder)
     return training_figures(folder)
 
 
@@ -52,7 +52,7 @@ def run_with_a_kill(folder: Path, *, cpu: bool, steps: int) -> dict[str, Any]:
                 killed.append(time.monotonic())
                 return
 
-    _train(MINIATURE, overrides, folder, watch)
+    run_training(MINIATURE, overrides, folder, watch)
     lost = read_lines(folder / "failures.jsonl")
     if not any(record["component"].startswith("rollout-") for record in lost):
         raise RunFailed(f"the engine was {'killed' if killed else 'never found'}, and the run tells of no loss")
@@ -65,7 +65,7 @@ def run_with_a_kill(folder: Path, *, cpu: bool, steps: int) -> dict[str, Any]:
 def run_smollm2(folder: Path, model: Path, *, cpu: bool, steps: int, response_tokens: int) -> dict[str, Any]:
     """A model of SmolLM2's size, full fine-tuning, judged by two Python functions."""
     recipe = write_smollm2(folder, model, steps=steps, response_tokens=response_tokens)
-    _train(str(recipe), _placement(cpu), folder / "run")
+    run_training(str(recipe), _placement(cpu), folder / "run")
     return training_figures(folder / "run")
 
 
@@ -157,7 +157,7 @@ def _placement(cpu: bool) -> dict[str, Any]:
     }
 
 
-def _train(
+def run_training(
     recipe: str, overrides: Mapping[str, object], folder: Path, watch: Callable[[psutil.Process], None] | None = None
 ) -> None:
     """`mi-epo train` as a user would, its output in FOLDER/output.log; `watch` is called every half second."""

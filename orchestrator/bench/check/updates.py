@@ -65,7 +65,7 @@ def measure_updates(name: str, folder: Path, *, cpu: bool, peak_flops: float | N
 
     shape, load = SIZES[name], LOADS[name]
     make_model(shape, folder, device="cpu" if cpu else "cuda")
-    _alone()
+    alone()
     if not cpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -150,7 +150,7 @@ def _batch(step: int, load: Load, vocabulary: int) -> Any:
     )
 
 
-def _alone() -> None:
+def alone() -> None:
     """This process is the only rank."""
     import socket
 
