@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from orchestrator.errors import BadInput
+
 GIB = 2**30
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
 ANSWER_S = 20.0
@@ -63,6 +65,18 @@ class Gpu:
     memory: int
     """Bytes."""
     driver: str
+
+
+def card_named(name: str) -> Card:
+    """The first card whose name begins so, in capitals or not. Example: card_named("h100")
+
+    Raises:
+        BadInput: there is none.
+    """
+    found = next((card for card in CARDS.values() if card.name.lower().startswith(name.lower().strip())), None)
+    if found is None or not name.strip():
+        raise BadInput(f"--device: must be the beginning of one of {', '.join(CARDS)}, got {name!r}")
+    return found
 
 
 def _ask_driver() -> str:

@@ -48,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--live", action="store_true", help="ask the running cluster (cluster.address or RAY_ADDRESS) for its nodes"
     )
 
+    plan.add_argument("--device", metavar="NAME", help="plan for GPUs of this name, such as h100, not for this machine")
+    plan.add_argument("--gpus", type=options.count, metavar="N", help="how to divide so many of them")
+
     evaluate = command(_evaluate, "the preference grid on held-out prompts: table, JSON, plots")
     evaluate.add_argument("target", metavar="RUN_OR_MODEL", type=options.path)
     evaluate.add_argument(
@@ -243,7 +246,10 @@ def _plan(arguments: argparse.Namespace) -> None:
     from orchestrator.plan import plan
     from orchestrator.recipes import load_recipe
 
-    planned = plan(load_recipe(arguments.recipe, arguments.overrides), live=arguments.live)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.live and (arguments.device or arguments.gpus):
+        raise BadInput("--live: the running cluster has its own GPUs; leave --device and --gpus out")
+    planned = plan(recipe, live=arguments.live, device=arguments.device, gpus=arguments.gpus)
     print(planned.text, flush=True)
     if planned.refusals:
         raise BadInput("\n".join(planned.refusals))

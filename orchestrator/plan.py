@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learner.methods import make_method
-from orchestrator.cards import card_of
+from orchestrator.cards import CARDS, card_named, card_of
 from orchestrator.cluster import connection
 from orchestrator.cluster.placement import Node, demands, placement_table
 from orchestrator.cluster.threads import take_turns, with_threads
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from orchestrator.estimate.memory import problems
-from orchestrator.estimate.table import estimate_rows, row
+from orchestrator.estimate.shapes import model_shape
+from orchestrator.estimate.split import splits
+from orchestrator.estimate.table import assumed_prompt, estimate_rows, row, split_rows
 from rewards import pretrained
 from rewards.environment import local_folder
 from rewards.judges import check_scorer
@@ -343,18 +345,29 @@ def _batch_rows(recipe: "Recipe") -> list[str]:
     ]
 
 
-def plan(recipe: "Recipe", *, live: bool = False) -> Plan:
-    """Check everything and describe what can be described; `live`: against the running cluster.
+def plan(recipe: "Recipe", *, live: bool = False, device: str | None = None, gpus: int | None = None) -> Plan:
+    """Check everything and describe what can be described.
+
+    Args:
+        live: against the running cluster.
+        device: of the machines that it is planned for, which are not asked; a beginning of a card's name.
+        gpus: how many such, to be divided.
 
     Raises:
-        BadInput: there is no cluster to ask.
+        BadInput: there is no cluster to ask, no such device, or so many have no room.
     """
     local = connection.joins_existing(recipe) is None
+    if device is not None:
+        card = card_named(device)
+        recipe = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"card": card.name})})
     if live and local:
         raise BadInput("plan --live: no cluster is named; set cluster.address or RAY_ADDRESS")
     refusals: list[str] = []
     nodes: list[Node] = []
-    if local:
+    elsewhere = device is not None or gpus is not None
+    if elsewhere:
+        refusals = [] if gpus is not None else problems(recipe, CARDS[recipe.cluster.card])
+    elif local:
         nodes = [connection.this_machine(recipe)]
         refusals = connection.refusals(recipe, nodes[0])
     elif live:
@@ -369,4 +382,15 @@ def plan(recipe: "Recipe", *, live: bool = False) -> Plan:
             refusals.append(str(error))
     elif assets.build is None:
         refusals.append(f"assets.directory: must be there (the recipe does not build it), got {assets.directory!r}")
-    return Plan(text=describe_plan(recipe, inputs, nodes), refusals=tuple(refusals))
+    text = describe_plan(recipe, inputs, nodes)
+    if gpus is not None:
+        text += "\n" + "\n".join(_splits(recipe, inputs, gpus))
+    return Plan(text=text, refusals=tuple(refusals))
+
+
+def _splits(recipe: "Recipe", inputs: Inputs | None, gpus: int) -> list[str]:
+    shape, card = model_shape(recipe.policy.model), CARDS[recipe.cluster.card]
+    if shape is None:
+        raise BadInput(f"--gpus: the size of policy.model {recipe.policy.model!r} is unknown until it is here")
+    tokens = inputs.mean_prompt_tokens if inputs else assumed_prompt(recipe)
+    return split_rows(splits(recipe, shape, card, gpus, tokens), card, gpus)

@@ -270,16 +270,29 @@ def _utilization(recipe: "Recipe", bound: str, value: float, load: GpuLoad, othe
 
 
 def _placed(tenants: Sequence[Tenant]) -> list[GpuLoad]:
-    gpus: list[list[Tenant]] = []
-    for tenant in tenants:
-        fits = [gpu for gpu in gpus if sum(each.share for each in gpu) + tenant.share <= 1 + 1e-6]
-        if fits:
-            max(fits, key=lambda gpu: sum(each.share for each in gpu)).append(tenant)
-        else:
-            gpus.append([tenant])
+    gpus = [[tenants[index] for index in gpu] for gpu in shares([tenant.share for tenant in tenants])]
     kinds = {tuple(tenant.name for tenant in gpu): tuple(gpu) for gpu in gpus}
     names = [tuple(tenant.name for tenant in gpu) for gpu in gpus]
     return [GpuLoad(count=names.count(kind), tenants=tenants) for kind, tenants in kinds.items()]
+
+
+def shares(asked: Sequence[float]) -> list[list[int]]:
+    """GPUs, each with the indices of those that are on it; who asks for none of a GPU is on none.
+
+    Args:
+        asked: of a GPU, in the order in which they come; each goes to the fullest that has room. More than one: so
+            many GPUs of its own.
+    """
+    gpus: list[list[int]] = []
+    for index, share in enumerate(asked):
+        fits = [gpu for gpu in gpus if sum(asked[each] for each in gpu) + share <= 1 + 1e-6]
+        if share > 1:
+            gpus += [[index] for _ in range(round(share))]
+        elif share and fits:
+            max(fits, key=lambda gpu: sum(asked[each] for each in gpu)).append(index)
+        elif share:
+            gpus.append([index])
+    return gpus
 
 
 def _sum(needs: Sequence[Need]) -> Need:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from learner.methods import make_method
 from orchestrator.cards import Card
-from orchestrator.estimate.memory import engine_memory
+from orchestrator.estimate.memory import engine_memory, rank_memory
 from orchestrator.estimate.shapes import Shape, model_shape
 from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig
 from rewards.preferences import evaluation_grid
@@ -24,17 +24,21 @@ BANDWIDTH_SHARE = 0.6
 """Of a card's bandwidth that decoding reaches."""
 STEP_S = {True: 0.015, False: 0.004}
 """Least time of one token of a batch, by `rollout.enforce_eager`: launching kernels and scheduling (guessed)."""
+LINK_BANDWIDTH = 20e9
+"""Bytes a second from rank 0 to the engines: what PCIe gives, slower than NVLink (guessed)."""
 CPU_FLOPS = 5e10
 """Of one CPU core, for a judge on CPU (guessed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds. Example: StepTime(generate=1.4, score=0.3, learn=3.6, overlaps=True)"""
+    """Seconds. Example: StepTime(generate=1.4, score=0.3, learn=3.6, sync=0.1, overlaps=True)"""
 
     generate: float
     score: float
     learn: float
+    sync: float
+    """The engines wait for the weights, and the learner for them."""
     overlaps: bool
     """Whether the next batch is sampled while the learner computes."""
 
@@ -45,7 +49,12 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return max(self.sample, self.learn) if self.overlaps else self.sample + self.learn
+        return (max(self.sample, self.learn) if self.overlaps else self.sample + self.learn) + self.sync
+
+    @property
+    def idle(self) -> float:
+        """Share of a step in which an engine or a rank waits, the mean of both."""
+        return 1 - (self.generate + self.learn) / (2 * self.total)
 
     @property
     def verdict(self) -> str:
@@ -69,6 +78,7 @@ def step_time(recipe: "Recipe", shape: Shape, card: Card, prompt_tokens: float) 
         generate=generate_s(recipe, shape, card, prompt_tokens, prompts=prompts, responses=prompts * responses),
         score=score_s(recipe, card, prompt_tokens),
         learn=learner_flops(recipe, shape, prompt_tokens) / (PRODUCTS_SHARE * card.flops * recipe.learner.ranks),
+        sync=rank_memory(recipe, shape).sent / LINK_BANDWIDTH,
         overlaps=recipe.loop.max_staleness > 0,
     )
 

@@ -1,5 +1,6 @@
 """The estimate as `mi-epo plan` prints it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from learner.methods import make_method
@@ -13,9 +14,13 @@ from orchestrator.estimate.speed import (
     learner_flops,
     step_time,
 )
+from orchestrator.estimate.split import Split
+from orchestrator.files import as_text
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
+
+SPLITS_SHOWN = 5
 
 
 def row(name: str, text: str) -> str:
@@ -67,9 +72,13 @@ def _load_rows(load: GpuLoad, card: Card) -> list[str]:
     ]
 
 
+def assumed_prompt(recipe: "Recipe") -> float:
+    """Tokens of an average prompt where the prompts are not there: half of what fits."""
+    return (recipe.rollout.max_model_len - recipe.rollout.max_new_tokens) / 2
+
+
 def _time_rows(recipe: "Recipe", shape: Shape, card: Card, prompt_tokens: float | None) -> list[str]:
-    longest = recipe.rollout.max_model_len - recipe.rollout.max_new_tokens
-    prompt = longest / 2 if prompt_tokens is None else prompt_tokens
+    prompt = assumed_prompt(recipe) if prompt_tokens is None else prompt_tokens
     time = step_time(recipe, shape, card, prompt)
     if time is None:
         return []
@@ -87,9 +96,27 @@ def _time_rows(recipe: "Recipe", shape: Shape, card: Card, prompt_tokens: float 
         row("generate", f"{time.generate:.1f} s"),
         row("score", f"{time.score:.1f} s, while others are sampled"),
         row("learn", f"{time.learn:.1f} s: {flops / 1e15:.2f} PFLOP, {per_token:.0f} for each parameter and token"),
+        row("sync", f"{time.sync:.2f} s"),
         row("step", f"{time.total:.1f} s; {time.verdict}"),
         row("one evaluation", f"{evaluation:.0f} s"),
         row("whole run", f"{(loop.steps * time.total + evaluations * evaluation) / 60:.0f} minutes and its starts"),
+    ]
+
+
+def split_rows(found: Sequence[Split], card: Card, gpus: int) -> list[str]:
+    """The fastest of the splits, and what to write for the first of them."""
+    cells = [("engines", "ranks", "judges on", "colocated", "generate", "score", "learn", "sync", "step", "idle")]
+    for split in found[:SPLITS_SHOWN]:
+        rollout, time = split.recipe.rollout, split.time
+        seconds = (time.generate, time.score, time.learn, time.sync, time.total)
+        engines = f"{rollout.engines}" + f" x {rollout.tensor_parallel_size}" * (rollout.tensor_parallel_size > 1)
+        placed = (engines, str(split.recipe.learner.ranks), str(split.judges), "yes" if rollout.colocated else "no")
+        cells.append((*placed, *(f"{each:.1f} s" for each in seconds), f"{time.idle:.0%}"))
+    best = " ".join(f"{key}={str(value).lower()}" for key, value in found[0].overrides.items())
+    return [
+        f"\nSplit of {gpus} x {card.name}, the fastest first (idle: of engines and learner together)",
+        *as_text(cells).splitlines(),
+        row("the first is", best),
     ]
 
 

@@ -17,17 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rewards.pretrained import load_model, load_tokenizer
+
 
 def train(work: dict[str, Any]) -> list[float]:
     """Seconds of every step but the first, which compiles and allocates."""
     import torch
     from datasets import Dataset
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        TrainerCallback,
-    )
+    from transformers import TrainerCallback
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     torch.set_num_threads(work["threads"])
@@ -41,9 +38,10 @@ def train(work: dict[str, Any]) -> list[float]:
     rng = random.Random(0)
     data = Dataset.from_dict({"prompt": [rng.choice(rows) for _ in range(work["batch"] * work["steps"])]})
     trainer = OnlineDPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(work["policy"], dtype=torch.float32),
+        model=load_model("AutoModelForCausalLM", work["policy"], head="whole", dtype=torch.float32),
         reward_funcs=[
-            AutoModelForSequenceClassification.from_pretrained(judge, dtype=torch.float32) for judge in work["judges"]
+            load_model("AutoModelForSequenceClassification", judge, head="whole", dtype=torch.float32)
+            for judge in work["judges"]
         ],
         args=OnlineDPOConfig(
             output_dir=work["folder"],
@@ -64,8 +62,8 @@ def train(work: dict[str, Any]) -> list[float]:
             disable_tqdm=True,
         ),
         train_dataset=data,
-        processing_class=AutoTokenizer.from_pretrained(work["policy"], padding_side="left"),
-        reward_processing_classes=[AutoTokenizer.from_pretrained(judge) for judge in work["judges"]],
+        processing_class=load_tokenizer(work["policy"], padding_side="left"),
+        reward_processing_classes=[load_tokenizer(judge) for judge in work["judges"]],
         callbacks=[Clock()],
     )
     trainer.train()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.bench.check.updates import alone
+from rewards.pretrained import load_config, load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +46,8 @@ def measure_learners(folder: Path, update: Update) -> dict[str, Any]:
         folder: of the policy.
     """
     import torch
-    from transformers import AutoConfig
 
-    batch = make_batch(update, AutoConfig.from_pretrained(folder).vocab_size)
+    batch = make_batch(update, load_config(str(folder)).vocab_size)
     pairs, rows = _without_w_minus(batch), _rows(batch, update.micro_batch_tokens)
     alone()
     plain, product = _PlainLearner(folder), _Product(folder, update)
@@ -120,10 +120,9 @@ class _PlainLearner:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
 
         self.policy, self.reference = (
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2)
+            load_model("AutoModelForCausalLM", str(folder), head="whole", dtype=torch.float32) for _ in range(2)
         )
         self.reference.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LEARNING_RATE, fused=True)
