@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from learner.pair_losses import PairLoss, pair_loss
+
+DPO = PairLoss()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
@@ -24,6 +28,11 @@ class LossOutput:
     """Scalar, with gradient."""
     metrics: dict[str, Tensor]
     """Detached scalars, each a mean over prompts."""
+
+    def with_term(self, name: str, term: Tensor) -> "LossOutput":
+        """The loss with one more term, which is told under its name."""
+        loss = self.loss + term
+        return LossOutput(loss=loss, metrics={**self.metrics, name: term.detach(), "loss": loss.detach()})
 
 
 def mi_epo_loss(
@@ -36,6 +45,7 @@ def mi_epo_loss(
     beta_w: float,
     stop_gradient: bool = True,
     prompt_share: Tensor | None = None,
+    form: PairLoss = DPO,
 ) -> LossOutput:
     """Alignment plus identifiability loss of a batch of pairs.
 
@@ -48,6 +58,7 @@ def mi_epo_loss(
         stop_gradient: hold lr(y|w+) fixed in L_YW, as the paper does; False lets the term raise it too.
         prompt_share: float [B], 1 / (pairs of the pair's prompt); None: one pair for each prompt. A prompt's L_YC sums
             over its pairs, everything else averages over them.
+        form: what stands in the place of DPO's loss in L_YC.
 
     Returns:
         loss: scalar mean over prompts.
@@ -67,7 +78,7 @@ def mi_epo_loss(
         return (per_pair_B * share_B).sum() / num_prompts
 
     margin_B = beta_c * (logratio_w_pos[:, 0] - logratio_w_pos[:, 1])
-    alignment_B = -weight_y1 * logsigmoid(margin_B) - weight_y2 * logsigmoid(-margin_B)
+    alignment_B = pair_loss(logratio_w_pos, torch.stack([weight_y1, weight_y2], -1), beta=beta_c, form=form)
     loss = alignment = alignment_B.sum() / num_prompts
     metrics = {
         "loss_alignment": alignment,

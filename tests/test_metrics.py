@@ -35,7 +35,7 @@ def test_every_key_of_the_contract_and_every_figure_of_a_loss_has_an_entry():
     assert {key.partition("/")[0] for key in CONTRACT_KEYS | learned} <= STEP_FAMILIES
 
 
-OWN_METRICS = tuple(metric for method in METHODS.values() for metric in method.metrics)
+OWN_METRICS = tuple(dict.fromkeys(metric for method in METHODS.values() for metric in method.metrics))
 
 
 def test_a_method_s_own_figures_are_not_the_common_ones():

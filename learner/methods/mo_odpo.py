@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from learner.examples import Example, Group
 from learner.methods.method import Method, MethodSection
+from rewards.metrics import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from learner.losses import LossOutput
+    from learner.pair_losses import PairLoss
     from learner.sequences import Evaluated
 
 
@@ -44,6 +46,27 @@ class PairSection(MethodSection):
     """Log-ratios per response token instead of per response (not the paper's); needs larger betas."""
     min_margin: float = Field(default=0.0, ge=0)
     """Least difference of normalised scores that makes a winner; a smaller one counts as a tie."""
+    pair_loss: Literal["sigmoid", "ipo", "bco"] = "sigmoid"
+    """What a winner gains over the loser: DPO's (the paper's), IPO's, or BCO's (`learner.pair_losses`)."""
+    divergence: Literal["reverse-kl", "js", "forward-kl", "alpha"] = "reverse-kl"
+    """From the reference, as in f-DPO; `reverse-kl` is DPO's own."""
+    divergence_alpha: float = Field(default=0.5, gt=0, lt=1)
+    """Of the divergence `alpha`: towards 0 it is reverse KL, towards 1 forward KL."""
+    sft: float = Field(default=0.0, ge=0)
+    """Weight of -log pi of the winner for each of its tokens (RPO, arXiv 2405.16436): keeps its likelihood from falling
+    together with the loser's."""
+
+    @model_validator(mode="after")
+    def _a_divergence_has_a_difference(self) -> PairSection:
+        if self.pair_loss == "bco" and self.divergence != "reverse-kl":
+            raise ValueError(f"divergence must be reverse-kl with pair_loss bco, got {self.divergence}")
+        return self
+
+    @property
+    def form(self) -> PairLoss:
+        from learner.pair_losses import PairLoss
+
+        return PairLoss(kind=self.pair_loss, divergence=self.divergence, alpha=self.divergence_alpha)
 
 
 class PerObjectiveSection(PairSection):
@@ -57,6 +80,13 @@ class PairMethod(Method[PairTargets]):
     """L_YC on every pair, one winner for each objective; the base of all methods on pairs."""
 
     config: PairSection
+    metrics = (
+        Metric(
+            key="loss_sft",
+            label="supervised loss",
+            definition="Weighted -log pi of the winners for each of their tokens; with `method.sft`.",
+        ),
+    )
 
     @property
     def beta_w(self) -> float:
@@ -118,7 +148,7 @@ class PairMethod(Method[PairTargets]):
             weight_PK2 = weight_PK2 * coefficients.to(weight_PK2)[:, None]
         weight_y1, weight_y2 = weight_PK2.sum(1).to(logratio.dtype).unbind(-1)
         share = torch.tensor([1 / len(own) for own in pairs for _ in own], device=logratio.device)
-        return mi_epo_loss(
+        output = mi_epo_loss(
             logratio[0],
             logratio[1:] if self.negatives else None,
             weight_y1,
@@ -127,7 +157,13 @@ class PairMethod(Method[PairTargets]):
             beta_w=self.beta_w,
             stop_gradient=self.stop_gradient,
             prompt_share=share,
+            form=self.config.form,
         )
+        if not self.config.sft:
+            return output
+        mean_logprob_S = at.block.sum_by_sequence(at.logprob) / at.lengths()
+        winners_P2 = -mean_logprob_S[at.passes(pairs)[0]] * torch.stack([weight_y1, weight_y2], -1)
+        return output.with_term("loss_sft", self.config.sft * winners_P2.sum() / len(pairs))
 
 
 def _without_spares(example: Example[PairTargets]) -> Example[PairTargets]:

@@ -33,6 +33,7 @@ class Raco(MoOdpoPerObjective):
 
     config: Config
     metrics = (
+        *MoOdpoPerObjective.metrics,
         Metric(
             key="coefficient_max",
             label="largest coefficient",
