@@ -3,9 +3,18 @@
 method          what a method is: records, hooks, defaults
 mo_odpo         online DPO under w: mo-odpo, mo-odpo-per-objective; what all methods on pairs share
 mi_epo          mi-epo, mi-epo-scalarized
-raco            gradients of the objectives combined by clipped CAGrad
+reward_consistency  only pairs on which all objectives agree
+modpo           the other objectives as a margin of one objective's pairs
+cpo             pairs by the distance from asked levels
+max_min         every update for the objective that is worst off
+ranked          all responses by their order: lipo-lambda, listwise
+raco, mgda      gradients of the objectives combined: clipped CAGrad, the shortest mixture
 grpo            group-relative policy gradient
+rloo            policy gradient with other baselines: rloo, reinforce
+pama            policy gradient by the least served objective
+f_dpg           towards a target distribution by an f-divergence
 ric             Rewards-in-Context
+imitation       the best of one's own responses: dpa, uc-moa
 rewarded_soups  one expert for each objective, averaged for each w
 """
 
@@ -21,10 +30,23 @@ _PLACES = {
     "mi-epo-scalarized": "mi_epo.MiEpoScalarized",
     "mo-odpo": "mo_odpo.MoOdpo",
     "mo-odpo-per-objective": "mo_odpo.MoOdpoPerObjective",
+    "reward-consistency": "reward_consistency.RewardConsistency",
+    "modpo": "modpo.Modpo",
+    "cpo": "cpo.Cpo",
+    "max-min": "max_min.MaxMin",
+    "lipo-lambda": "ranked.LipoLambda",
+    "listwise": "ranked.Listwise",
     "raco": "raco.Raco",
+    "mgda": "mgda.Mgda",
     "grpo": "grpo.Grpo",
+    "rloo": "rloo.Rloo",
+    "reinforce": "rloo.Reinforce",
+    "pama": "pama.Pama",
+    "f-dpg": "f_dpg.FDpg",
     "rewarded-soups": "rewarded_soups.RewardedSoups",
     "ric": "ric.Ric",
+    "dpa": "imitation.Dpa",
+    "uc-moa": "imitation.UcMoa",
 }
 
 

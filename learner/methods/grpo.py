@@ -33,21 +33,30 @@ class Advantages:
     """[N, T] under the policy that sampled, in nats."""
 
 
+class PolicyGradientSection(MethodSection):
+    """Settings of every method by policy gradient."""
+
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    """How far a token's probability ratio is rewarded (GRPO's)."""
+    kl: float = Field(default=0.04, ge=0)
+    """Strength of the penalty for leaving the reference (GRPO's)."""
+
+
 class Grpo(Method[Advantages]):
     """A_j = sum_k w_k (s_jk - mean_k) / std_k over the prompt's N responses (ddof 1); 0 where an objective ties.
+
+    With `normalize: sum` it is GRPO's own form on R = w . s: A_j = (R_j - mean) / std.
 
     L = mean over responses and their tokens of -min(r A, clip(r, 1 - clip, 1 + clip) A) + kl (e^g - g - 1),
     r = pi / pi_sampler and g = log pi_ref - log pi for each token. With N = 2 only the sign of a difference counts.
     """
 
-    class Config(MethodSection):
+    class Config(PolicyGradientSection):
         type: Literal["grpo"] = "grpo"
-        clip: float = Field(default=0.2, gt=0, lt=1)
-        """How far a token's probability ratio is rewarded (the paper's)."""
-        kl: float = Field(default=0.04, ge=0)
-        """Strength of the penalty for leaving the reference (the paper's)."""
+        normalize: Literal["objectives", "sum"] = "objectives"
+        """What is standardised within a prompt: each objective before w adds them up (GDPO), or their sum (GRPO)."""
 
-    config: Config
+    config: PolicyGradientSection
     metrics = (
         Metric(
             key="kl",
@@ -66,10 +75,12 @@ class Grpo(Method[Advantages]):
     tuned_by = "learner.learning_rate"
 
     def label(self, group: Group) -> Advantages:
-        spread_K = group.scores.std(0, ddof=1)
-        centred_NK = group.scores - group.scores.mean(0)
-        standardised_NK = np.divide(centred_NK, spread_K, out=np.zeros_like(centred_NK), where=spread_K > 0)
-        return Advantages(advantage=tuple((standardised_NK @ group.preference).tolist()), logprobs=group.logprobs)
+        by_sum = isinstance(self.config, Grpo.Config) and self.config.normalize == "sum"
+        if by_sum:
+            advantage_N = standardized((group.scores @ group.preference)[:, None])[:, 0]
+        else:
+            advantage_N = standardized(group.scores) @ group.preference
+        return Advantages(advantage=tuple(advantage_N.tolist()), logprobs=group.logprobs)
 
     def loss(self, at: Evaluated[Advantages], coefficients: Tensor | None = None) -> LossOutput:
         import torch
@@ -89,6 +100,13 @@ class Grpo(Method[Advantages]):
             clip=self.config.clip,
             kl=self.config.kl,
         )
+
+
+def standardized(scores: np.ndarray) -> np.ndarray:
+    """[N, J] in deviations (ddof 1) from the mean over N; 0 where a column ties."""
+    spread_J = scores.std(0, ddof=1)
+    centred_NJ = scores - scores.mean(0)
+    return np.divide(centred_NJ, spread_J, out=np.zeros_like(centred_NJ), where=spread_J > 0)
 
 
 def grpo_loss(

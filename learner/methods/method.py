@@ -8,7 +8,7 @@ and adds its objectives up. Shapes: N responses, K objectives. No torch at load.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, runtime_checkable
 
@@ -117,6 +117,10 @@ class Method(Generic[T]):
         prompts = group.prompts if self.negatives else group.prompts[:1]
         preference = tuple(group.preference.tolist())
         return [Example(prompts=prompts, responses=group.responses, targets=targets, preference=preference)]
+
+    def batch(self, groups: Sequence[Group]) -> list[Example[T]]:
+        """The whole update: of every prompt its share. What looks at all prompts together starts here."""
+        return [example for group in groups for example in self.examples(group)]
 
     def loss(self, at: Evaluated[T], coefficients: Tensor | None = None) -> LossOutput:
         """Mean over the examples, on a rank; `coefficients` [K] from `Combines.combine`."""

@@ -17,21 +17,9 @@ if TYPE_CHECKING:
     from learner.sequences import Evaluated
 
 
-class Raco(MoOdpoPerObjective):
-    """The update g_0 + c ||g_0|| G_p / ||G_p|| with g_0 = sum_k w_k g_k, G_p = sum_k p_k g_k and p = min(p*, w),
+class CombinedGradients(MoOdpoPerObjective):
+    """What every method shares that weighs the objectives' DPO losses by their gradients (`method.Combines`)."""
 
-    where p* minimises <G_p, g_0> + c ||g_0|| ||G_p|| over the simplex (`conflict_averse`). g_k is the
-    gradient of objective k's DPO loss on the pairs. The paper has one w for a run: under `preferences.fixed` this is
-    its update. Where w varies, prompt x adds w_k(x) / mean(w_k) times its gradient to g_k, and w is the batch's mean:
-    a prompt whose w has no place for an objective is not moved by it. c = 0 is `mo-odpo-per-objective`.
-    """
-
-    class Config(PerObjectiveSection):
-        type: Literal["raco"] = "raco"
-        c: float = Field(default=0.4, ge=0, lt=1)
-        """How far the update may leave g_0, as a share of its length (the paper's)."""
-
-    config: Config
     metrics = (
         *MoOdpoPerObjective.metrics,
         Metric(
@@ -46,6 +34,23 @@ class Raco(MoOdpoPerObjective):
 
         count = at.targets[0].weight.shape[1]
         return torch.stack([self.loss(at, only_k).loss for only_k in torch.eye(count)])
+
+
+class Raco(CombinedGradients):
+    """The update g_0 + c ||g_0|| G_p / ||G_p|| with g_0 = sum_k w_k g_k, G_p = sum_k p_k g_k and p = min(p*, w),
+
+    where p* minimises <G_p, g_0> + c ||g_0|| ||G_p|| over the simplex (`conflict_averse`). g_k is the
+    gradient of objective k's DPO loss on the pairs. The paper has one w for a run: under `preferences.fixed` this is
+    its update. Where w varies, prompt x adds w_k(x) / mean(w_k) times its gradient to g_k, and w is the batch's mean:
+    a prompt whose w has no place for an objective is not moved by it. c = 0 is `mo-odpo-per-objective`.
+    """
+
+    class Config(PerObjectiveSection):
+        type: Literal["raco"] = "raco"
+        c: float = Field(default=0.4, ge=0, lt=1)
+        """How far the update may leave g_0, as a share of its length (the paper's)."""
+
+    config: Config
 
     def combine(self, gram: Tensor, weight: Tensor) -> Tensor:
         import torch

@@ -129,14 +129,12 @@ class Batcher:
 
         A prompt is dropped where fewer than the method needs remain.
         """
-        step, found = scored.batch.step, []
+        step, groups = scored.batch.step, []
         if step not in self.skipped:
             seen = self.method.transform(scored.scores, self.normalizer)
-            for row in range(len(scored.rollouts)):
-                group = self._group(scored, row, seen[row])
-                if len(group.responses) >= self.method.min_responses:
-                    found += self.method.examples(group)
-        return Batch(step=step, examples=tuple(found)), pair_statistics(scored.scores)
+            groups = [self._group(scored, row, seen[row]) for row in range(len(scored.rollouts))]
+        usable = [group for group in groups if len(group.responses) >= self.method.min_responses]
+        return Batch(step=step, examples=tuple(self.method.batch(usable))), pair_statistics(scored.scores)
 
     def _group(self, scored: ScoredBatch, row: int, scores_NK: np.ndarray) -> Group:
         """The prompt with those of its responses that have every score."""

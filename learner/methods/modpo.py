@@ -1,0 +1,110 @@
+"""MODPO (arXiv 2310.03708): one objective decides a pair, and the others are a margin that it must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from learner.examples import Example, Group
+from learner.methods.method import Method, MethodSection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learner.losses import LossOutput
+    from learner.sequences import Evaluated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarginTargets:
+    """A winner and a loser. Example: MarginTargets(scale=1.43, margin=-0.2), the objective of weight .7"""
+
+    scale: float
+    """1 / w_j"""
+    margin: float
+    """What the other objectives add up to for the winner, weighed by w, in deviations of the start."""
+
+
+class Modpo(Method[MarginTargets]):
+    """-log sigmoid((beta d - m) / w_j) with d = lr(win) - lr(lose) and m = sum over i != j of w_i (s_i win - s_i lose).
+
+    Objective j, drawn by w, chooses the pair: its best response against its worst. The paper's pairs are labelled data
+    and its w is one for a run; here they are the policy's own, under the w of each prompt. `least_weight` bounds 1/w_j.
+    At a one-hot w the margin is 0 and it is DPO. A prompt on which objective j ties is left out.
+    """
+
+    class Config(MethodSection):
+        type: Literal["modpo"] = "modpo"
+        beta_c: float = Field(default=0.1, gt=0)
+        """Strength of the KL anchor (the paper's)."""
+        least_weight: float = Field(default=0.05, gt=0, le=1)
+        """Of w_j in 1 / w_j."""
+
+    config: Config
+
+    def responses_per_example(self, num_responses: int, num_objectives: int) -> int:
+        return 2
+
+    def label(self, group: Group) -> MarginTargets | None:
+        chosen = self._chosen(group)
+        if chosen is None:
+            return None
+        j, winner, loser = chosen
+        others = np.arange(len(group.preference)) != j
+        gap_K = group.scores[winner] - group.scores[loser]
+        return MarginTargets(
+            scale=1 / max(float(group.preference[j]), self.config.least_weight),
+            margin=float(group.preference[others] @ gap_K[others]),
+        )
+
+    def examples(self, group: Group) -> list[Example[MarginTargets]]:
+        """The winner, then the loser."""
+        targets, chosen = self.label(group), self._chosen(group)
+        if targets is None or chosen is None:
+            return []
+        return [
+            Example(
+                prompts=group.prompts[:1],
+                responses=tuple(group.responses[index] for index in chosen[1:]),
+                targets=targets,
+                preference=tuple(group.preference.tolist()),
+            )
+        ]
+
+    @staticmethod
+    def _chosen(group: Group) -> tuple[int, int, int] | None:
+        """(objective, its best response, its worst); None where it ties."""
+        j = int(np.random.default_rng(group.seed).choice(len(group.preference), p=group.preference))
+        own_N = group.scores[:, j]
+        winner, loser = int(own_N.argmax()), int(own_N.argmin())
+        return None if own_N[winner] == own_N[loser] else (j, winner, loser)
+
+    def loss(self, at: Evaluated[MarginTargets], coefficients: Tensor | None = None) -> LossOutput:
+        import torch
+
+        logratio_E2 = at.logratio().view(-1, 2)
+        scale_E, margin_E = (
+            torch.tensor([getattr(targets, name) for targets in at.targets]).to(logratio_E2)
+            for name in ("scale", "margin")
+        )
+        return modpo_loss(logratio_E2, scale_E, margin_E, beta=self.config.beta_c)
+
+
+def modpo_loss(logratio: Tensor, scale: Tensor, margin: Tensor, *, beta: float) -> LossOutput:
+    """Mean over E pairs.
+
+    Args:
+        logratio: float [E, 2], of winner and loser, with gradient.
+        scale, margin: float [E], 1 / w_j and m.
+    """
+    from torch.nn.functional import logsigmoid
+
+    from learner.losses import LossOutput
+
+    beaten_E = beta * (logratio[:, 0] - logratio[:, 1])
+    loss = -logsigmoid(scale * (beaten_E - margin)).mean()
+    parts = {"loss": loss, "loss_alignment": loss, "logratio_mean": logratio.mean(), "margin_mean": beaten_E.mean()}
+    return LossOutput(loss=loss, metrics={name: value.detach() for name, value in parts.items()})

@@ -1,0 +1,251 @@
+"""Methods beside the paper's: a label or loss of each by hand, and a setting under which it is another one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from learner_ranks import method
+from test_methods import evaluated, group_of, label
+
+from learner.methods import METHODS, make_method
+from learner.methods.f_dpg import pseudo_reward
+from learner.methods.mgda import min_norm
+from learner.methods.modpo import modpo_loss
+from learner.methods.ranked import lipo_lambda_loss
+from rewards.normalize import Normalizer
+from rewards.targets import target_levels
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_makes_a_finite_loss_with_a_gradient_of_an_ordinary_batch(name):
+    made = make_method(method(name))
+    scores = [[1, 0.2], [0.1, 0.9], [0.6, 0.7], [0.5, 0.1]]
+    groups = [group_of(scores, [0.3, 0.7], seed) for seed in range(3)]
+    examples = made.batch(groups)
+    assert examples
+    at = evaluated(examples)
+    output = made.loss(at)
+    output.loss.backward()
+    assert output.loss.isfinite() and at.logprob.grad is not None
+    assert at.logprob.grad.isfinite().all() and at.logprob.grad.abs().sum() > 0
+    assert "loss" in output.metrics and not any(value.requires_grad for value in output.metrics.values())
+    responses = made.responses_per_example(4, 2)
+    assert max(len(example.responses) for example in examples) <= responses
+    assert len(examples) <= 3 * made.examples_per_prompt(4)
+
+
+# reward-consistency
+
+
+def test_only_a_pair_that_no_asked_objective_opposes_is_learned_from_and_the_widest_wins():
+    scores = [[3, 1], [1, 2], [2, 0], [0, 0.5]]  # 0 beats 2 and 3, 1 beats 3
+    targets = label("reward-consistency", scores, [0.5, 0.5])
+    assert targets.responses == ((0, 3),)  # gaps 3 and .5, wider than 1 and 1
+    assert targets.weight.tolist() == [[[0.5, 0], [0.5, 0]]]
+    swapped = label("reward-consistency", [scores[3], scores[0]], [0.5, 0.5])
+    assert swapped.responses == ((0, 1),) and swapped.weight.tolist() == [[[0, 0.5], [0, 0.5]]]
+    made = make_method(method("reward-consistency"))
+    assert made.examples(group_of([[1, 0], [0, 1]], [0.5, 0.5])) == []
+
+
+def test_at_a_one_hot_w_reward_consistency_is_mo_odpo():
+    for seed in range(5):
+        scores = np.random.default_rng(seed).normal(size=(4, 3))
+        for w in np.eye(3):
+            own, other = (label(name, scores, w) for name in ("reward-consistency", "mo-odpo"))
+            assert own.responses == other.responses
+            assert own.weight.sum((0, 1)).tolist() == other.weight.sum((0, 1)).tolist()
+
+
+# modpo
+
+
+def test_the_other_objectives_are_a_margin_that_one_objectives_winner_must_beat():
+    made = make_method(method("modpo"))
+    group = group_of([[2.0, 0.5], [1.0, 3.0]], [0.8, 0.2], seed=0)
+    [example] = made.examples(group)
+    j = int(np.random.default_rng(0).choice(2, p=[0.8, 0.2]))
+    winner, loser = (0, 1) if j == 0 else (1, 0)
+    assert example.responses == (group.responses[winner], group.responses[loser])
+    gap = group.scores[winner] - group.scores[loser]
+    assert example.targets.scale == pytest.approx(1 / group.preference[j])
+    assert example.targets.margin == pytest.approx(group.preference[1 - j] * gap[1 - j])
+
+
+def test_modpos_loss_is_the_value_by_hand_and_without_a_margin_dpos():
+    output = modpo_loss(torch.tensor([[2.0, -1.0]]), torch.tensor([1.25]), torch.tensor([-0.5]), beta=0.1)
+    assert output.loss.item() == pytest.approx(-math.log(sigmoid(1.25 * (0.3 + 0.5))), rel=1e-5)
+    group = group_of([[1, 0], [0, 1]], [1.0, 0.0])
+    own, plain = (make_method(method(name)) for name in ("modpo", "mo-odpo"))
+    losses = [each.loss(evaluated(each.examples(group))).loss.item() for each in (own, plain)]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_an_objective_that_ties_makes_no_pair_and_a_small_weight_no_huge_scale():
+    made = make_method(method("modpo", least_weight=0.2))
+    assert made.examples(group_of([[1, 0], [1, 1]], [1.0, 0.0])) == []
+    routes = [made.label(group_of([[1, 0], [0, 1]], [0.95, 0.05], seed)) for seed in range(200)]
+    assert max(targets.scale for targets in routes if targets is not None) == 5.0
+
+
+# cpo
+
+
+def test_the_response_nearest_to_the_asked_levels_wins():
+    targets = label("cpo", [[0.9, 0.2], [0.5, 0.5], [0.1, 0.9]], [0.6, 0.5])  # distances .6, .1, .9
+    assert targets.responses == ((1, 2),) and targets.weight.tolist() == [[[1, 0]]]
+    unasked = label("cpo", [[0.9, 0.1], [0.8, 0.9]], [1.0, 0.0])  # -.1 + .1 against -.2 + .9
+    assert unasked.weight.tolist() == [[[0, 1]]]
+
+
+def test_cpos_prompts_ask_for_what_users_ask_for():
+    sampler = make_method(method("cpo")).sampler(0, 10)
+    assert sampler is not None and sampler.writes == "levels"
+    levels_NK, _ = sampler.draw(np.random.default_rng(0), 50, 2)
+    np.testing.assert_allclose(np.linalg.norm(levels_NK, axis=1), 1)
+    np.testing.assert_allclose(levels_NK, target_levels(levels_NK / levels_NK.sum(1, keepdims=True)))
+
+
+# max-min
+
+
+def test_every_pair_of_a_batch_is_decided_by_the_objective_that_is_worst_off():
+    made = make_method(method("max-min"))
+    groups = [group_of([[5, 0], [4, 1]], [1.0, 0.0]), group_of([[3, -2], [6, -1]], [0.5, 0.5])]
+    examples = made.batch(groups)
+    assert [example.targets.weight.tolist() for example in examples] == [[[[0, 1]]], [[[0, 1]]]]
+    assert [example.preference for example in examples] == [(1.0, 0.0), (0.5, 0.5)]
+    assert made.batch([]) == []
+
+
+# lipo-lambda, listwise
+
+
+def test_lipos_loss_of_three_responses_by_hand():
+    logratio, worth = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])  # ranks 2, 3, 1
+    discount = [1 / math.log(3), 1 / math.log(4), 1 / math.log(2)]
+    expected = -(abs(discount[0] - discount[1]) * math.log(sigmoid(0.5)))
+    expected -= abs(discount[0] - discount[2]) * math.log(sigmoid(-0.5))
+    assert lipo_lambda_loss(logratio, worth, beta=0.5).item() == pytest.approx(expected, rel=1e-5)
+    assert lipo_lambda_loss(logratio, torch.ones(3), beta=0.5).item() == 0
+
+
+def test_lipo_with_two_responses_is_dpo_with_a_weight():
+    group = group_of([[1, 0], [0, 1]], [0.8, 0.2])
+    own, plain = (make_method(method(name)) for name in ("lipo-lambda", "mo-odpo"))
+    delta = abs(2**0.8 - 2**0.2) * abs(1 / math.log(2) - 1 / math.log(3))
+    losses = [each.loss(evaluated(each.examples(group))).loss.item() for each in (own, plain)]
+    assert losses[0] == pytest.approx(delta * losses[1], rel=1e-5)
+
+
+def test_the_listwise_targets_are_the_objectives_softmaxes_mixed_by_w():
+    made = make_method(method("listwise"))
+    targets = made.label(group_of([[math.log(3), 0], [0, 0]], [0.6, 0.4]))
+    assert targets is not None
+    assert targets.worth == pytest.approx((0.6 * 0.75 + 0.4 * 0.5, 0.6 * 0.25 + 0.4 * 0.5))
+
+
+def test_listwise_with_two_responses_and_no_temperature_is_per_objective_dpo():
+    group = group_of([[1, 0], [0, 1]], [0.3, 0.7])
+    own = make_method(method("listwise", temperature=1e-3))
+    plain = make_method(method("mo-odpo-per-objective"))
+    losses = [each.loss(evaluated(each.examples(group))).loss.item() for each in (own, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+# mgda
+
+
+def test_the_shortest_mixture_is_found_and_moves_no_objective_backwards():
+    gram = np.array([[4.0, -1.0], [-1.0, 1.0]])
+    p = (1.0 + 1.0) / (4.0 + 1.0 + 2.0)  # (g22 - g12) / (g11 + g22 - 2 g12)
+    coefficients = min_norm(gram, np.array([0.5, 0.5]))
+    np.testing.assert_allclose(coefficients, [2 * p, 2 * (1 - p)], atol=1e-6)
+    assert (gram @ coefficients >= -1e-9).all()
+
+
+def test_equal_and_orthogonal_gradients_are_added_up_as_they_are():
+    np.testing.assert_allclose(min_norm(np.eye(3), np.full(3, 1 / 3)), np.ones(3), atol=1e-6)
+    np.testing.assert_allclose(min_norm(np.diag([2.0, 0.0]), np.array([1.0, 0.0])), [1, 1], atol=1e-9)
+    assert min_norm(np.zeros((2, 2)), np.array([0.5, 0.5])).tolist() == [1, 1]
+
+
+# policy gradients
+
+
+def test_rloo_compares_with_the_other_responses_and_reinforce_with_nothing():
+    group = group_of([[3, 0], [1, 1], [2, 2]], [0.5, 0.5])  # 1.5, 1, 2
+    rloo, reinforce = (make_method(method(name)).label(group) for name in ("rloo", "reinforce"))
+    assert rloo.advantage == pytest.approx((1.5 - 1.5, 1 - 1.75, 2 - 1.25))
+    assert reinforce.advantage == pytest.approx((1.5, 1, 2))
+
+
+def test_grpo_standardises_each_objective_or_their_sum():
+    group = group_of([[0, 10], [2, 30], [4, 20]], [0.5, 0.5])  # sums 5, 16, 12
+    by_sum = make_method(method("grpo", normalize="sum")).label(group)
+    assert by_sum.advantage == pytest.approx(((5 - 11) / math.sqrt(31), 5 / math.sqrt(31), 1 / math.sqrt(31)))
+    one_hot = group_of([[0, 10], [2, 30], [4, 20]], [0.0, 1.0])
+    both = [make_method(method("grpo", normalize=how)).label(one_hot).advantage for how in ("objectives", "sum")]
+    assert both[0] == pytest.approx(both[1])
+
+
+def test_pama_gives_a_response_what_its_least_served_objective_gains():
+    scores = [[1, 5], [2, 4], [3, 3], [6, 0]]  # means 3, 3
+    spread = np.std(scores, axis=0, ddof=1)
+    own = make_method(method("pama")).label(group_of(scores, [0.5, 0.5])).advantage
+    assert own == pytest.approx((0, 0, 0, 0))  # whoever gains in one loses in the other
+    agreeing = [[1, 1], [5, 4]]
+    own = make_method(method("pama")).label(group_of(agreeing, [0.2, 0.8])).advantage
+    assert own == pytest.approx((0, math.sqrt(0.5)))
+    whole = make_method(method("pama", credit="batch")).label(group_of(scores, [0.5, 0.5])).advantage
+    assert whole == pytest.approx([min(3 / spread[0], 3 / spread[1]) / 4] * 4)
+    one_hot = make_method(method("pama")).label(group_of(scores, [1.0, 0.0])).advantage
+    assert one_hot == pytest.approx((0, 0, 0, 3 / spread[0]))
+
+
+# f-dpg
+
+
+def test_at_the_target_nothing_moves_under_any_divergence():
+    logratio = torch.tensor([0.3, -0.5, 1.1], dtype=torch.float64)
+    for divergence in ("reverse-kl", "forward-kl", "js"):
+        np.testing.assert_allclose(pseudo_reward(logratio, logratio + 2, divergence), 0, atol=1e-12)
+
+
+def test_under_reverse_kl_the_reward_is_that_of_rlhf():
+    energy, logratio = torch.tensor([4.0, 1.0]), torch.tensor([0.5, -0.5])
+    np.testing.assert_allclose(pseudo_reward(logratio, energy, "reverse-kl"), [1.0, -1.0])  # 3.5 and 1.5, mean 2.5
+    shares = np.exp([3.5, 1.5]) / np.exp([3.5, 1.5]).mean()
+    np.testing.assert_allclose(pseudo_reward(logratio, energy, "forward-kl"), shares - shares.mean(), rtol=1e-5)
+    js = [math.log1p(share) for share in shares]
+    np.testing.assert_allclose(pseudo_reward(logratio, energy, "js"), np.array(js) - np.mean(js), rtol=1e-5)
+
+
+# imitation
+
+
+def test_dpa_imitates_the_response_that_is_worth_most_in_the_asked_direction():
+    made = make_method(method("dpa"))
+    [example] = made.examples(group_of([[3, 0], [1, 1], [0, 4]], [0.3, 0.7]))
+    assert example.responses == ((32, 1),) and example.prompts == ((20, 21),)
+    assert made.examples(group_of([[1, 0], [0, 1]], [0.5, 0.5])) == []
+
+
+def test_uc_moa_imitates_a_response_under_the_utility_by_which_it_is_best():
+    made = make_method(method("uc-moa", power=1.0))
+    examples = made.examples(group_of([[0.9, 0.1], [0.2, 0.8], [0.1, 0.05]], [0.5, 0.5]))
+    assert [example.responses[0] for example in examples] == [(30, 1), (31, 1)]  # the third is best by none
+    assert [example.preference for example in examples] == [(1.0, 0.0), (0.0, 1.0)]
+    assert [example.prompts[0] for example in examples] == [(40, 10, 0), (40, 0, 10)]
+
+
+def test_levels_are_what_cpo_and_uc_moa_see():
+    base = Normalizer.fit(("a", "b"), np.arange(20.0).reshape(10, 2))
+    for name in ("cpo", "uc-moa", "ric"):
+        seen = make_method(method(name)).transform(np.array([[-1.0, 99.0]]), base)
+        assert seen.tolist() == [[0.0, 1.0]]
