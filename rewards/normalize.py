@@ -106,3 +106,21 @@ class Transform(Protocol):
 def standardize(scores: np.ndarray, base: Normalizer) -> np.ndarray:
     """In standard deviations from the mean of the start."""
     return base.apply(scores)
+
+
+SATISFACTORY = 0.85
+"""Quantile of the start's scores from which on `log_sigmoid` counts a response as good (arXiv 2402.00742)."""
+
+
+def log_sigmoid(scores: np.ndarray, base: Normalizer) -> np.ndarray:
+    """log sigmoid(z - z of the start's quantile `SATISFACTORY`), z as `standardize`: the log-probability of being good.
+
+    Their sum is that of being good in every objective, so what is low counts most and more of what is high hardly. The
+    paper's reference is a quantile of each prompt's own samples; here one of all prompts.
+
+    Raises NormalizerError when the base holds no quantiles.
+    """
+    if not base.quantiles:
+        raise NormalizerError("normalizer: was measured without quantiles, from which what is good is told")
+    good_K = base.apply(np.quantile(np.array(base.quantiles), SATISFACTORY, axis=0))
+    return -np.logaddexp(0, -(base.apply(scores) - good_K))

@@ -69,7 +69,8 @@ def test_too_few_responses_are_named(name: str) -> None:
 def test_settings_that_two_methods_share_move_from_one_to_the_other() -> None:
     settings = {"type": "mi-epo", "beta_c": 0.3, "beta_w": 0.02, "routing": "sampled"}
     assert adopt("mo-odpo", settings) == {"type": "mo-odpo", "beta_c": 0.3}
-    assert adopt("ric", settings) == {"type": "ric"}
+    assert adopt("ric", settings | {"scores": "standard"}) == {"type": "ric"}  # which sees quantiles
+    assert adopt("mo-odpo", {"type": "oops", "beta_c": 0.3, "beta_w": 0.02}) == {"type": "mo-odpo", "beta_c": 0.3}
 
 
 def test_each_objective_pairs_its_best_response_with_its_worst() -> None:

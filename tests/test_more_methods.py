@@ -10,6 +10,7 @@ from test_methods import evaluated, group_of, label
 
 from learner.methods import METHODS, make_method
 from learner.methods.f_dpg import pseudo_reward
+from learner.methods.grpo import Advantages
 from learner.methods.mgda import min_norm
 from learner.methods.modpo import modpo_loss
 from learner.methods.ranked import lipo_lambda_loss
@@ -178,34 +179,34 @@ def test_equal_and_orthogonal_gradients_are_added_up_as_they_are():
 # policy gradients
 
 
+def advantages(name, scores, preference, **settings):
+    targets = make_method(method(name, **settings)).label(group_of(scores, preference))
+    assert isinstance(targets, Advantages)
+    return targets.advantage
+
+
 def test_rloo_compares_with_the_other_responses_and_reinforce_with_nothing():
-    group = group_of([[3, 0], [1, 1], [2, 2]], [0.5, 0.5])  # 1.5, 1, 2
-    rloo, reinforce = (make_method(method(name)).label(group) for name in ("rloo", "reinforce"))
-    assert rloo.advantage == pytest.approx((1.5 - 1.5, 1 - 1.75, 2 - 1.25))
-    assert reinforce.advantage == pytest.approx((1.5, 1, 2))
+    scores = [[3, 0], [1, 1], [2, 2]]  # 1.5, 1, 2
+    assert advantages("rloo", scores, [0.5, 0.5]) == pytest.approx((1.5 - 1.5, 1 - 1.75, 2 - 1.25))
+    assert advantages("reinforce", scores, [0.5, 0.5]) == pytest.approx((1.5, 1, 2))
 
 
 def test_grpo_standardises_each_objective_or_their_sum():
-    group = group_of([[0, 10], [2, 30], [4, 20]], [0.5, 0.5])  # sums 5, 16, 12
-    by_sum = make_method(method("grpo", normalize="sum")).label(group)
-    assert by_sum.advantage == pytest.approx(((5 - 11) / math.sqrt(31), 5 / math.sqrt(31), 1 / math.sqrt(31)))
-    one_hot = group_of([[0, 10], [2, 30], [4, 20]], [0.0, 1.0])
-    both = [make_method(method("grpo", normalize=how)).label(one_hot).advantage for how in ("objectives", "sum")]
+    scores = [[0, 10], [2, 30], [4, 20]]  # sums 5, 16, 12
+    by_sum = advantages("grpo", scores, [0.5, 0.5], normalize="sum")
+    assert by_sum == pytest.approx(((5 - 11) / math.sqrt(31), 5 / math.sqrt(31), 1 / math.sqrt(31)))
+    both = [advantages("grpo", scores, [0.0, 1.0], normalize=how) for how in ("objectives", "sum")]
     assert both[0] == pytest.approx(both[1])
 
 
 def test_pama_gives_a_response_what_its_least_served_objective_gains():
-    scores = [[1, 5], [2, 4], [3, 3], [6, 0]]  # means 3, 3
+    scores = [[1, 5], [2, 4], [3, 3], [6, 0]]  # means 3, 3: whoever gains in one loses in the other
     spread = np.std(scores, axis=0, ddof=1)
-    own = make_method(method("pama")).label(group_of(scores, [0.5, 0.5])).advantage
-    assert own == pytest.approx((0, 0, 0, 0))  # whoever gains in one loses in the other
-    agreeing = [[1, 1], [5, 4]]
-    own = make_method(method("pama")).label(group_of(agreeing, [0.2, 0.8])).advantage
-    assert own == pytest.approx((0, math.sqrt(0.5)))
-    whole = make_method(method("pama", credit="batch")).label(group_of(scores, [0.5, 0.5])).advantage
+    assert advantages("pama", scores, [0.5, 0.5]) == pytest.approx((0, 0, 0, 0))
+    assert advantages("pama", [[1, 1], [5, 4]], [0.2, 0.8]) == pytest.approx((0, math.sqrt(0.5)))
+    whole = advantages("pama", scores, [0.5, 0.5], credit="batch")
     assert whole == pytest.approx([min(3 / spread[0], 3 / spread[1]) / 4] * 4)
-    one_hot = make_method(method("pama")).label(group_of(scores, [1.0, 0.0])).advantage
-    assert one_hot == pytest.approx((0, 0, 0, 3 / spread[0]))
+    assert advantages("pama", scores, [1.0, 0.0]) == pytest.approx((0, 0, 0, 3 / spread[0]))
 
 
 # f-dpg
@@ -242,6 +243,18 @@ def test_uc_moa_imitates_a_response_under_the_utility_by_which_it_is_best():
     assert [example.responses[0] for example in examples] == [(30, 1), (31, 1)]  # the third is best by none
     assert [example.preference for example in examples] == [(1.0, 0.0), (0.0, 1.0)]
     assert [example.prompts[0] for example in examples] == [(40, 10, 0), (40, 0, 10)]
+
+
+def test_scores_are_seen_on_the_scale_that_is_asked_for():
+    base = Normalizer.fit(("a", "b"), np.arange(20.0).reshape(10, 2))  # a: 0, 2, ... 18
+    good, mean, spread = np.quantile(np.arange(0, 20, 2.0), 0.85), 9.0, np.std(np.arange(0, 20, 2.0), ddof=1)
+    for scale, expected in (("standard", (18 - mean) / spread), ("quantile", 1.0)):
+        seen = make_method(method("mo-odpo", scores=scale)).transform(np.array([[18.5, 0.0]]), base)
+        assert seen[0, 0] == pytest.approx(expected, abs=0.1)
+    seen = make_method(method("rloo", scores="log-sigmoid")).transform(np.array([[good, -1e9]]), base)
+    assert seen[0, 0] == pytest.approx(-math.log(2), abs=0.01) and np.isfinite(seen).all()
+    with pytest.raises(ValueError, match="scores"):
+        method("ric", scores="standard")
 
 
 def test_levels_are_what_cpo_and_uc_moa_see():

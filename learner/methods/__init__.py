@@ -65,6 +65,13 @@ def make_method(config: MethodSection) -> Method[Any]:
 
 
 def adopt(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The section of another method with what it shares of these settings. `name`: of `METHODS`."""
-    known = METHODS[name].Config.model_fields
-    return {**{key: value for key, value in settings.items() if key in known}, "type": name}
+    """The section of another method with what it shares of these settings: keys of one name that take the same values.
+
+    Args:
+        name: of `METHODS`.
+        settings: of a method's section; all that is known counts where its `type` is none of ours.
+    """
+    known, own = METHODS[name].Config.model_fields, settings.get("type")
+    given = METHODS[own].Config.model_fields if own in METHODS else known
+    shared = {key for key in given.keys() & known.keys() if given[key].annotation == known[key].annotation}
+    return {**{key: value for key, value in settings.items() if key in shared}, "type": name}

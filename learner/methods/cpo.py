@@ -7,7 +7,7 @@ import numpy as np
 from learner.examples import Group
 from learner.methods.mo_odpo import PairMethod, PairSection
 from rewards.preferences import WeightSampler
-from rewards.targets import TargetSampler, quantile_levels
+from rewards.targets import TargetSampler
 
 
 class Cpo(PairMethod):
@@ -21,8 +21,8 @@ class Cpo(PairMethod):
 
     class Config(PairSection):
         type: Literal["cpo"] = "cpo"
+        scores: Literal["quantile"] = "quantile"
 
-    transform = staticmethod(quantile_levels)
     asks_for = "levels"
 
     def sampler(self, step: int, steps: int) -> WeightSampler:

@@ -10,7 +10,6 @@ from pydantic import Field
 from learner.examples import Example, Group
 from learner.methods.method import Method, MethodSection
 from rewards.preferences import simplex_grid
-from rewards.targets import quantile_levels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,13 +68,13 @@ class UcMoa(_Imitation):
 
     class Config(MethodSection):
         type: Literal["uc-moa"] = "uc-moa"
+        scores: Literal["quantile"] = "quantile"
         power: float = Field(default=2.0, gt=0)
         """Of the utilities; 1 makes them linear."""
         steps: int = Field(default=10, ge=1, le=10)
         """Of the grid of w, by tenths or coarser."""
 
     config: Config
-    transform = staticmethod(quantile_levels)
 
     def responses_per_example(self, num_responses: int, num_objectives: int) -> int:
         return 1

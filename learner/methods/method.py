@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, runtime_
 
 from learner.examples import Example, Group, T
 from rewards.config import Section
-from rewards.normalize import Transform, standardize
+from rewards.normalize import Transform, log_sigmoid, standardize
+from rewards.targets import quantile_levels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +26,21 @@ if TYPE_CHECKING:
     from rewards.preferences import WeightSampler
 
 
+Scale = Literal["standard", "log-sigmoid", "quantile"]
+TRANSFORMS: dict[Scale, Transform] = {
+    "standard": standardize,
+    "log-sigmoid": log_sigmoid,
+    "quantile": quantile_levels,
+}
+
+
 class MethodSection(Section):
     """Base of the recipe's `method` section: the method's name as `type`, and its own settings."""
 
     type: str
+    scores: Scale = "standard"
+    """What the method sees of a score, relative to the start's: deviations from the mean; `log-sigmoid`, the
+    log-probability of being good (arXiv 2402.00742); or `quantile`, the share of the start's that score no higher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +76,16 @@ class Method(Generic[T]):
     """Complete responses that a prompt must have to be of use."""
     uses_reference: ClassVar[bool] = True
     """Whether the loss compares with the frozen start."""
-    transform: ClassVar[Transform] = staticmethod(standardize)
-    """Raw scores -> what `label` sees, relative to the start's scores."""
     asks_for: ClassVar[Literal["weights", "levels"]] = "weights"
     """What is printed for a user's w once the policy is trained."""
 
     def __init__(self, config: MethodSection) -> None:
         self.config = config
+
+    @property
+    def transform(self) -> Transform:
+        """Raw scores -> what `label` sees, relative to the start's scores."""
+        return TRANSFORMS[self.config.scores]
 
     @property
     def negatives(self) -> bool:

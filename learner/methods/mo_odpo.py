@@ -7,7 +7,7 @@ of `learner.losses` on them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -80,7 +80,7 @@ class PairMethod(Method[PairTargets]):
     """L_YC on every pair, one winner for each objective; the base of all methods on pairs."""
 
     config: PairSection
-    metrics = (
+    metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             key="loss_sft",
             label="supervised loss",

@@ -10,7 +10,7 @@ from pydantic import Field
 from learner.examples import Example, Group
 from learner.methods.method import Method, MethodSection, Work
 from rewards.metrics import Metric
-from rewards.targets import TargetSampler, keep_high, quantile_levels
+from rewards.targets import TargetSampler, keep_high
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ class Ric(Method[None]):
 
     class Config(MethodSection):
         type: Literal["ric"] = "ric"
+        scores: Literal["quantile"] = "quantile"
         quantile: float = Field(default=0.7, ge=0, lt=1)
         """A response to a high target is imitated when it is above this level in some objective (RiC's)."""
         ordinary: float = Field(default=1 / 3, ge=0, le=1)
@@ -50,7 +51,6 @@ class Ric(Method[None]):
     tuned_by = "learner.learning_rate"
     min_responses = 1
     uses_reference = False
-    transform = staticmethod(quantile_levels)
     asks_for = "levels"
 
     def problems(self, work: Work) -> Iterator[str]:

@@ -105,7 +105,9 @@ def _time_rows(recipe: "Recipe", shape: Shape, card: Card, prompt_tokens: float 
 
 def split_rows(found: Sequence[Split], card: Card, gpus: int) -> list[str]:
     """The fastest of the splits, and what to write for the first of them."""
-    cells = [("engines", "ranks", "judges on", "colocated", "generate", "score", "learn", "sync", "step", "idle")]
+    cells: list[tuple[str, ...]] = [
+        ("engines", "ranks", "judges on", "colocated", "generate", "score", "learn", "sync", "step", "idle")
+    ]
     for split in found[:SPLITS_SHOWN]:
         rollout, time = split.recipe.rollout, split.time
         seconds = (time.generate, time.score, time.learn, time.sync, time.total)

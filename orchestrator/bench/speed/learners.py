@@ -96,7 +96,7 @@ class _Product:
             learning_rate=LEARNING_RATE,
             micro_batch_tokens=update.micro_batch_tokens,
         )
-        self.methods = {name: METHODS[name](METHODS[name].Config()) for name in ("mo-odpo", "mi-epo")}
+        self.methods = {name: METHODS[name](METHODS[name].Config(type=name)) for name in ("mo-odpo", "mi-epo")}
         self.engine = LearnerEngine(
             self.config, model=str(folder), method=self.methods["mi-epo"].config, total_steps=99, seed=0
         )

@@ -97,10 +97,10 @@ def _of_sizes(figures: Mapping[str, Mapping[str, Any]], prefix: str) -> list[tup
 
 
 def _steps(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [("policy", "work", "TRL, s", "on-policy, s", "overlap, s", "TRL / on-policy", "TRL / overlap")]
+    rows = [["policy", "work", "TRL, s", "on-policy, s", "overlap, s", "TRL / on-policy", "TRL / overlap"]]
     for size, found in _of_sizes(figures, "steps-"):
         rows.append(
-            (
+            [
                 size,
                 f"{found['prompts']} x 2, {found['prompt_tokens']} + {found['answer_tokens']} tokens",
                 _number(found, "trl_step_seconds", 3),
@@ -108,56 +108,56 @@ def _steps(figures: Mapping[str, Mapping[str, Any]]) -> Table:
                 _number(found, "overlap_step_seconds", 3),
                 _number(found, "trl_over_strict", 2),
                 _number(found, "trl_over_overlap", 2),
-            )
+            ]
         )
     return rows
 
 
 def _learners(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [("policy", "pairs, tokens", "update, s", "padded / ours", "unpadded / ours", "mi-epo / mo-odpo")]
+    rows = [["policy", "pairs, tokens", "update, s", "padded / ours", "unpadded / ours", "mi-epo / mo-odpo"]]
     for name, found in _of_sizes(figures, "learner-"):
         rows.append(
-            (
+            [
                 name.partition("-")[0],
                 f"{found['pairs']}, <= {found['prompt']} + {found['response']}",
                 _number(found, "product_seconds", 3),
                 _number(found, "padded_over_product", 2),
                 _number(found, "unpadded_over_product", 2),
                 _number(found, "mi_epo_over_mo_odpo", 2),
-            )
+            ]
         )
     return rows
 
 
 def _rollouts(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [("policy", "vLLM, tokens/s", "rollout actor, tokens/s", "actor / vLLM")]
+    rows = [["policy", "vLLM, tokens/s", "rollout actor, tokens/s", "actor / vLLM"]]
     for _, found in _of_sizes(figures, "rollout-"):
         speeds = [_number(found, f"{side}_tokens_per_second", 0) for side in ("vllm", "product")]
-        rows.append((str(found["model"]), *speeds, _number(found, "ratio", 3)))
+        rows.append([str(found["model"]), *speeds, _number(found, "ratio", 3)])
     return rows
 
 
 def _syncs(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [("policy", "MB", "sync, s", "memcpy, s", "memcpy / sync", "overlapped step / longer stage")]
+    rows = [["policy", "MB", "sync, s", "memcpy, s", "memcpy / sync", "overlapped step / longer stage"]]
     for size, found in _of_sizes(figures, "steps-"):
         rows.append(
-            (
+            [
                 size,
                 _number(found, "sync_mb", 1),
                 _number(found, "sync_seconds", 4),
                 _number(found, "memcpy_seconds", 4),
                 _number(found, "memcpy_over_sync", 2),
                 _number(found, "overlap_over_longer_stage", 2),
-            )
+            ]
         )
     return rows
 
 
 def _costs(found: Mapping[str, Any]) -> Table:
     stages = ("step", "generate", "score", "learn", "sync")
-    rows = [("asked", *stages)]
+    rows = [["asked", *stages]]
     first: Mapping[str, float] | None = None
     for name, seconds in found.get("stages", {}).items():
         first = first or seconds
-        rows.append((name, *(f"{seconds[stage] / first[stage]:.2f}" if first[stage] else "-" for stage in stages)))
+        rows.append([name, *(f"{seconds[stage] / first[stage]:.2f}" if first[stage] else "-" for stage in stages)])
     return rows
