@@ -4,16 +4,19 @@ With lr = log pi - log pi_ref of a response, g of a divergence (below) and d = g
 
     sigmoid   -log sigmoid(beta d)                                   DPO (arXiv 2305.18290), f-DPO (arXiv 2309.16240)
     ipo       (d - 1 / (2 beta))^2                                   IPO (arXiv 2310.12036), online 2403.08635
-    bco       -log sigmoid(beta lr_1 - delta) - log sigmoid(delta - beta lr_2)          BCO (arXiv 2404.04656)
+    bco       -log sigmoid(beta lr_1) - log sigmoid(-beta lr_2)                          BCO (arXiv 2404.04656)
 
     reverse-kl   g(lr) = lr                        DPO's own
     js           g(lr) = log sigmoid(lr)           Jensen-Shannon
-    forward-kl   g(lr) = -exp(-lr)
-    alpha        g(lr) = -exp(-alpha lr) / alpha   between reverse (alpha to 0) and forward KL (alpha to 1)
+    forward-kl   g(lr) = 1 - exp(-lr)
+    alpha        g(lr) = (1 - exp(-alpha lr)) / alpha   between reverse (alpha to 0) and forward KL (alpha to 1)
 
-g is f'(pi / pi_ref) up to a constant, which a difference does not see.
+g is f'(pi / pi_ref) up to a constant, which a difference does not see. Far below the reference exponentials go on as
+straight lines (`LARGEST_EXPONENT`). BCO shifts beta lr by a running mean, which begins at 0; here it stays there, as a
+mean over what happens to pass together would make the loss depend on how examples are dealt to ranks.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +26,8 @@ from torch.nn.functional import logsigmoid
 
 Kind = Literal["sigmoid", "ipo", "bco"]
 Divergence = Literal["reverse-kl", "js", "forward-kl", "alpha"]
-LARGEST_EXPONENT = 20.0
-"""Nats below the reference beyond which the exponential of a divergence, and its gradient, grow no more."""
+LARGEST_EXPONENT = 6.0
+"""From which on an exponential goes on with its slope there: a single response must not be all of an update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,10 @@ def link(logratio: Tensor, form: PairLoss) -> Tensor:
     if form.divergence == "js":
         return logsigmoid(logratio)
     alpha = 1.0 if form.divergence == "forward-kl" else form.alpha
-    return -(-alpha * logratio).clamp(max=LARGEST_EXPONENT).exp() / alpha
+    exponent = -alpha * logratio
+    bounded = exponent.clamp(max=LARGEST_EXPONENT)
+    beyond = (exponent - LARGEST_EXPONENT).clamp(min=0) * math.exp(LARGEST_EXPONENT)
+    return -(bounded.expm1() + beyond) / alpha
 
 
 def pair_loss(logratio: Tensor, weight: Tensor, *, beta: float, form: PairLoss) -> Tensor:
@@ -54,15 +60,11 @@ def pair_loss(logratio: Tensor, weight: Tensor, *, beta: float, form: PairLoss) 
         logratio: float [B, 2], lr of both responses in nats, with gradient.
         weight: float [B, 2], >= 0; both 0 where nobody wins.
         beta: strength of the anchor, > 0.
-        form: which loss. The shift delta of `bco` is the mean of beta lr over the pairs that are passed together, held
-            fixed; the paper's is a running mean over the training.
+        form: which loss.
     """
     if form.kind == "bco":
-        scaled_B2 = beta * logratio
-        shifted_B2 = scaled_B2 - scaled_B2.detach().mean()
-        wins_B2, loses_B2 = -logsigmoid(shifted_B2), -logsigmoid(-shifted_B2)
-        both_B2 = wins_B2 + loses_B2.flip(-1)
-        return (weight * both_B2).sum(-1)
+        wins_B2, loses_B2 = -logsigmoid(beta * logratio), -logsigmoid(-beta * logratio)
+        return (weight * (wins_B2 + loses_B2.flip(-1))).sum(-1)
     linked_B2 = link(logratio, form)
     difference_B = linked_B2[:, 0] - linked_B2[:, 1]
     signed_B2 = torch.stack([difference_B, -difference_B], -1)

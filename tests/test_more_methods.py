@@ -1,12 +1,13 @@
 """Methods beside the paper's: a label or loss of each by hand, and a setting under which it is another one."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from learner_ranks import method
-from test_methods import evaluated, group_of, label
+from test_methods import WORK, evaluated, group_of, label
 
 from learner.methods import METHODS, make_method
 from learner.methods.f_dpg import pseudo_reward
@@ -15,7 +16,6 @@ from learner.methods.mgda import min_norm
 from learner.methods.modpo import modpo_loss
 from learner.methods.ranked import lipo_lambda_loss
 from rewards.normalize import Normalizer
-from rewards.targets import target_levels
 
 
 def sigmoid(value: float) -> float:
@@ -25,7 +25,7 @@ def sigmoid(value: float) -> float:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_makes_a_finite_loss_with_a_gradient_of_an_ordinary_batch(name):
     made = make_method(method(name))
-    scores = [[1, 0.2], [0.1, 0.9], [0.6, 0.7], [0.5, 0.1]]
+    scores = [[1, 0.2], [0.1, 0.9], [0.6, 0.7], [0.5, 0.1], [0, 0], [0.3, 0.3], [0.2, 0.1], [0.4, 0.5]]
     groups = [group_of(scores, [0.3, 0.7], seed) for seed in range(3)]
     examples = made.batch(groups)
     assert examples
@@ -35,9 +35,9 @@ def test_every_method_makes_a_finite_loss_with_a_gradient_of_an_ordinary_batch(n
     assert output.loss.isfinite() and at.logprob.grad is not None
     assert at.logprob.grad.isfinite().all() and at.logprob.grad.abs().sum() > 0
     assert "loss" in output.metrics and not any(value.requires_grad for value in output.metrics.values())
-    responses = made.responses_per_example(4, 2)
+    responses = made.responses_per_example(8, 2)
     assert max(len(example.responses) for example in examples) <= responses
-    assert len(examples) <= 3 * made.examples_per_prompt(4)
+    assert len(examples) <= 3 * made.examples_per_prompt(8)
 
 
 # reward-consistency
@@ -97,19 +97,13 @@ def test_an_objective_that_ties_makes_no_pair_and_a_small_weight_no_huge_scale()
 # cpo
 
 
-def test_the_response_nearest_to_the_asked_levels_wins():
-    targets = label("cpo", [[0.9, 0.2], [0.5, 0.5], [0.1, 0.9]], [0.6, 0.5])  # distances .6, .1, .9
+def test_the_response_nearest_to_the_levels_that_w_asks_for_wins():
+    targets = label("cpo", [[0.9, 0.2], [0.7, 0.7], [0.1, 0.9]], [0.5, 0.5])  # levels .707 each
     assert targets.responses == ((1, 2),) and targets.weight.tolist() == [[[1, 0]]]
+    tilted = label("cpo", [[0.8, 0.6], [1.0, 1.0]], [4 / 7, 3 / 7])  # levels .8, .6: better is not nearer
+    assert tilted.weight.tolist() == [[[1, 0]]]
     unasked = label("cpo", [[0.9, 0.1], [0.8, 0.9]], [1.0, 0.0])  # -.1 + .1 against -.2 + .9
     assert unasked.weight.tolist() == [[[0, 1]]]
-
-
-def test_cpos_prompts_ask_for_what_users_ask_for():
-    sampler = make_method(method("cpo")).sampler(0, 10)
-    assert sampler is not None and sampler.writes == "levels"
-    levels_NK, _ = sampler.draw(np.random.default_rng(0), 50, 2)
-    np.testing.assert_allclose(np.linalg.norm(levels_NK, axis=1), 1)
-    np.testing.assert_allclose(levels_NK, target_levels(levels_NK / levels_NK.sum(1, keepdims=True)))
 
 
 # max-min
@@ -117,7 +111,7 @@ def test_cpos_prompts_ask_for_what_users_ask_for():
 
 def test_every_pair_of_a_batch_is_decided_by_the_objective_that_is_worst_off():
     made = make_method(method("max-min"))
-    groups = [group_of([[5, 0], [4, 1]], [1.0, 0.0]), group_of([[3, -2], [6, -1]], [0.5, 0.5])]
+    groups = [group_of([[-1, 0], [-2, 1]], [1.0, 0.0]), group_of([[3, -2], [6, -1]], [0.5, 0.5])]  # the first's own: 1
     examples = made.batch(groups)
     assert [example.targets.weight.tolist() for example in examples] == [[[[0, 1]]], [[[0, 1]]]]
     assert [example.preference for example in examples] == [(1.0, 0.0), (0.5, 0.5)]
@@ -162,18 +156,31 @@ def test_listwise_with_two_responses_and_no_temperature_is_per_objective_dpo():
 # mgda
 
 
-def test_the_shortest_mixture_is_found_and_moves_no_objective_backwards():
+def mixed(gram: np.ndarray, weight: list[float]) -> np.ndarray:
+    """[K] <g_k, update>, for the Gram matrix of the g_k."""
+    w = np.array(weight)
+    return gram @ (w * min_norm(gram * np.outer(w, w), w))
+
+
+def test_no_objective_is_moved_backwards_and_each_moves_by_its_weight():
     gram = np.array([[4.0, -1.0], [-1.0, 1.0]])
-    p = (1.0 + 1.0) / (4.0 + 1.0 + 2.0)  # (g22 - g12) / (g11 + g22 - 2 g12)
-    coefficients = min_norm(gram, np.array([0.5, 0.5]))
-    np.testing.assert_allclose(coefficients, [2 * p, 2 * (1 - p)], atol=1e-6)
-    assert (gram @ coefficients >= -1e-9).all()
+    for weight in ([0.5, 0.5], [0.9, 0.1], [0.2, 0.8]):
+        gains = mixed(gram, weight)
+        assert (gains > 0).all() and gains[0] / gains[1] == pytest.approx(weight[0] / weight[1], rel=1e-4)
+    opposed = mixed(np.array([[1.0, -1.0], [-1.0, 1.0]]), [0.5, 0.5])
+    np.testing.assert_allclose(opposed, 0, atol=1e-6)
 
 
-def test_equal_and_orthogonal_gradients_are_added_up_as_they_are():
-    np.testing.assert_allclose(min_norm(np.eye(3), np.full(3, 1 / 3)), np.ones(3), atol=1e-6)
-    np.testing.assert_allclose(min_norm(np.diag([2.0, 0.0]), np.array([1.0, 0.0])), [1, 1], atol=1e-9)
-    assert min_norm(np.zeros((2, 2)), np.array([0.5, 0.5])).tolist() == [1, 1]
+def test_orthogonal_gradients_of_one_length_are_added_up_as_they_are():
+    np.testing.assert_allclose(min_norm(np.eye(3) / 9, np.full(3, 1 / 3)), np.ones(3), atol=1e-6)
+    uneven = np.array([0.9, 0.1])
+    coefficients = min_norm(np.diag(uneven**2), uneven)
+    assert coefficients[0] == pytest.approx(coefficients[1])
+
+
+@pytest.mark.parametrize("gram", [np.diag([2.0, 0.0]), np.diag([4.0, 1e-16]), np.zeros((2, 2))])
+def test_who_has_no_gradient_does_not_hold_up_the_others(gram):
+    assert min_norm(gram, np.array([0.5, 0.5]))[0] >= 1
 
 
 # policy gradients
@@ -209,7 +216,37 @@ def test_pama_gives_a_response_what_its_least_served_objective_gains():
     assert advantages("pama", scores, [1.0, 0.0]) == pytest.approx((0, 0, 0, 3 / spread[0]))
 
 
+def test_a_tie_has_no_advantage_whatever_its_mean_rounds_to():
+    tied = [[0.1, 0.3]] * 3
+    for settings in ({}, {"normalize": "sum"}):
+        assert advantages("grpo", tied, [0.5, 0.5], **settings) == (0, 0, 0)
+    eight = np.random.default_rng(0).normal(size=(8, 2))
+    eight[:, 0] = -1.23
+    own = advantages("grpo", eight, [0.9, 0.1])
+    assert np.mean(own) == pytest.approx(0, abs=1e-9) and max(map(abs, own)) < 0.3
+    assert advantages("pama", eight, [0.9, 0.1]) == (0,) * 8
+
+
+def test_a_policy_gradient_needs_responses_that_differ():
+    greedy = dataclasses.replace(WORK, temperature=0.0)
+    assert list(make_method(method("reinforce")).problems(greedy)) == [
+        "rollout.temperature must be above 0 for a policy gradient, got 0"
+    ]
+
+
 # f-dpg
+
+
+def test_what_the_target_prefers_is_made_likelier():
+    group = group_of([[2, 0], [0, 0]], [1.0, 0.0])
+    for divergence in ("reverse-kl", "forward-kl", "js"):
+        made = make_method(method("f-dpg", divergence=divergence))
+        at = evaluated(made.examples(group))
+        made.loss(at).loss.backward()
+        assert at.logprob.grad is not None
+        reward = pseudo_reward(at.logratio().detach(), torch.tensor([20.0, 0.0]), divergence)
+        np.testing.assert_allclose(at.logprob.grad.view(2, 2), -reward[:, None].expand(2, 2) / 2, rtol=1e-5)
+        assert reward[0] > 0 > reward[1]
 
 
 def test_at_the_target_nothing_moves_under_any_divergence():
@@ -219,6 +256,8 @@ def test_at_the_target_nothing_moves_under_any_divergence():
 
 
 def test_under_reverse_kl_the_reward_is_that_of_rlhf():
+    wide = pseudo_reward(torch.zeros(4), torch.tensor([0.0, -11.0, -20.0, -40.0]), "reverse-kl")
+    np.testing.assert_allclose(wide, [17.75, 6.75, -2.25, -22.25])
     energy, logratio = torch.tensor([4.0, 1.0]), torch.tensor([0.5, -0.5])
     np.testing.assert_allclose(pseudo_reward(logratio, energy, "reverse-kl"), [1.0, -1.0])  # 3.5 and 1.5, mean 2.5
     shares = np.exp([3.5, 1.5]) / np.exp([3.5, 1.5]).mean()
@@ -237,12 +276,18 @@ def test_dpa_imitates_the_response_that_is_worth_most_in_the_asked_direction():
     assert made.examples(group_of([[1, 0], [0, 1]], [0.5, 0.5])) == []
 
 
-def test_uc_moa_imitates_a_response_under_the_utility_by_which_it_is_best():
+def test_uc_moa_imitates_a_response_under_a_utility_by_which_it_is_best():
     made = make_method(method("uc-moa", power=1.0))
-    examples = made.examples(group_of([[0.9, 0.1], [0.2, 0.8], [0.1, 0.05]], [0.5, 0.5]))
-    assert [example.responses[0] for example in examples] == [(30, 1), (31, 1)]  # the third is best by none
-    assert [example.preference for example in examples] == [(1.0, 0.0), (0.0, 1.0)]
-    assert [example.prompts[0] for example in examples] == [(40, 10, 0), (40, 0, 10)]
+    scores = [[0.9, 0.1], [0.2, 0.8], [0.1, 0.05]]
+    asked: dict[tuple[int, ...], set[float]] = {}
+    for seed in range(60):
+        for example in made.examples(group_of(scores, [0.5, 0.5], seed)):
+            weight = example.preference[0]
+            asked.setdefault(example.responses[0], set()).add(weight)
+            assert example.prompts[0] == (40, int(10 * weight), int(10 * example.preference[1]))
+    assert asked.keys() == {(30, 1), (31, 1)}  # the third is best by none
+    # by the first w .7 w (1 - w) ... the two are worth the same at w = .5
+    assert asked[30, 1] == {0.5, 0.6, 0.7, 0.8, 0.9, 1.0} and asked[31, 1] == {0.0, 0.1, 0.2, 0.3, 0.4, 0.5}
 
 
 def test_scores_are_seen_on_the_scale_that_is_asked_for():

@@ -30,7 +30,7 @@ def loss(form: PairLoss, ratios=RATIOS, weight=FIRST_WINS, beta: float = 0.1) ->
     [
         (PairLoss(), -math.log(sigmoid(0.3))),
         (PairLoss(kind="ipo"), (3 - 5) ** 2),
-        (PairLoss(kind="bco"), -math.log(sigmoid(0.2 - 0.05)) - math.log(sigmoid(0.05 + 0.1))),
+        (PairLoss(kind="bco"), -math.log(sigmoid(0.2)) - math.log(sigmoid(0.1))),
         (PairLoss(divergence="js"), -math.log(sigmoid(0.1 * (math.log(sigmoid(2)) - math.log(sigmoid(-1)))))),
         (PairLoss(divergence="forward-kl"), -math.log(sigmoid(0.1 * (math.exp(1) - math.exp(-2))))),
         (PairLoss(divergence="alpha"), -math.log(sigmoid(0.1 * 2 * (math.exp(0.5) - math.exp(-1))))),
@@ -57,8 +57,9 @@ def test_a_swapped_pair_is_the_same_pair():
 
 def test_alpha_lies_between_reverse_and_forward_kl():
     ratios = torch.linspace(-3, 3, 7, dtype=torch.float64)
-    shifted = link(ratios, PairLoss(divergence="alpha", alpha=1e-7)) + 1e7  # a difference does not see the constant
-    torch.testing.assert_close(shifted, ratios, atol=1e-5, rtol=0)
+    for dtype in (torch.float32, torch.float64):
+        near = link(ratios.to(dtype), PairLoss(divergence="alpha", alpha=1e-7))
+        torch.testing.assert_close(near.double(), ratios, atol=1e-5, rtol=0)
     almost = link(ratios, PairLoss(divergence="alpha", alpha=1 - 1e-9))
     torch.testing.assert_close(almost, link(ratios, PairLoss(divergence="forward-kl")))
 
@@ -78,20 +79,23 @@ def test_gradients_equal_finite_differences_and_stay_finite_far_away(divergence)
     for kind in ("sigmoid", "ipo"):
         of_kind = partial(pair_loss, beta=0.3, form=PairLoss(kind=kind, divergence=divergence))
         assert torch.autograd.gradcheck(of_kind, (near, weight))
-    far = torch.tensor([[1e4, -1e4]], requires_grad=True)
-    value = pair_loss(far, torch.tensor([[0.5, 0.5]]), beta=1e-9, form=form)
+    far = torch.tensor([[-50.0, 3.0], [1e4, -1e4]], requires_grad=True)
+    value = pair_loss(far, torch.tensor([[1.0, 0.0], [0.5, 0.5]]), beta=1e-4, form=form)
     value.sum().backward()
     assert value.isfinite().all() and far.grad is not None and far.grad.isfinite().all()
+    assert far.grad[0, 0] < 0 and far.grad.abs().max() < 1  # a winner far below still rises, and not out of bounds
 
 
-def test_the_shift_of_bco_is_held_fixed():
+def test_bco_moves_each_response_by_itself():
     ratios = torch.tensor([[1.0, -1.0], [3.0, 2.0]], dtype=torch.float64, requires_grad=True)
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    pair_loss(ratios, weight, beta=0.5, form=PairLoss(kind="bco")).sum().backward()
-    shift = 0.5 * 1.25
+    whole = pair_loss(ratios, weight, beta=0.5, form=PairLoss(kind="bco"))
+    whole.sum().backward()
     signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
-    expected = -signs * 0.5 * torch.sigmoid(-signs * (0.5 * ratios.detach() - shift))
+    expected = -signs * 0.5 * torch.sigmoid(-signs * 0.5 * ratios.detach())
     torch.testing.assert_close(ratios.grad, expected)
+    alone = [pair_loss(ratios[[i]], weight[[i]], beta=0.5, form=PairLoss(kind="bco")) for i in range(2)]
+    torch.testing.assert_close(whole, torch.cat(alone))
 
 
 @pytest.mark.parametrize("name", ["mo-odpo", "mi-epo", "raco", "mi-epo-scalarized"])

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from learner.sequences import Evaluated
 
 Divergence = Literal["reverse-kl", "forward-kl", "js"]
-LARGEST_LOG = 10.0
-"""Of target against policy, in nats: a single response must not be all of an update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +32,9 @@ class FDpg(Method[Energies]):
     """Target p(y|x) = p0(y|x) exp(w . s(y) / beta) / Z(x), whose optimum under reverse KL is that of RLHF with beta.
 
     The gradient of D_f(pi || p) is E_pi[f'(pi / p) grad log pi]; with log(pi / p) = lr - w . s / beta + log Z and Z the
-    mean over the prompt's N responses of exp(w . s / beta - lr), which are pi's own. f': reverse KL log u, forward KL
-    -1/u (a response in proportion to how much the target prefers it), Jensen-Shannon log(2u / (1 + u)). The mean over
-    the prompt's responses is its baseline. Where all of them are worth the same, and at the target, nothing moves.
+    mean over the prompt's N responses of exp(w . s / beta - lr), which are taken for pi's own, also where they are a
+    version older. f': reverse KL log u, forward KL -1/u (a response in proportion to how much the target prefers it),
+    Jensen-Shannon log(2u / (1 + u)). The mean over the prompt's responses is its baseline. At the target nothing moves.
     """
 
     class Config(MethodSection):
@@ -80,7 +78,7 @@ def pseudo_reward(logratio: Tensor, energy: Tensor, divergence: Divergence) -> T
 
     unnormalised = energy - logratio
     log_z = unnormalised.logsumexp(0) - np.log(len(energy))
-    target_over_policy = (unnormalised - log_z).clamp(-LARGEST_LOG, LARGEST_LOG)
+    target_over_policy = unnormalised - log_z  # at most log N
     reward = {
         "reverse-kl": target_over_policy,
         "forward-kl": target_over_policy.exp(),

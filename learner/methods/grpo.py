@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from learner.sequences import Evaluated
 
 
+SMALLEST_SPREAD = 1e-9
+"""Of scores that do not tie, as a share of the largest."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advantages:
     """Example: Advantages(advantage=(.7, -.7), logprobs=((-0.2, -1.1), (-0.5,)))"""
@@ -104,9 +108,10 @@ class Grpo(Method[Advantages]):
 
 def standardized(scores: np.ndarray) -> np.ndarray:
     """[N, J] in deviations (ddof 1) from the mean over N; 0 where a column ties."""
-    spread_J = scores.std(0, ddof=1)
     centred_NJ = scores - scores.mean(0)
-    return np.divide(centred_NJ, spread_J, out=np.zeros_like(centred_NJ), where=spread_J > 0)
+    # The mean of equal numbers is not always that number, so a spread of 0 would not show a tie.
+    differs_J = np.ptp(scores, 0) > SMALLEST_SPREAD * np.maximum(1, np.abs(scores).max(0))
+    return np.divide(centred_NJ, scores.std(0, ddof=1), out=np.zeros_like(centred_NJ), where=differs_J)
 
 
 def grpo_loss(

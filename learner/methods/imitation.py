@@ -60,19 +60,19 @@ class Dpa(_Imitation):
 class UcMoa(_Imitation):
     """Every response is imitated under the w of the utility by which it ranks best (UC-MOA, arXiv 2503.10669).
 
-    Utilities u_w(s) = -sum_k w_k (1 - s_k)^power over a grid of w, s in levels [0, 1]: strictly increasing, and the
-    more curved the more they care for what is low. The paper's library is not public and its tokens are indices; here
-    the w of a utility is its token. A rank is among the prompt's responses, and of equal ranks the largest lead over
-    the responses' mean decides; a response that is best by none is left out.
+    Utilities u_w(s) = -sum_k w_k (1 - s_k)^power over a grid of w, s in levels [0, 1]: the larger the power, the more
+    what is low counts. The paper's library is not public and its tokens are indices; here the w of a utility is its
+    token. A rank is among the prompt's responses; of the utilities by which a response is the best one is drawn, and a
+    response that is best by none is left out.
     """
 
     class Config(MethodSection):
         type: Literal["uc-moa"] = "uc-moa"
         scores: Literal["quantile"] = "quantile"
-        power: float = Field(default=2.0, gt=0)
+        power: float = Field(default=2.0, ge=1)
         """Of the utilities; 1 makes them linear."""
-        steps: int = Field(default=10, ge=1, le=10)
-        """Of the grid of w, by tenths or coarser."""
+        steps: Literal[1, 2, 5, 10] = 10
+        """Of the grid of w."""
 
     config: Config
 
@@ -82,15 +82,12 @@ class UcMoa(_Imitation):
     def examples(self, group: Group) -> list[Example[None]]:
         grid_WK = simplex_grid(group.scores.shape[1], self.config.steps)
         utility_NW = -((1 - group.scores) ** self.config.power) @ grid_WK.T
-        best_N = (utility_NW >= utility_NW.max(axis=0)) & (np.ptp(utility_NW, axis=0) > 0)
-        lead_NW = np.where(best_N, utility_NW - utility_NW.mean(axis=0), -np.inf)
-        return [
-            Example(
-                prompts=(group.asking(grid_WK[lead_W.argmax()].tolist()),),
-                responses=(response,),
-                targets=None,
-                preference=tuple(grid_WK[lead_W.argmax()].tolist()),
-            )
-            for lead_W, response in zip(lead_NW, group.responses, strict=True)
-            if np.isfinite(lead_W).any()
-        ]
+        best_NW = (utility_NW >= utility_NW.max(axis=0)) & (np.ptp(utility_NW, axis=0) > 0)
+        rng = np.random.default_rng(group.seed)
+        found = []
+        for best_W, response in zip(best_NW, group.responses, strict=True):
+            if best_W.any():
+                asked = grid_WK[rng.choice(np.flatnonzero(best_W))].tolist()
+                prompts = (group.asking(asked),)
+                found.append(Example(prompts=prompts, responses=(response,), targets=None, preference=tuple(asked)))
+        return found

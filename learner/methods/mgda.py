@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Mgda(CombinedGradients):
-    """The update K sum_k p_k w_k g_k with p = argmin over the simplex of ||sum_k p_k w_k g_k||, g_k as in `raco`.
+SMALLEST_GRADIENT = 1e-12
+"""Squared length of an objective's gradient that counts, as a share of all of them."""
 
-    It lowers no objective's loss to first order, or stops where none can be lowered without another. The gradients are
-    weighed by w before they are mixed, so that an objective without weight has no say; equal, orthogonal gradients give
-    p = 1/K, which is `mo-odpo-per-objective`.
+
+class Mgda(CombinedGradients):
+    """The update sum_k p_k g_k / w_k with p = argmin over the simplex of ||sum_k p_k g_k / w_k||, g_k as in `raco`.
+
+    To first order it raises no objective's loss, and lowers each in proportion to its w: <g_k, u> = w_k ||u||^2 for the
+    update u and every k with p_k > 0. It stops where none can be lowered without another. MGDA has no w; dividing by it
+    is what makes one steer. An objective without weight, or without a gradient, has no say. Orthogonal gradients of one
+    length give `mo-odpo-per-objective`, to whose length at even weights the update is scaled.
     """
 
     class Config(PerObjectiveSection):
@@ -31,15 +36,17 @@ class Mgda(CombinedGradients):
 
 
 def min_norm(gram: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Coefficients [K] of the weighted gradients: as many times p as there are objectives with weight, 1 elsewhere.
+    """Coefficients [K] of the weighted gradients w_k g_k: p_k / (w_k^2 n) of the n that have a say, 1 of the others.
 
     Args:
-        gram: float64 [K, K], inner products of the weighted gradients.
-        weight: float64 [K]; an objective of weight 0 has no gradient.
+        gram: float64 [K, K], <w_j g_j, w_k g_k>.
+        weight: float64 [K], w.
     """
     coefficients_K = np.ones(len(weight))
-    asked = np.flatnonzero(weight > 0)
-    own = gram[np.ix_(asked, asked)]
-    if np.trace(own) > 0:
-        coefficients_K[asked] = len(asked) * worst_mixture(own, np.zeros(len(asked)), 1.0)
+    own = np.diag(gram)
+    asked = np.flatnonzero((weight > 0) & (own > SMALLEST_GRADIENT * own.sum()))
+    if len(asked):
+        square_K = weight[asked] ** 2
+        mixed = worst_mixture(gram[np.ix_(asked, asked)] / np.outer(square_K, square_K), np.zeros(len(asked)), 1.0)
+        coefficients_K[asked] = mixed / square_K / len(asked)
     return coefficients_K

@@ -183,7 +183,7 @@ def _without_spares(example: Example[PairTargets]) -> Example[PairTargets]:
 class MoOdpoPerObjective(PairMethod):
     """L_YC alone: MO-ODPO in the form of the MI-EPO paper (arXiv 2607.01392, eq. 5), i.e. MI-EPO with beta_w = 0.
 
-    Stationary at beta_c d = logit(a1 / (a1 + a2)): a conflicting pair asks for a bounded margin.
+    With DPO's loss stationary at beta_c d = logit(a1 / (a1 + a2)): a conflicting pair asks for a bounded margin.
     """
 
     class Config(PerObjectiveSection):

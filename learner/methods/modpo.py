@@ -25,7 +25,7 @@ class MarginTargets:
     scale: float
     """1 / w_j"""
     margin: float
-    """What the other objectives add up to for the winner, weighed by w, in deviations of the start."""
+    """What the other objectives add up to for the winner, weighed by w."""
 
 
 class Modpo(Method[MarginTargets]):

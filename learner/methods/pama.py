@@ -14,7 +14,8 @@ class Pama(Grpo):
     PAMA bounds the min-norm problem of MGDA by min over the simplex of (sum_k c_k A_k)^2, whose solution for advantages
     that are not negative is the least of them, in O(K). `credit: response` takes it for every response; `batch` takes
     the least of the objectives' means over the prompt's responses, one number for all of them, as a public port does.
-    It has one trade-off; objectives of weight 0 are not asked, which is all that w does, so it is hardly steered.
+    The ratio is to the policy that sampled, as in `grpo`, where PAMA's is to the reference. It has one trade-off;
+    objectives of weight 0 are not asked, which is all that w does, so it is hardly steered.
     """
 
     class Config(PolicyGradientSection):

@@ -78,13 +78,14 @@ class Listwise(_Ranked):
     """sum_k w_k CE(softmax(s_k / temperature), softmax(beta lr)) over the N responses of a prompt.
 
     The form for more than two responses of `mo-odpo-per-objective`: the objectives' softmaxes are targets, mixed by w;
-    with two responses and a temperature near 0 it is that method. Stationary where beta lr is the log of the mixture.
+    with two responses that do not tie, and a temperature near 0, it is that method. Stationary where beta lr is the log
+    of the mixture and a constant.
     """
 
     class Config(RankedSection):
         type: Literal["listwise"] = "listwise"
         temperature: float = Field(default=1.0, gt=0)
-        """Of the targets, in deviations of the start's scores."""
+        """Of the targets, in units of the scores as the method sees them."""
 
     config: Config
 

@@ -12,9 +12,9 @@ class RewardConsistency(PairMethod):
     """DPO on the pair (i, j) with s_ik >= s_jk for every k, once strictly, and the largest w . (s_i - s_j).
 
     A winner that no objective opposes cannot raise another objective's loss to first order. Objectives of weight 0 are
-    not asked, so that w steers: at a one-hot w it is `mo-odpo`. A prompt without such a pair is left out; with two
-    responses and objectives that conflict hardly one has any, which is what more responses are for. The paper trains
-    without w and takes the largest total gap, which is the same at equal weights.
+    not asked, so that w steers: at a one-hot w it is `mo-odpo`, but for prompts on which all tie. A prompt without such
+    a pair is left out; with two responses and objectives that conflict hardly one has any, which is what more responses
+    are for. The paper trains without w and takes the largest total gap, which is the same at equal weights.
     """
 
     class Config(PairSection):
@@ -26,7 +26,7 @@ class RewardConsistency(PairMethod):
     def label(self, group: Group) -> PairTargets | None:
         asked = group.preference > 0
         gaps_NNK = (group.scores[:, None] - group.scores)[..., asked]
-        agreed_NN = (gaps_NNK >= -self.config.min_margin).all(-1) & (gaps_NNK > self.config.min_margin).any(-1)
+        agreed_NN = (gaps_NNK >= 0).all(-1) & (gaps_NNK > self.config.min_margin).any(-1)
         total_NN = np.where(agreed_NN, gaps_NNK @ group.preference[asked], -np.inf)
         winner, loser = np.unravel_index(total_NN.argmax(), total_NN.shape)
         if not agreed_NN[winner, loser]:

@@ -27,7 +27,7 @@ class Ric(Method[None]):
     policy of half-time to high targets, of which those above `quantile` in some objective are kept. In either half all
     batches are sampled by one policy, as the paper's two stages are; a level is the share of the start's responses
     that score no higher. RiC replays filtered rows of its offline stage online; here `ordinary` of the online prompts
-    ask for what a w of the recipe's sampler asks for, and pass the same filter, so no rows are kept from step to step.
+    ask for what a uniformly drawn w asks for, and pass the same filter, so no rows are kept from step to step.
     """
 
     class Config(MethodSection):

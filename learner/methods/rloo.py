@@ -1,19 +1,21 @@
 """Policy gradients with other advantages than GRPO's: RLOO and REINFORCE."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
 from learner.examples import Group
 from learner.methods.grpo import Advantages, Grpo, PolicyGradientSection
+from learner.methods.method import Work
 
 
 class Rloo(Grpo):
     """A_j = R_j - mean of the other responses' R, R = w . s (arXiv 2402.14740).
 
-    The loss is GRPO's: a clipped ratio to the policy that sampled, and a penalty for leaving the reference. At the
-    sampling policy its gradient is that of REINFORCE. Unlike GRPO's, an advantage keeps its size, so prompts on which
-    responses hardly differ move little.
+    The loss is GRPO's: a clipped ratio to the policy that sampled, the mean over a response's tokens where the paper
+    has their sum, and a penalty for leaving the reference. Unlike GRPO's, an advantage keeps its size, so prompts on
+    which responses hardly differ move little.
     """
 
     class Config(PolicyGradientSection):
@@ -27,12 +29,18 @@ class Rloo(Grpo):
 
 
 class Reinforce(Grpo):
-    """A_j = R_j, R = w . s: in deviations from the start's mean, which is its baseline."""
+    """A_j = R_j, R = w . s: in deviations from the start's mean, which is its baseline. The loss is that of `rloo`."""
 
     class Config(PolicyGradientSection):
         type: Literal["reinforce"] = "reinforce"
+        scores: Literal["standard"] = "standard"
 
     min_responses = 1
+
+    def problems(self, work: Work) -> Iterator[str]:
+        yield from super().problems(work)
+        if work.temperature == 0:
+            yield "rollout.temperature must be above 0 for a policy gradient, got 0"
 
     def label(self, group: Group) -> Advantages:
         reward_N: np.ndarray = group.scores @ group.preference
