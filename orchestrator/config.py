@@ -57,6 +57,11 @@ class TeachingConfig(Section):
     """Of AdamW, at its highest."""
 
 
+BUILT_MODELS = (MINIATURE, SMOLLM2) = ("miniature", "smollm2")
+"""Of `assets.model`, in place of a folder or a hub id: the small world's own policy, fitted here in a minute;
+SmolLM2-135M-Instruct, from the hub or from its package."""
+
+
 class AssetsConfig(Section):
     directory: Built = Field(min_length=1)
     """Folder that `{assets}` stands for in the rest of the recipe; may contain `{seed}`."""

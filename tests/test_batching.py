@@ -7,7 +7,7 @@ import pytest
 
 from actors.types import Response, Rollout
 from orchestrator.errors import BadInput
-from orchestrator.plan import make_renderer
+from orchestrator.inputs import make_renderer
 from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import Batcher, ScoredBatch, make_request
 from orchestrator.run.in_flight import load_in_flight, save_in_flight

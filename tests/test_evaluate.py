@@ -8,7 +8,7 @@ import pytest
 
 from actors.types import Response, Rollout
 from orchestrator.errors import RunFailed
-from orchestrator.plan import make_renderer
+from orchestrator.inputs import make_renderer
 from orchestrator.recipes import load_recipe
 from orchestrator.run.evaluate import Evaluator, front_metrics, measure_normalizers
 from orchestrator.run.probe import policy_and_start

@@ -21,7 +21,7 @@ SHARED = frozenset({("learner", "actors.processes"), ("learner", "actors.tensors
 """(room, file of another room) that may be imported against the arrows, by this name alone. What needs Ray, or
 torch as a file loads, and is the same in both stands there; what needs neither, in `rewards`."""
 ORCHESTRATOR = (
-    *("cli", "notebook", "bench", "run", "tasks", "plan", "cluster", "estimate"),
+    *("cli", "notebook", "bench", "run", "tasks", "plan", "inputs", "cluster", "estimate"),
     *("recipes", "trees", "config", "cards", "data", "rows", "pace", "files", "options", "packages", "errors"),
 )
 """Folders and files of `orchestrator`, the top one first: each may import itself and what stands after it."""

@@ -13,7 +13,7 @@ from orchestrator.cluster.connection import refusals
 from orchestrator.cluster.placement import Node, demands
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.estimate.shapes import count_parameters
-from orchestrator.plan import check_inputs
+from orchestrator.inputs import check_inputs
 from orchestrator.recipes import load_recipe, parse_recipe
 from tests.tiny_models import make_tiny_policy
 

@@ -13,7 +13,7 @@ from learner.methods import Merger, make_method
 from learner.soup import SoupSource, average
 from learner.types import LearnerError
 from orchestrator.errors import BadInput
-from orchestrator.plan import make_renderer
+from orchestrator.inputs import make_renderer
 from orchestrator.recipes import load_recipe
 from orchestrator.run.sampling import Scored
 from orchestrator.run.soups import RememberingRenderer, SoupSampler, part_recipes, train_parts

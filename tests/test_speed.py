@@ -20,7 +20,7 @@ from orchestrator.bench.speed.steps import measure_trl, recipe_tree
 from orchestrator.bench.speed.subjects import SIZES, make_policy, write_prompts
 from orchestrator.errors import BadInput
 from orchestrator.files import read_lines
-from orchestrator.plan import load_tokenizer
+from orchestrator.inputs import load_tokenizer
 from orchestrator.recipes import parse_recipe
 
 REPOSITORY = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from learner.methods import Combines, make_method
 from orchestrator.cards import GIB, Card
-from orchestrator.estimate.shapes import Shape, adapter_parameters, model_shape
+from orchestrator.estimate.shapes import Shape, adapter_parameters, model_shape, policy_shape
 from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, panel_name
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def gpu_loads(recipe: "Recipe", shape: Shape, card: Card) -> list[GpuLoad]:
 
 def problems(recipe: "Recipe", card: Card) -> list[str]:
     """Why the recipe cannot fit such cards, one line each; none where the policy's shape is not known."""
-    shape = model_shape(recipe.policy.model)
+    shape = policy_shape(recipe)
     if shape is None:
         return []
     found, has = [], f"{card.name} has {_gib(card.memory)} GiB"

@@ -4,8 +4,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from orchestrator.config import SMOLLM2
 from rewards.model_files import known_folder, read_json, tensor_headers
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe
+
+SMOLLM2_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +77,7 @@ def _shape(architecture: str, parameters: int, sizes: tuple[int, int, int, int, 
 _GPT2_LARGE = _shape("gpt2", 774_031_360, (36, 1280, 5120, 20, 20, 64, 50_257))
 _BEAVER = _shape("llama", 6_607_351_808, (32, 4096, 11_008, 32, 32, 128, 32_001))
 SHAPES = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _shape("llama", 134_515_008, (30, 576, 1536, 9, 3, 64, 49_152)),
+    SMOLLM2_ID: _shape("llama", 134_515_008, (30, 576, 1536, 9, 3, 64, 49_152)),
     "PKU-Alignment/alpaca-7b-reproduced": _shape("llama", 6_738_423_808, (32, 4096, 11_008, 32, 32, 128, 32_001)),
     "PKU-Alignment/beaver-7b-v1.0-cost": _BEAVER,
     "PKU-Alignment/beaver-7b-v1.0-reward": _BEAVER,
@@ -95,6 +102,15 @@ def model_shape(model: str) -> Shape | None:
         return None if parameters is None else _from_config(config, parameters)
     except (ValueError, KeyError, TypeError, ArithmeticError):
         return None
+
+
+def policy_shape(recipe: "Recipe") -> Shape | None:
+    """Of the recipe's policy; before its assets are built, of the model that it will be made from."""
+    assets, shape = recipe.assets, model_shape(recipe.policy.model)
+    if shape is not None or assets is None or Path(assets.directory).is_dir():
+        return shape
+    base = SMOLLM2 if assets.build in ("smollm2", "dialogues") else assets.model
+    return None if base is None else model_shape(SMOLLM2_ID if base == SMOLLM2 else base)
 
 
 def count_parameters(folder: Path) -> int | None:

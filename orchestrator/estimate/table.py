@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from learner.methods import make_method
 from orchestrator.cards import GIB, Card
 from orchestrator.estimate.memory import GpuLoad, engine_bytes, engine_memory, gpu_loads, host_memory, rank_memory
-from orchestrator.estimate.shapes import Shape, model_shape
+from orchestrator.estimate.shapes import Shape, policy_shape
 from orchestrator.estimate.speed import (
     BANDWIDTH_SHARE,
     PRODUCTS_SHARE,
@@ -29,7 +29,7 @@ def row(name: str, text: str) -> str:
 
 def estimate_rows(recipe: "Recipe", card: Card, prompt_tokens: float | None) -> list[str]:
     """Memory and time; `prompt_tokens`: of an average prompt, w included, where the prompts are there."""
-    shape = model_shape(recipe.policy.model)
+    shape = policy_shape(recipe)
     heading = "\nMemory (estimated; + is what passes through at the longest batch)"
     if shape is None:
         return [heading, row("policy", "unknown until it is here")]

@@ -10,7 +10,7 @@ from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import BadInput
 from orchestrator.files import json_line
-from orchestrator.plan import check_inputs, check_policy, check_renderer
+from orchestrator.inputs import check_inputs, check_policy, check_renderer
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.record import build_assets
 from orchestrator.run.rundir import RunDir

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cluster import connection
 from orchestrator.errors import BadInput
-from orchestrator.plan import Inputs, check_inputs
+from orchestrator.inputs import Inputs, check_inputs, check_unbuilt
 from orchestrator.run.resuming import check_goes_on
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.stopping import StopFlag
@@ -40,6 +40,8 @@ def record_run(
         else:
             for line in changes:
                 say(line)
+            if recipe.assets is not None and not Path(recipe.assets.directory).is_dir():
+                check_unbuilt(recipe)
             build_assets(recipe, say)
             inputs = check_inputs(recipe)
             for remark in inputs.remarks:

@@ -18,7 +18,7 @@ from orchestrator.cluster.failures import Failures
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.files import json_line, read_lines
-from orchestrator.plan import Inputs
+from orchestrator.inputs import Inputs
 from orchestrator.recipes import override
 from orchestrator.run.batching import Renders
 from orchestrator.run.evaluate import Evaluator

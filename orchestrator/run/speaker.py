@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from orchestrator.errors import BadInput
-from orchestrator.plan import check_renderer, load_tokenizer
+from orchestrator.inputs import check_renderer, load_tokenizer
 from orchestrator.recipes import check
 from orchestrator.run.steering import FILE_NAME, PolicyConditioning, find_experts, find_policy, load_conditioning
 from rewards.environment import is_unicode

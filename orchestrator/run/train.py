@@ -16,7 +16,7 @@ from learner.types import PoisonedUpdateError, sha256_of
 from orchestrator.cluster.failures import Failures
 from orchestrator.errors import RunFailed
 from orchestrator.files import read_lines
-from orchestrator.plan import Inputs
+from orchestrator.inputs import Inputs
 from orchestrator.run import loop
 from orchestrator.run.batching import Batcher, ScoredBatch
 from orchestrator.run.evaluate import Evaluator, measure_normalizers

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from orchestrator.errors import BadInput
-from orchestrator.plan import check_renderer
+from orchestrator.inputs import check_renderer
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded

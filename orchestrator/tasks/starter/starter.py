@@ -6,13 +6,8 @@ from pathlib import Path
 from orchestrator.errors import BadInput
 from orchestrator.tasks.assets import whole_folder
 
-FILES = {
-    "recipe.yaml": "recipe.yaml",
-    "my_rewards.py": "rewards.py",
-    "train.jsonl": "train.jsonl",
-    "heldout.jsonl": "heldout.jsonl",
-}
-"""File of this package -> file of the folder."""
+FILES = ("recipe.yaml", "my_rewards.py", "train.jsonl", "heldout.jsonl")
+"""Of this package, as they stand."""
 
 
 def write_starter(directory: Path) -> list[Path]:
@@ -24,7 +19,7 @@ def write_starter(directory: Path) -> list[Path]:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise BadInput(f"{directory}: must be a new or an empty folder")
     with whole_folder(directory) as folder:
-        for source, name in FILES.items():
-            text = resources.files(__package__).joinpath(source).read_text(encoding="utf-8")
+        for name in FILES:
+            text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
             (folder / name).write_text(text, encoding="utf-8")
-    return [directory / name for name in FILES.values()]
+    return [directory / name for name in FILES]

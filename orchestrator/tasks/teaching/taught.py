@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.config import BUILT_MODELS, MINIATURE, SMOLLM2
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from orchestrator.tasks.apart import run_apart
@@ -18,10 +19,6 @@ from rewards.prompts import Prompt
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
-
-MINIATURE, SMOLLM2 = "miniature", "smollm2"
-"""In place of a folder or a hub id: the small world's own policy, fitted here in a minute; SmolLM2-135M-Instruct, from
-the hub or from its package."""
 
 
 def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str], None] = print) -> dict[str, Any]:
@@ -40,7 +37,7 @@ def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str],
         "model": recipe.assets.model,
         "files": model_files(recipe.assets.model),
         "prompts": [[prompt.plain, dict(prompt.columns)] for prompt in asked],
-        "code": code_digest("teaching", "fitting", *({recipe.assets.model} & {MINIATURE, SMOLLM2})),
+        "code": code_digest("teaching", "fitting", *({recipe.assets.model} & {*BUILT_MODELS})),
     }
     build = partial(run_apart, _build, progress, recipe=recipe, prompts=asked)
     return build_once(directory, key, lambda folder: build(folder=folder), progress=progress)
@@ -82,7 +79,7 @@ def model_files(model: str) -> dict[str, list[int]]:
 
     Raises BadInput: no such folder is there.
     """
-    folder = None if model in (MINIATURE, SMOLLM2) else local_folder(model)
+    folder = None if model in BUILT_MODELS else local_folder(model)
     if folder is None:
         return {}
     if not folder.is_dir():

@@ -16,7 +16,7 @@ import numpy as np
 from actors.config import RolloutConfig
 from learner.types import sha256_of
 from orchestrator.errors import BadInput
-from orchestrator.plan import load_tokenizer
+from orchestrator.inputs import load_tokenizer
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig
 from orchestrator.tasks.teaching.answers import sample_answers
