@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--methods", help="comma-separated, each METHOD or METHOD@section.key=value (default: all)")
     compare.add_argument("--seeds", help="comma-separated (default: 0,1,2)")
     compare.add_argument("--beta-c", help="comma-separated; each method is compared at its own best of them")
-    compare.add_argument("--learning-rate", help="the same for a method without beta_c (grpo, ric)")
+    compare.add_argument("--learning-rate", help="the same for the methods without beta_c")
     compare.add_argument("--tune-seed", type=options.seed, help="of the runs that choose these (default: the next one)")
     compare.add_argument("--sweep", metavar="section.key=V,V,...", help="also the first method with each of the values")
     compare.add_argument("--jobs", type=int, help="runs at a time (default: 1; on a Ray cluster, as many as have room)")
@@ -108,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     init = command(_init, "write a recipe, two rewards and twenty prompts to begin with")
     init.add_argument("directory", metavar="DIR", type=options.folder)
+    init.add_argument("--model", metavar="M", help="model to steer: a folder, a hub id, or smollm2 (default: a toy)")
 
     for run, what in (
         (_fit_policy, "a starting policy by supervised training"),
@@ -352,7 +353,7 @@ def _miniature(arguments: argparse.Namespace) -> None:
 def _init(arguments: argparse.Namespace) -> None:
     from orchestrator.tasks.starter.starter import write_starter
 
-    for file in write_starter(arguments.directory):
+    for file in write_starter(arguments.directory, arguments.model):
         print(file)
 
 

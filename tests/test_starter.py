@@ -60,6 +60,19 @@ def test_a_prompt_is_shown_as_the_model_will_read_it_before_it_is_taught(tmp_pat
     assert any("must fit rollout.max_model_len - rollout.max_new_tokens" in line for line in short.refusals)
 
 
+def test_a_model_of_ones_own_gets_a_recipe_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = make_tiny_policy(tmp_path / "base with spaces", vocab=600)
+    assert main(["init", "mine", "--model", str(base)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "mine/recipe.yaml"
+    recipe = load_recipe(tmp_path / "mine" / "recipe.yaml")
+    assert recipe.assets is not None and recipe.assets.model == str(base)
+    assert recipe.preferences.conditioning.style == "chat" and recipe.learner.lora is not None
+    short = ["rollout.max_model_len=128", "rollout.max_new_tokens=32"]
+    [refusal] = plan(load_recipe(tmp_path / "mine" / "recipe.yaml", short)).refusals
+    assert "chat template" in refusal  # which a tiny policy has not
+
+
 def test_its_rewards_score_what_they_say():
     assert brevity(["q", "q"], ["one two three four five six seven", ""]) == [-7.0, -6.0]
     assert caution(["q", "q"], ["never do it , never , ask an expert .", "go on ."]) == [3.0, 0.0]
