@@ -16,10 +16,12 @@ from orchestrator.tasks.teaching.teach import (
     described_rows,
     judges_within,
     plain_prompt,
+    sampling_config,
     score_answers,
     taught_from,
 )
 from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, PythonScorerConfig
+from rewards.environment import native_dtype
 from tests.written_prompts import plain
 
 RECIPES = Path(__file__).parents[1] / "deploy" / "recipes"
@@ -88,6 +90,14 @@ def test_a_prompt_is_asked_without_w_and_with_what_else_the_recipe_writes():
     brief = ConditioningConfig(style="chat", system="Be brief.", template="{prompt} [{weights}]")
     assert asked(brief) == "system: Be brief.; user: Why?; "
     assert asked(ConditioningConfig(style="chat", system="Heed {weights}.")) == "user: Why?; "
+
+
+def test_the_model_answers_on_a_gpu_where_the_recipes_engines_have_one_and_else_on_cpu():
+    recipe = load_recipe(RECIPES / "smollm2.yaml", ["rollout.num_gpus=1", "learner.num_gpus=1", "rollout.dtype=auto"])
+    on_gpu, on_cpu = (sampling_config(recipe, gpu=gpu) for gpu in (True, False))
+    assert (on_gpu.num_gpus, on_gpu.dtype, on_gpu.colocated) == (1, "auto", False)
+    assert (on_cpu.num_gpus, on_cpu.dtype, on_cpu.threads) == (0, native_dtype(), 2)
+    assert on_gpu.temperature == on_cpu.temperature == recipe.rollout.temperature
 
 
 def test_answers_are_scored_by_the_judges_on_one_scale():

@@ -15,6 +15,7 @@ import numpy as np
 
 from actors.config import RolloutConfig
 from learner.types import sha256_of
+from orchestrator.cards import installed_gpus
 from orchestrator.errors import BadInput
 from orchestrator.inputs import load_tokenizer
 from orchestrator.tasks.apart import run_apart
@@ -82,7 +83,7 @@ def teach_to_read(
         progress,
         base,
         [plain_prompt(tokenizer, prompt, recipe.preferences.conditioning) for prompt in asked],
-        _sampling(recipe),
+        sampling_config(recipe, gpu=bool(recipe.rollout.num_gpus and installed_gpus())),
         per_prompt=teaching.answers,
         seed=recipe.seed,
         silence_s=recipe.rollout.generate_timeout_s + recipe.rollout.start_timeout_s,
@@ -198,6 +199,9 @@ def described_rows(
     return rows
 
 
-def _sampling(recipe: "Recipe") -> RolloutConfig:
-    """As the recipe's engines sample, by one engine on CPU."""
-    return recipe.rollout.model_copy(update={"num_gpus": 0, "colocated": False, "dtype": native_dtype(), "threads": 2})
+def sampling_config(recipe: "Recipe", *, gpu: bool) -> RolloutConfig:
+    """As the recipe's engines sample, by one engine in a process of its own, on a GPU or on CPU."""
+    own = {"colocated": False, "tensor_parallel_size": 1}
+    if gpu:
+        return recipe.rollout.model_copy(update={**own, "num_gpus": 1})
+    return recipe.rollout.model_copy(update={**own, "num_gpus": 0, "dtype": native_dtype(), "threads": 2})
