@@ -23,7 +23,8 @@ PAGE = """# Metrics
 
 What files, console, wandb, Ray's metrics, reports and comparisons tell of a run. A key that ends in `/<...>` stands for
 several: one of each objective, or of each stage. On the console `w.reward` is `weighted_reward` and `id.acc`
-`identification_accuracy`. A share is stored in [0, 1] and shown in percent; log-probabilities are those of whole responses.
+`identification_accuracy`. A share is stored in [0, 1] and shown in percent; log-probabilities are those of whole
+responses.
 
 ## The main ones in formulas
 
