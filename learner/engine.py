@@ -24,10 +24,14 @@ from learner.dealing import Share
 from learner.examples import Example
 from learner.methods import Combines, MethodSection, make_method
 from learner.policy import check_settings, load_policy, load_reference, save_policy_folder
+from learner.precision import bfloat16_gain, remark
 from learner.sequences import Evaluated, SequenceBlock, pack_examples, pack_sequences
 from learner.types import PoisonedUpdateError, StepReport
 from learner.weights import AdapterSource, BucketSource, WeightSource
-from rewards.environment import derive_seed
+from rewards.environment import derive_seed, native_dtype
+
+SMALL_MODEL = 10_000_000
+"""Parameters below which a step is not made of large products."""
 
 
 class LearnerEngine:
@@ -97,10 +101,21 @@ class LearnerEngine:
 
     def remarks(self) -> tuple[str, ...]:
         """What a user should know of how this model computes, a line each."""
-        if self.config.prefix_sharing == "off" or self.policy.longest_shared:
-            return ()
-        kind = type(self.policy.causal_lm).__name__
-        return (f"{kind} computes no trees of sequences: every response passes with the whole of its prompt",)
+        said = [self._precision()]
+        if self.config.prefix_sharing != "off" and not self.policy.longest_shared:
+            kind = type(self.policy.causal_lm).__name__
+            said.append(f"{kind} computes no trees of sequences: every response passes with the whole of its prompt")
+        return tuple(filter(None, said))
+
+    def _precision(self) -> str | None:
+        """Of the learner's dtype on a processor where the other one might be the better one."""
+        sizes = self.policy.causal_lm.config
+        hidden, wide = (getattr(sizes, name, None) for name in ("hidden_size", "intermediate_size"))
+        small = sum(parameter.numel() for parameter in self.policy.parameters()) < SMALL_MODEL
+        may_gain = self.dtype == torch.bfloat16 or native_dtype() == "bfloat16"
+        if self.device.type != "cpu" or small or not may_gain or not hidden or not wide:
+            return None
+        return remark(self.dtype, bfloat16_gain(self.config.logprob_chunk_tokens, hidden, wide))
 
     def update(self, share: Share) -> StepReport:
         """One optimizer step on the mean loss over all ranks' examples, of which `share` has this rank's.
