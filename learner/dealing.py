@@ -32,6 +32,8 @@ class Share(Generic[T]):
     """Examples of all ranks."""
     shared: bool
     """Whether what an example's passes begin with alike passes once."""
+    anchor: float = 1.0
+    """Of the batch."""
 
     def __post_init__(self) -> None:
         held = sum(map(len, self.micro_batches))
@@ -69,6 +71,7 @@ def deal(batch: Batch[T], *, ranks: int, micro_batch_tokens: int, longest_shared
             filler=batch.examples[tokens.index(min(tokens))],
             total=len(batch.examples),
             shared=shared,
+            anchor=batch.anchor,
         )
         for own in dealt
     ]

@@ -139,7 +139,7 @@ class LearnerEngine:
         learner_tokens = 0
         for index, (examples, part) in enumerate(_micro_batches(share)):
             self._engine.set_gradient_accumulation_boundary(index + 1 == len(share.micro_batches))
-            at = self._evaluate(examples, self._engine, shared=share.shared, reference=references[index])
+            at = self._evaluate(examples, self._engine, share, reference=references[index])
             output = self.method.loss(at, coefficients)
             # DeepSpeed averages gradients over the ranks; the loss is a mean over the examples of all of them.
             self._engine.backward(output.loss * (part * self.world_size), scale_wrt_gas=False)
@@ -153,6 +153,8 @@ class LearnerEngine:
             )
         metrics["grad_norm"] = self._optimizer_step(share.step)
         metrics["learning_rate"] = step_rate
+        if getattr(self.method.config, "kl_budget", None) is not None:
+            metrics["anchor"] = share.anchor
         if coefficients is not None:
             metrics["coefficient_max"] = float(coefficients.max())
         return StepReport(step=share.step, metrics=metrics, learner_tokens=learner_tokens)
@@ -214,10 +216,10 @@ class LearnerEngine:
             dist.destroy_process_group()
 
     def _evaluate(
-        self, examples: Sequence[Example], module: Any, *, shared: bool, reference: Tensor | None = None
+        self, examples: Sequence[Example], module: Any, share: Share, *, reference: Tensor | None = None
     ) -> Evaluated:
         """`reference`: its log-probabilities, where the same examples have passed before."""
-        block = pack_examples(examples, shared=shared, device=self.device)
+        block = pack_examples(examples, shared=share.shared, device=self.device)
         if not self.method.uses_reference or reference is not None:
             logprob = self._logprobs(module, block)
         elif self._reference is None:
@@ -226,7 +228,7 @@ class LearnerEngine:
             with torch.no_grad():
                 reference = self._reference_logprobs(block)
             logprob = self._logprobs(module, block)
-        return Evaluated(examples=examples, block=block, logprob=logprob, reference=reference)
+        return Evaluated(examples=examples, block=block, logprob=logprob, reference=reference, anchor=share.anchor)
 
     def _coefficients(self, share: Share) -> tuple[Tensor, list[Tensor | None]]:
         """[K] by the method, from its objectives' gradients over all ranks' examples; and each micro-batch's reference
@@ -239,7 +241,7 @@ class LearnerEngine:
         references: list[Tensor | None] = []
         for examples, part in _micro_batches(share):
             # Not through DeepSpeed's engine, which lets no gradient out but by its own `backward`.
-            at = self._evaluate(examples, self.policy, shared=share.shared)
+            at = self._evaluate(examples, self.policy, share)
             references.append(at.reference)
             losses_K = self.method.objective_losses(at) * part
             rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses_K]

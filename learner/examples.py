@@ -82,3 +82,5 @@ class Batch(Generic[T]):
     """Index of the step in the run, from 0; the learning rate follows from it."""
     examples: tuple[Example[T], ...]
     """May be fewer than planned where samples were dropped."""
+    anchor: float = 1.0
+    """Factor on the strength of the loss's anchor to the start, by `method.kl_budget`."""

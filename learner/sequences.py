@@ -141,6 +141,8 @@ class Evaluated(Generic[T]):
     """float32 [M], of each response token under the policy, in nats, with gradient."""
     reference: Tensor | None
     """float32 [M], the same under the frozen start; None for a method that does not use it."""
+    anchor: float = 1.0
+    """Factor on the strength of the loss's anchor to the start."""
 
     @property
     def targets(self) -> list[T]:

@@ -41,7 +41,12 @@ class FakeStages:
     done: int = 0
 
     def __post_init__(self):
-        self.batcher = SimpleNamespace(requests=lambda step: step, examples=self._examples, staleness=self._staleness)
+        self.batcher = SimpleNamespace(
+            requests=lambda step: step,
+            examples=self._examples,
+            staleness=self._staleness,
+            observe=lambda report: self.calls.append(("observe", report)),
+        )
         self.sampler = SimpleNamespace(submit=self._submit)
         self.learner = SimpleNamespace(update=self._update)
         self.fleet = SimpleNamespace(push_weights=self._push)
@@ -112,8 +117,9 @@ def test_with_no_staleness_each_batch_is_sampled_by_the_policy_it_updates():
     stages = FakeStages()
     assert run(stages, steps=2, max_staleness=0) == 2
     assert stages.calls == [
-        ("sample", 0, 0), ("update", 0), ("push", 1), ("record", 0, 1, "report"),
-        ("sample", 1, 1), ("update", 1), ("push", 2), ("record", 1, 2, "report"), ("checkpoint", 2, 2, []),
+        ("sample", 0, 0), ("update", 0), ("observe", "report"), ("push", 1), ("record", 0, 1, "report"),
+        ("sample", 1, 1), ("update", 1), ("observe", "report"), ("push", 2), ("record", 1, 2, "report"),
+        ("checkpoint", 2, 2, []),
     ]  # fmt: skip
 
 

@@ -126,8 +126,8 @@ def test_lipos_loss_of_three_responses_by_hand():
     discount = [1 / math.log(3), 1 / math.log(4), 1 / math.log(2)]
     expected = -(abs(discount[0] - discount[1]) * math.log(sigmoid(0.5)))
     expected -= abs(discount[0] - discount[2]) * math.log(sigmoid(-0.5))
-    assert lipo_lambda_loss(logratio, worth, beta=0.5).item() == pytest.approx(expected, rel=1e-5)
-    assert lipo_lambda_loss(logratio, torch.ones(3), beta=0.5).item() == 0
+    assert lipo_lambda_loss(0.5 * logratio, worth).item() == pytest.approx(expected, rel=1e-5)
+    assert lipo_lambda_loss(0.5 * logratio, torch.ones(3)).item() == 0
 
 
 def test_lipo_with_two_responses_is_dpo_with_a_weight():

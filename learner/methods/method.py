@@ -12,8 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, runtime_checkable
 
+from pydantic import Field
+
 from learner.examples import Example, Group, T
 from rewards.config import Section
+from rewards.metrics import Metric
 from rewards.normalize import Transform, log_sigmoid, standardize
 from rewards.targets import quantile_levels
 
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 
     from learner.losses import LossOutput
     from learner.sequences import Evaluated
-    from rewards.metrics import Metric
     from rewards.preferences import WeightSampler
 
 
@@ -41,6 +43,23 @@ class MethodSection(Section):
     scores: Scale = "standard"
     """What the method sees of a score, relative to the start's: deviations from the mean; `log-sigmoid`, the
     log-probability of being good (arXiv 2402.00742); or `quantile`, the share of the start's that score no higher."""
+
+
+class AnchoredSection(MethodSection):
+    """Settings of every method whose loss is anchored to the start."""
+
+    beta_c: float = Field(default=0.1, gt=0)
+    """Strength of the KL anchor in the alignment loss (the papers')."""
+    kl_budget: float | None = Field(default=None, gt=0)
+    """Nats that the mean response may be from the start. Beyond it beta_c is raised from step to step, and lowered
+    again below it, never under its own value (`anchor` in the metrics). Null: no budget."""
+
+
+ANCHOR = Metric(
+    key="anchor",
+    label="anchor",
+    definition="Factor on beta_c that `method.kl_budget` asked for in the step's update; 1 without a budget.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from learner.examples import Example, Group
-from learner.methods.method import Method, MethodSection
+from learner.methods.method import ANCHOR, AnchoredSection, Method
 from rewards.metrics import Metric
 
 if TYPE_CHECKING:
@@ -37,11 +37,9 @@ class PairTargets:
     """float64 [P, K, 2]: what each objective adds to (a1, a2)."""
 
 
-class PairSection(MethodSection):
+class PairSection(AnchoredSection):
     """Settings of every method on pairs."""
 
-    beta_c: float = Field(default=0.1, gt=0)
-    """Strength of the KL anchor in the alignment loss L_YC (the paper's)."""
     length_normalized: bool = False
     """Log-ratios per response token instead of per response (not the paper's); needs larger betas."""
     min_margin: float = Field(default=0.0, ge=0)
@@ -81,6 +79,7 @@ class PairMethod(Method[PairTargets]):
 
     config: PairSection
     metrics: ClassVar[tuple[Metric, ...]] = (
+        ANCHOR,
         Metric(
             key="loss_sft",
             label="supervised loss",
@@ -153,7 +152,7 @@ class PairMethod(Method[PairTargets]):
             logratio[1:] if self.negatives else None,
             weight_y1,
             weight_y2,
-            beta_c=self.config.beta_c,
+            beta_c=self.config.beta_c * at.anchor,
             beta_w=self.beta_w,
             stop_gradient=self.stop_gradient,
             prompt_share=share,

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from learner.examples import Example, Group
-from learner.methods.method import Method, MethodSection
+from learner.methods.method import ANCHOR, AnchoredSection, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,14 +36,13 @@ class Modpo(Method[MarginTargets]):
     At a one-hot w the margin is 0 and it is DPO. A prompt on which objective j ties is left out.
     """
 
-    class Config(MethodSection):
+    class Config(AnchoredSection):
         type: Literal["modpo"] = "modpo"
-        beta_c: float = Field(default=0.1, gt=0)
-        """Strength of the KL anchor (the paper's)."""
         least_weight: float = Field(default=0.05, gt=0, le=1)
         """Of w_j in 1 / w_j."""
 
     config: Config
+    metrics = (ANCHOR,)
 
     def responses_per_example(self, num_responses: int, num_objectives: int) -> int:
         return 2
@@ -90,7 +89,7 @@ class Modpo(Method[MarginTargets]):
             torch.tensor([getattr(targets, name) for targets in at.targets]).to(logratio_E2)
             for name in ("scale", "margin")
         )
-        return modpo_loss(logratio_E2, scale_E, margin_E, beta=self.config.beta_c)
+        return modpo_loss(logratio_E2, scale_E, margin_E, beta=self.config.beta_c * at.anchor)
 
 
 def modpo_loss(logratio: Tensor, scale: Tensor, margin: Tensor, *, beta: float) -> LossOutput:

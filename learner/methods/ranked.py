@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from learner.examples import Group
-from learner.methods.method import Method, MethodSection
+from learner.methods.method import ANCHOR, AnchoredSection, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,15 +26,9 @@ class Worth:
     """[N] of each response."""
 
 
-class RankedSection(MethodSection):
-    """Settings of the methods on whole lists."""
-
-    beta_c: float = Field(default=0.1, gt=0)
-    """Strength of the KL anchor."""
-
-
 class _Ranked(Method[Worth]):
-    config: RankedSection
+    config: AnchoredSection
+    metrics = (ANCHOR,)
 
     def loss(self, at: Evaluated[Worth], coefficients: Tensor | None = None) -> LossOutput:
         """Mean over prompts of `of_prompt`."""
@@ -45,14 +39,15 @@ class _Ranked(Method[Worth]):
         logratio_S = at.logratio()
         counts = [len(targets.worth) for targets in at.targets]
         losses = [
-            self.of_prompt(logratio_N, torch.tensor(targets.worth).to(logratio_N))
+            self.of_prompt(self.config.beta_c * at.anchor * logratio_N, torch.tensor(targets.worth).to(logratio_N))
             for logratio_N, targets in zip(logratio_S.split(counts), at.targets, strict=True)
         ]
         loss = torch.stack(losses).mean()
         parts = {"loss": loss, "loss_alignment": loss, "logratio_mean": logratio_S.mean()}
         return LossOutput(loss=loss, metrics={name: value.detach() for name, value in parts.items()})
 
-    def of_prompt(self, logratio_N: Tensor, worth_N: Tensor) -> Tensor:
+    def of_prompt(self, scaled_N: Tensor, worth_N: Tensor) -> Tensor:
+        """Its loss. `scaled_N`: beta lr of each response."""
         raise NotImplementedError
 
 
@@ -64,14 +59,14 @@ class LipoLambda(_Ranked):
     `mo-odpo` with a pair weighed by D.
     """
 
-    class Config(RankedSection):
+    class Config(AnchoredSection):
         type: Literal["lipo-lambda"] = "lipo-lambda"
 
     def label(self, group: Group) -> Worth:
         return Worth(worth=tuple((group.scores @ group.preference).tolist()))
 
-    def of_prompt(self, logratio_N: Tensor, worth_N: Tensor) -> Tensor:
-        return lipo_lambda_loss(logratio_N, worth_N, beta=self.config.beta_c)
+    def of_prompt(self, scaled_N: Tensor, worth_N: Tensor) -> Tensor:
+        return lipo_lambda_loss(scaled_N, worth_N)
 
 
 class Listwise(_Ranked):
@@ -82,7 +77,7 @@ class Listwise(_Ranked):
     of the mixture and a constant.
     """
 
-    class Config(RankedSection):
+    class Config(AnchoredSection):
         type: Literal["listwise"] = "listwise"
         temperature: float = Field(default=1.0, gt=0)
         """Of the targets, in units of the scores as the method sees them."""
@@ -95,16 +90,15 @@ class Listwise(_Ranked):
         share_NK = np.exp(scaled_NK) / np.exp(scaled_NK).sum(axis=0)
         return Worth(worth=tuple((share_NK @ group.preference).tolist()))
 
-    def of_prompt(self, logratio_N: Tensor, worth_N: Tensor) -> Tensor:
-        return -(worth_N * (self.config.beta_c * logratio_N).log_softmax(-1)).sum()
+    def of_prompt(self, scaled_N: Tensor, worth_N: Tensor) -> Tensor:
+        return -(worth_N * scaled_N.log_softmax(-1)).sum()
 
 
-def lipo_lambda_loss(logratio: Tensor, worth: Tensor, *, beta: float) -> Tensor:
-    """Of one prompt. Args: logratio, worth: float [N], lr with gradient and psi."""
+def lipo_lambda_loss(scaled: Tensor, worth: Tensor) -> Tensor:
+    """Of one prompt. Args: scaled, worth: float [N], beta lr with gradient and psi."""
     import torch
     from torch.nn.functional import logsigmoid
 
-    scaled = beta * logratio
     rank = torch.empty_like(worth)
     rank[scaled.detach().argsort(descending=True, stable=True)] = torch.arange(1, len(worth) + 1).to(worth)
     gain, discount = 2**worth, 1 / torch.log1p(rank)

@@ -13,7 +13,10 @@ import numpy as np
 from actors.types import GenerationRequest, Rollout
 from learner.examples import Batch, Group
 from learner.methods import make_method
+from learner.types import StepReport
 from orchestrator.data import PromptStream
+from orchestrator.files import Record
+from orchestrator.run.budget import KlBudget
 from rewards.environment import derive_seed
 from rewards.normalize import Normalizer
 from rewards.preferences import DirichletSampler, PromptRenderer
@@ -79,6 +82,7 @@ class Batcher:
         renderer: writes w into prompts.
         normalizer: what the method's scale of scores is relative to.
         skipped: steps that give no examples, because their update is known to be poisoned.
+        records: lines of metrics.jsonl of the steps before, when a run goes on.
     """
 
     def __init__(
@@ -89,9 +93,11 @@ class Batcher:
         normalizer: Normalizer,
         *,
         skipped: Collection[int] = (),
+        records: Sequence[Record] = (),
     ) -> None:
         self.recipe = recipe
         self.method = make_method(recipe.method)
+        self.budget = KlBudget(recipe.method, records)
         self.normalizer = normalizer
         self.prompts = prompts
         self.renderer = renderer
@@ -134,7 +140,12 @@ class Batcher:
             seen = self.method.transform(scored.scores, self.normalizer)
             groups = [self._group(scored, row, seen[row]) for row in range(len(scored.rollouts))]
         usable = [group for group in groups if len(group.responses) >= self.method.min_responses]
-        return Batch(step=step, examples=tuple(self.method.batch(usable))), pair_statistics(scored.scores)
+        batch = Batch(step=step, examples=tuple(self.method.batch(usable)), anchor=self.budget.anchor)
+        return batch, pair_statistics(scored.scores)
+
+    def observe(self, report: StepReport) -> None:
+        """What the step's update showed, which the next one may answer to."""
+        self.budget.observe(report)
 
     def _group(self, scored: ScoredBatch, row: int, scores_NK: np.ndarray) -> Group:
         """The prompt with those of its responses that have every score."""

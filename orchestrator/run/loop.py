@@ -47,6 +47,7 @@ def train(
         if batch.examples:
             with stages.recorder.stage("learn"):
                 report = stages.learner.update(batch)
+            stages.batcher.observe(report)
             policy_version += 1
             with stages.recorder.stage("sync"):
                 sync = stages.fleet.push_weights(policy_version)

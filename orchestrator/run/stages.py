@@ -29,6 +29,8 @@ class Batches(Protocol):
 
     def examples(self, scored: ScoredBatch) -> tuple[Batch, PairStatistics]: ...
 
+    def observe(self, report: StepReport) -> None: ...
+
 
 class Submits(Protocol):
     """A sampler as the loop sees it."""

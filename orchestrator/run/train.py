@@ -199,7 +199,10 @@ def _train(
     else:
         normalizers = measure_normalizers(recipe, crew.sampler, renderer, inputs.train, policy_version)
         run_dir.save_normalizers(normalizers)
-    batcher = Batcher(recipe, inputs.train, renderer, normalizers["reward"], skipped=run_dir.skipped_updates)
+    records = read_lines(run_dir.path / "metrics.jsonl")
+    batcher = Batcher(
+        recipe, inputs.train, renderer, normalizers["reward"], skipped=run_dir.skipped_updates, records=records
+    )
     probe = Probe(recipe, crew.sampler, crew.learner.token_logprobs, batcher.requests(0).requests)
     say(f"engines and learner differ by {probe(policy_version):.2g} nats a token on the same tokens")
     evaluator = Evaluator(
