@@ -10,7 +10,7 @@ from learner.config import LearnerConfig
 from learner.methods import METHODS, MethodSection, Work, make_method
 from orchestrator.cards import CARDS
 from orchestrator.packages import OWN_PACKAGES
-from rewards.config import ObjectiveConfig, Panel, PreferencesConfig, Section, Seed, panels
+from rewards.config import ObjectiveConfig, Panel, PreferencesConfig, Section, Seed, panels, single
 from rewards.paths import Built, Found, FunctionName
 from rewards.preferences import parse_preference
 
@@ -317,7 +317,7 @@ class Recipe(Section):
 
     def reaches_outside(self) -> list[str]:
         """Code that is not this project's own, servers, clusters: what to know of a recipe of someone else's."""
-        judges = [judge for each in self.objectives for judge in (each.scorer, each.audit) if judge is not None]
+        judges = [judge for each in self.objectives for judge in (*single(each.scorer), *single(each.audit))]
         functions = [judge.function for judge in judges if judge.type == "python"]
         functions += [*filter(None, [self.evaluate.attainable]), *self.evaluate.audit_statistics.values()]
         # one name: no module that a module imported; no file

@@ -16,7 +16,7 @@ from orchestrator.config import BUILT_MODELS
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from rewards import pretrained
-from rewards.config import HuggingFaceScorerConfig
+from rewards.config import HuggingFaceScorerConfig, single
 from rewards.environment import local_folder
 from rewards.judges import check_scorer
 from rewards.model_config import check_weights, max_positions, vocabulary_size
@@ -164,7 +164,7 @@ def _judge_problems(recipe: "Recipe", prompt: Prompt, is_there: Callable[[str], 
             for role in ("scorer", "audit")
             for index, objective in enumerate(recipe.objectives)
             if (judge := getattr(objective, role)) is not None
-            and not (isinstance(judge, HuggingFaceScorerConfig) and not is_there(judge.model))
+            and all(is_there(each.model) for each in single(judge) if isinstance(each, HuggingFaceScorerConfig))
         ]
         return [problem for check in checks for problem in check.result()]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
@@ -21,10 +21,9 @@ CHAT_TEMPLATE = "{prompt} {weights}"
 REPEATED = "{repeated}"
 LABEL = r"^[A-Za-z0-9]([A-Za-z0-9./_-]*[A-Za-z0-9])?$"
 NodeLabels = dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(pattern=LABEL)]]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    BeforeValidator(lambda value: native_dtype() if value == "native" else value),
-]
+_NATIVE = BeforeValidator(lambda value: native_dtype() if value == "native" else value)
+Dtype = Annotated[Literal["auto", "float32", "bfloat16"], _NATIVE]
+JudgeDtype = Annotated[Literal["float32", "bfloat16", "float16"], _NATIVE]
 """Of a model's weights and products. `native` is read as what is fastest on this machine's processor: bfloat16 where it
 multiplies bfloat16 itself, else float32; the recipe of the run says which."""
 
@@ -78,8 +77,8 @@ class HuggingFaceScorerConfig(Section):
     """Folder or hub id of a sequence classifier with its tokenizer."""
     template: str = "{prompt} {response}"
     """What the classifier reads. ``{response}`` is required, ``{prompt}`` is optional, each at most once."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of its weights and products."""
+    dtype: JudgeDtype = "float32"
+    """Of its weights and products. `native`: bfloat16 where this machine's processor multiplies it, else float32."""
     max_length: int = Field(default=512, ge=1)
     """Longest input in tokens, special tokens included. Longer inputs lose the start of the prompt."""
     batch_size: int = Field(default=64, ge=1)
@@ -186,10 +185,43 @@ class HTTPScorerConfig(Section):
         return url
 
 
-ScorerConfig = Annotated[
+SingleScorerConfig = Annotated[
     HuggingFaceScorerConfig | PythonScorerConfig | HTTPScorerConfig,
     Field(discriminator="type"),
 ]
+
+
+class EnsembleScorerConfig(Section):
+    """Several judges of one thing, whose disagreement counts against a response."""
+
+    type: Literal["ensemble"] = "ensemble"
+    members: tuple[SingleScorerConfig, ...] = Field(min_length=2)
+    """Such as reward models fitted from different seeds and halves of the data. Those of `fit-reward` are brought to
+    one scale; others must be on one."""
+    rule: Literal["lower", "least"] = "lower"
+    """`lower`: their mean less `c` standard deviations of theirs. `least`: the lowest of them."""
+    c: float = Field(default=1.0, ge=0)
+    """How much their disagreement costs."""
+
+
+ScorerConfig = Annotated[
+    HuggingFaceScorerConfig | PythonScorerConfig | HTTPScorerConfig | EnsembleScorerConfig,
+    Field(discriminator="type"),
+]
+
+
+def single(judge: ScorerConfig | None) -> tuple[SingleScorerConfig, ...]:
+    """The members of an ensemble, another judge itself, nobody without one."""
+    if isinstance(judge, EnsembleScorerConfig):
+        return judge.members
+    return () if judge is None else (judge,)
+
+
+def each_changed(judge: ScorerConfig, change: Callable[[SingleScorerConfig], SingleScorerConfig]) -> ScorerConfig:
+    """The judge, or every member of it, as `change` makes it."""
+    if isinstance(judge, EnsembleScorerConfig):
+        return judge.model_copy(update={"members": tuple(map(change, judge.members))})
+    return change(judge)
 
 
 class ObjectiveConfig(Section):
@@ -212,7 +244,7 @@ class ObjectiveConfig(Section):
     @property
     def columns(self) -> tuple[str, ...]:
         """Of the data, that its judges ask for."""
-        judges = (self.scorer, *([] if self.audit is None else [self.audit]))
+        judges = (*single(self.scorer), *single(self.audit))
         asked = (judge.columns for judge in judges if not isinstance(judge, HuggingFaceScorerConfig))
         return tuple(dict.fromkeys(itertools.chain.from_iterable(asked)))
 
@@ -220,7 +252,8 @@ class ObjectiveConfig(Section):
     def _a_gpu_is_reserved_where_one_is_named(self) -> ObjectiveConfig:
         for role in ("scorer", "audit"):
             # without one reserved, a process sees none
-            if getattr(getattr(self, role), "device", None) == "cuda" and not self.num_gpus:
+            cuda = any(getattr(judge, "device", None) == "cuda" for judge in single(getattr(self, role)))
+            if cuda and not self.num_gpus:
                 raise ValueError(f"num_gpus must be above 0 where {role}.device is cuda, got {self.num_gpus:g}")
         return self
 

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from rewards.classifier import ClassifierScorer, load_classifier, load_padding_tokenizer, make_reader
-from rewards.config import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
+from rewards.config import (
+    EnsembleScorerConfig,
+    HTTPScorerConfig,
+    HuggingFaceScorerConfig,
+    PythonScorerConfig,
+    ScorerConfig,
+)
+from rewards.ensemble import EnsembleScorer, scales_of
 from rewards.environment import describe, local_folder
 from rewards.model_config import check_weights, max_positions, read_config, vocabulary_size
 from rewards.model_files import ModelError
@@ -28,6 +35,8 @@ def build_scorer(config: ScorerConfig) -> Scorer:
         return PythonScorer(config)
     if isinstance(config, HTTPScorerConfig):
         return HTTPScorer(config)
+    if isinstance(config, EnsembleScorerConfig):
+        return EnsembleScorer(config, [build_scorer(member) for member in config.members])
     return ClassifierScorer(config)
 
 
@@ -69,6 +78,13 @@ def check_scorer(config: ScorerConfig, where: str, *, prompt: Prompt = PROBE_PRO
         prompt: one that a server or a function is asked about, if it has the columns that it asks for.
         here: whether a function needs no more than this machine has, so that it can be asked.
     """
+    if isinstance(config, EnsembleScorerConfig):
+        problems = [
+            problem
+            for index, member in enumerate(config.members)
+            for problem in check_scorer(member, f"{where}.members.{index}", prompt=prompt, here=here)
+        ]
+        return problems or _scale_problems(config, where)
     if isinstance(config, PythonScorerConfig):
         asks = here and prompt.columns.keys() >= set(config.columns)
         problem = asked_apart(config, prompt) if asks else _import_problem(config)
@@ -80,6 +96,14 @@ def check_scorer(config: ScorerConfig, where: str, *, prompt: Prompt = PROBE_PRO
         return [] if problem is None else [f"{where}.url: {problem}"]
     with _READING:
         return [f"{where}.model: {problem}" for problem in _folder_problems(config)]
+
+
+def _scale_problems(config: EnsembleScorerConfig, where: str) -> list[str]:
+    try:
+        scales_of(config)
+    except ScorerError as error:
+        return [f"{where}: {error}"]
+    return []
 
 
 def _import_problem(config: PythonScorerConfig) -> str | None:

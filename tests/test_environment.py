@@ -6,6 +6,7 @@ import pytest
 
 from actors.config import RolloutConfig
 from learner.config import LearnerConfig
+from rewards.config import HuggingFaceScorerConfig
 from rewards.environment import local_folder, model_source, native_dtype, process_environment
 
 
@@ -54,5 +55,9 @@ def test_the_native_dtype_is_what_the_processor_multiplies(flags: str, dtype: st
 
 
 def test_a_recipe_that_says_native_says_afterwards_what_that_is_here() -> None:
-    sections = (RolloutConfig.model_validate({"dtype": "native"}), LearnerConfig.model_validate({"dtype": "native"}))
+    sections = (
+        RolloutConfig.model_validate({"dtype": "native"}),
+        LearnerConfig.model_validate({"dtype": "native"}),
+        HuggingFaceScorerConfig.model_validate({"model": "m", "dtype": "native"}),
+    )
     assert {section.dtype for section in sections} == {native_dtype()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from learner.methods import Combines, make_method
 from orchestrator.cards import GIB, Card
 from orchestrator.estimate.shapes import Shape, adapter_parameters, model_shape, policy_shape
-from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, panel_name
+from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, panel_name, single
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -165,7 +165,7 @@ def engine_memory(recipe: "Recipe", shape: Shape) -> EngineMemory:
 def judge_memory(objective: ObjectiveConfig) -> Need:
     """Of an objective's classifiers, wherever they are; a judge whose shape cannot be known counts nothing."""
     needs = []
-    for judge in (objective.scorer, objective.audit):
+    for judge in (*single(objective.scorer), *single(objective.audit)):
         shape = model_shape(judge.model) if isinstance(judge, HuggingFaceScorerConfig) else None
         if shape is not None and isinstance(judge, HuggingFaceScorerConfig):
             width = WIDTH[judge.dtype]

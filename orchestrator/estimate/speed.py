@@ -12,7 +12,7 @@ from learner.methods import make_method
 from orchestrator.cards import Card
 from orchestrator.estimate.memory import engine_memory, rank_memory
 from orchestrator.estimate.shapes import Shape, model_shape
-from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig
+from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, single
 from rewards.preferences import evaluation_grid
 
 if TYPE_CHECKING:
@@ -140,10 +140,10 @@ def score_s(recipe: "Recipe", card: Card, prompt_tokens: float) -> float:
 
 def _judge_flops(recipe: "Recipe", objective: ObjectiveConfig, prompt_tokens: float) -> float:
     """Products of one objective's judge over all responses of a step; 0 for one whose shape cannot be known."""
-    judge = objective.scorer
-    shape = model_shape(judge.model) if isinstance(judge, HuggingFaceScorerConfig) else None
-    if shape is None or not isinstance(judge, HuggingFaceScorerConfig):
-        return 0.0
-    responses = recipe.loop.prompts_per_step * recipe.loop.responses_per_prompt
-    tokens = responses * min(judge.max_length, prompt_tokens + recipe.rollout.max_new_tokens)
-    return 2 * shape.parameters * tokens
+    flops, responses = 0.0, recipe.loop.prompts_per_step * recipe.loop.responses_per_prompt
+    for judge in single(objective.scorer):
+        shape = model_shape(judge.model) if isinstance(judge, HuggingFaceScorerConfig) else None
+        if shape is not None and isinstance(judge, HuggingFaceScorerConfig):
+            length = min(judge.max_length, prompt_tokens + recipe.rollout.max_new_tokens)
+            flops += 2 * shape.parameters * responses * length
+    return flops

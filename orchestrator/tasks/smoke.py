@@ -6,10 +6,12 @@ heads, objectives, method, adapters, ZeRO stage, ranks. Its numbers mean nothing
 
 import copy
 import functools
+import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,12 @@ from orchestrator.estimate.shapes import SHAPES
 from orchestrator.files import write_lines
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
+from rewards.config import PythonScorerConfig, each_changed
 from rewards.model_files import ModelError
 from rewards.pretrained import load_config
 
 if TYPE_CHECKING:
-    from rewards.config import HuggingFaceScorerConfig
+    from rewards.config import HuggingFaceScorerConfig, SingleScorerConfig
 
 SIZES = {
     "hidden_size": 64,
@@ -69,13 +72,9 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         judged |= {"replicas": 1, "num_cpus": 0.1, "num_gpus": 0, "node_labels": {}}
         for role in ("scorer", "audit"):
             scorer = getattr(objective, role)
-            if scorer is None or scorer.type == "python":
-                continue
-            if scorer.type == "http":
-                judged[role] = {"type": "python", "function": "rewards.functions:brevity"}
-                continue
-            made = _make_classifier(scorer, folder / f"{role}-{objective.name}")
-            judged[role] |= {"model": made, "dtype": "float32", "device": "cpu"}
+            if scorer is not None:
+                make_small = partial(_small_judge, folder / f"{role}-{objective.name}", itertools.count())
+                judged[role] = each_changed(scorer, make_small).model_dump(mode="json")
     tree["data"] = {name: _write_prompts(folder / f"{name}.jsonl", name) for name in ("train", "heldout")}
     tree["rollout"] |= {
         **{"num_cpus": 0.3, "num_gpus": 0, "tensor_parallel_size": 1, "node_labels": {}},
@@ -96,6 +95,17 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
     tree["telemetry"]["wandb"] = "disabled"
     tree["cluster"]["address"] = None
     return parse_recipe(tree, where=f"{recipe.name} --smoke")
+
+
+def _small_judge(path: Path, number: Iterator[int], judge: "SingleScorerConfig") -> "SingleScorerConfig":
+    """Of the judge's kind, written beside `path`; the members of an ensemble are numbered."""
+    if judge.type == "python":
+        return judge
+    if judge.type == "http":
+        return PythonScorerConfig(function="rewards.functions:brevity")
+    index = next(number)
+    made = _make_classifier(judge, path.with_name(f"{path.name}-{index}") if index else path)
+    return judge.model_copy(update={"model": made, "dtype": "float32", "device": "cpu"})
 
 
 def _model_type(model: str) -> str:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import RewardFitConfig
 from orchestrator.tasks.fitting.trainer import Example, FitReport, Row
+from rewards.ensemble import write_scale
 from rewards.reading import Reader, padding_id, tell_padding
 from rewards.scorers import ScorerError
 
@@ -72,10 +74,13 @@ def fit_reward(
         tell_padding(model, pad)
         collate = _collator(pad)
         loss = trainer.train(config, model, examples, collate, _bradley_terry, label=label, progress=progress)
-        heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, config.optimization.batch_size)
+        batch_size = config.optimization.batch_size
+        heldout_loss, heldout_accuracy = _measure(model, heldout_examples, collate, batch_size)
+        scores = _scores(model, heldout_examples or examples, collate, batch_size)
         trainer.require_finite(heldout_loss, "held-out loss")
         tell_padding(model, tokenizer.pad_token_id)
         trainer.save(model, tokenizer, output)
+        write_scale(Path(config.output), scores)
     return FitReport(
         output=config.output,
         steps=config.optimization.num_steps(len(groups)),
@@ -155,10 +160,22 @@ def _collator(pad_token_id: int) -> trainer.Collate:
     return collate
 
 
+def _rewards(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of every response [R]."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    return logits[:, 0].float()
+
+
+@torch.inference_mode()
+def _scores(model: Any, examples: Sequence[Example], collate: trainer.Collate, batch_size: int) -> np.ndarray:
+    """Of all responses."""
+    batches = trainer.batches_to_measure(model, examples, collate, batch_size)
+    return torch.cat([_rewards(model, batch) for batch in batches]).double().cpu().numpy()
+
+
 def _margins(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """r(chosen) - r(rejected) of every pair [P]."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    rewards = logits[:, 0].float()
+    rewards = _rewards(model, batch)
     return rewards[batch["pairs"][:, 0]] - rewards[batch["pairs"][:, 1]]
 
 

@@ -21,7 +21,14 @@ from orchestrator.inputs import load_tokenizer
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig
 from orchestrator.tasks.teaching.answers import sample_answers
-from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, ScorerConfig
+from rewards.config import (
+    ConditioningConfig,
+    HuggingFaceScorerConfig,
+    ScorerConfig,
+    SingleScorerConfig,
+    each_changed,
+    single,
+)
 from rewards.environment import native_dtype
 from rewards.judges import build_scorers
 from rewards.paths import is_file
@@ -44,7 +51,8 @@ def taught_from(recipe: "Recipe") -> dict[str, Any]:
     """All of the recipe that a taught policy depends on, but for its model and prompts; for `build_once`."""
     assert recipe.assets is not None
     scorers = {objective.name: objective.scorer for objective in recipe.objectives}
-    files = [scorer.function.rpartition(":")[0] for scorer in scorers.values() if scorer.type == "python"]
+    judges = [judge for scorer in scorers.values() for judge in single(scorer)]
+    files = [judge.function.rpartition(":")[0] for judge in judges if judge.type == "python"]
     return {
         "teaching": recipe.assets.teaching.model_dump(mode="json"),
         "objectives": {name: scorer.model_dump(mode="json") for name, scorer in scorers.items()},
@@ -131,13 +139,13 @@ def judges_within(folder: Path, recipe: "Recipe") -> dict[str, ScorerConfig]:
     """Objective -> its judge; one that lies in the recipe's assets is looked for in `folder`, which becomes them."""
     assert recipe.assets is not None
     assets = Path(recipe.assets.directory)
-    judges: dict[str, ScorerConfig] = {}
-    for objective in recipe.objectives:
-        judge = objective.scorer
+
+    def moved(judge: SingleScorerConfig) -> SingleScorerConfig:
         if isinstance(judge, HuggingFaceScorerConfig) and Path(judge.model).is_relative_to(assets):
-            judge = judge.model_copy(update={"model": str(folder / Path(judge.model).relative_to(assets))})
-        judges[objective.name] = judge
-    return judges
+            return judge.model_copy(update={"model": str(folder / Path(judge.model).relative_to(assets))})
+        return judge
+
+    return {objective.name: each_changed(objective.scorer, moved) for objective in recipe.objectives}
 
 
 def plain_prompt(tokenizer: Any, prompt: Prompt | str, conditioning: ConditioningConfig) -> list[int]:
