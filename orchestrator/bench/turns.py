@@ -37,7 +37,7 @@ class Part(Generic[S]):
     work: Callable[[Path, S], dict[str, Any]]
     """Given the folder of all parts; returns figures, and raises what must hold and does not."""
     rehearsed_by: str | None = None
-    """The part that is the same on CPU, where only that one runs."""
+    """The part that is the same in a rehearsal, where only that one runs."""
 
 
 def measure(

@@ -40,7 +40,7 @@ def bench(asked: Asked, *, say: Callable[[str], None] = print) -> int:
     settings = Settings(quick=asked.quick, trl=asked.trl)
     if asked.part is not None:
         return work(known[asked.part], asked.folder, settings)
-    names = asked.parts or tuple(known)
+    names = asked.parts or tuple(part.name for part in PARTS if not (asked.quick and part.rehearsed_by))
     if unknown := [name for name in names if name not in known]:
         raise BadInput(f"--parts: must be of {', '.join(known)}, got {unknown[0]!r}")
     if asked.trl is not None and not (asked.trl / "trl" / "__init__.py").is_file():

@@ -69,12 +69,22 @@ def costs(folder: Path, settings: Settings) -> dict[str, Any]:
 PARTS: tuple[Part[Settings], ...] = (
     Part(name="machine", limit_s=60, work=machine),
     Part(name="rollout-17M", limit_s=300, work=partial(rollout, size="17M", prompts=32, response_tokens=128)),
-    Part(name="rollout-135M", limit_s=600, work=partial(rollout, size=SMOLLM2, prompts=16, response_tokens=64)),
+    Part(
+        name="rollout-135M",
+        limit_s=600,
+        work=partial(rollout, size=SMOLLM2, prompts=16, response_tokens=64),
+        rehearsed_by="rollout-17M",
+    ),
     Part(name="learner-17M", limit_s=600, work=partial(learner, name="17M")),
-    Part(name="learner-17M-long-prompts", limit_s=600, work=partial(learner, name="17M long prompts")),
-    Part(name="learner-135M", limit_s=1200, work=partial(learner, name=SMOLLM2)),
+    Part(
+        name="learner-17M-long-prompts",
+        limit_s=600,
+        work=partial(learner, name="17M long prompts"),
+        rehearsed_by="learner-17M",
+    ),
+    Part(name="learner-135M", limit_s=1200, work=partial(learner, name=SMOLLM2), rehearsed_by="learner-17M"),
     Part(name="steps-117k", limit_s=600, work=partial(steps, size="117k")),
-    Part(name="steps-17M", limit_s=1200, work=partial(steps, size="17M")),
-    Part(name="steps-135M", limit_s=3600, work=partial(steps, size=SMOLLM2)),
+    Part(name="steps-17M", limit_s=1200, work=partial(steps, size="17M"), rehearsed_by="steps-117k"),
+    Part(name="steps-135M", limit_s=3600, work=partial(steps, size=SMOLLM2), rehearsed_by="steps-117k"),
     Part(name="costs", limit_s=1800, work=costs),
 )
