@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,23 @@ def test_a_part_that_crashes_or_hangs_is_told_and_the_next_one_runs(tmp_path, ca
     told = capsys.readouterr().out
     assert "no room on the card" in told and told.rstrip().endswith("2.5")
     assert "2.5" in (tmp_path / "check.md").read_text()
+
+
+def test_whoever_ends_the_measurement_ends_its_parts(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tests.test_check import part, run; "
+        "run(Path(sys.argv[1]), part('hang', limit_s=300))"
+    )
+    measuring = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY)
+    pid = tmp_path / "pid"
+    for _ in range(600):
+        if pid.is_file() and pid.read_text():
+            break
+        time.sleep(0.1)
+    child = int(pid.read_text())
+    measuring.terminate()
+    assert measuring.wait(timeout=60) == 143
+    assert not psutil.pid_exists(child)
 
 
 def test_a_part_for_which_no_time_is_left_is_told_so(tmp_path):

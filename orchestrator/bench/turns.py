@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def measure(
         command_of: starts a part's work; it leaves FOLDER/<part>.json.
         total_s: for all together; None: each has several times its own limit.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no part outlives this
     started, outcomes = time.monotonic(), []
     for part in parts:
         left = PATIENCE * part.limit_s if total_s is None else total_s - (time.monotonic() - started)
@@ -97,12 +99,16 @@ def _in_a_process(part: Part[S], folder: Path, command: list[str], limit_s: floa
     with log.open("wb") as output:
         process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         family: set[psutil.Process] = set()
-        while process.poll() is None and time.monotonic() - started < limit_s:
+        try:
+            while process.poll() is None and time.monotonic() - started < limit_s:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    family |= set(process.children(recursive=True))
+                time.sleep(0.2)
+            late = process.poll() is None
+        finally:  # also where this process is asked to end
             with contextlib.suppress(psutil.NoSuchProcess):
                 family |= set(process.children(recursive=True))
-            time.sleep(0.2)
-        late = process.poll() is None
-        _end({process, *family})
+            _end({process, *family})
     outcome: dict[str, Any] = {"part": part.name, "ok": False, "seconds": time.monotonic() - started}
     if late:
         return outcome | {"error": f"not done within {limit_s:.0f} s"}
