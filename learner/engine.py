@@ -108,12 +108,12 @@ class LearnerEngine:
         return tuple(filter(None, said))
 
     def _precision(self) -> str | None:
-        """Of the learner's dtype on a processor where the other one might be the better one."""
+        """Of the learner's dtype on a processor where the other one might be the better one; rank 0 speaks for all."""
         sizes = self.policy.causal_lm.config
         hidden, wide = (getattr(sizes, name, None) for name in ("hidden_size", "intermediate_size"))
         small = sum(parameter.numel() for parameter in self.policy.parameters()) < SMALL_MODEL
         may_gain = self.dtype == torch.bfloat16 or native_dtype() == "bfloat16"
-        if self.device.type != "cpu" or small or not may_gain or not hidden or not wide:
+        if self.rank or self.device.type != "cpu" or small or not may_gain or not hidden or not wide:
             return None
         return remark(self.dtype, bfloat16_gain(self.config.logprob_chunk_tokens, hidden, wide))
 

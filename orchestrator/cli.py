@@ -248,8 +248,6 @@ def _plan(arguments: argparse.Namespace) -> None:
     from orchestrator.recipes import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    if arguments.live and (arguments.device or arguments.gpus):
-        raise BadInput("--live: the running cluster has its own GPUs; leave --device and --gpus out")
     planned = plan(recipe, live=arguments.live, device=arguments.device, gpus=arguments.gpus)
     print(planned.text, flush=True)
     if planned.refusals:

@@ -1,6 +1,7 @@
 """The recipe: every room's section composed into one model, with the rules that bind several sections."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
@@ -325,6 +326,11 @@ class Recipe(Section):
         foreign = [function for function in functions if not own.fullmatch(function)]
         servers = [judge.url for judge in judges if judge.type == "http"]
         return sorted({*foreign, *servers, *filter(None, [self.cluster.address])})
+
+    @property
+    def is_unbuilt(self) -> bool:
+        """Whether it reads assets that are not there yet."""
+        return self.assets is not None and not Path(self.assets.directory).is_dir()
 
     @property
     def num_objectives(self) -> int:

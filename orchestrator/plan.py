@@ -5,7 +5,6 @@ Ray only when a running cluster is to be asked.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learner.methods import make_method
@@ -60,7 +59,7 @@ def describe_plan(recipe: "Recipe", inputs: Inputs | None, nodes: Sequence[Node]
             row("example", f"{example!r:.200}"),
             *(f"  {remark}" for remark in inputs.remarks),
         ]
-    if recipe.assets is not None and not Path(recipe.assets.directory).is_dir():
+    if recipe.assets is not None and recipe.is_unbuilt:
         lines.append(f"\nAssets: built by `mi-epo train` in {recipe.assets.directory} (not built yet)")
     card = card_of([card for node in nodes for card in node.cards], recipe.cluster.card)
     return "\n".join([*lines, *estimate_rows(recipe, card, inputs.mean_prompt_tokens if inputs else None)])
@@ -110,6 +109,8 @@ def plan(recipe: "Recipe", *, live: bool = False, device: str | None = None, gpu
     Raises:
         BadInput: there is no cluster to ask, no such device, or so many have no room.
     """
+    if live and (device is not None or gpus is not None):
+        raise BadInput("plan --live: the running cluster has its own GPUs; leave --device and --gpus out")
     local = connection.joins_existing(recipe) is None
     if device is not None:
         card = card_named(device)
@@ -129,16 +130,11 @@ def plan(recipe: "Recipe", *, live: bool = False, device: str | None = None, gpu
             nodes = connection.live_nodes(ask_cards=True)
         refusals = problems(recipe, card_of([card for node in nodes for card in node.cards], recipe.cluster.card))
     inputs, assets = None, recipe.assets
-    if assets is None or Path(assets.directory).is_dir():
-        try:
-            inputs = check_inputs(recipe)
-        except BadInput as error:
-            refusals.append(str(error))
-    elif assets.build is None:
+    if assets is not None and assets.build is None and recipe.is_unbuilt:
         refusals.append(f"assets.directory: must be there (the recipe does not build it), got {assets.directory!r}")
     else:
         try:
-            inputs = check_unbuilt(recipe)
+            inputs = check_unbuilt(recipe) if recipe.is_unbuilt else check_inputs(recipe)
         except BadInput as error:
             refusals.append(str(error))
     text = describe_plan(recipe, inputs, nodes)

@@ -46,19 +46,11 @@ class PolicyGradientSection(MethodSection):
     """Strength of the penalty for leaving the reference (GRPO's)."""
 
 
-class Grpo(Method[Advantages]):
-    """A_j = sum_k w_k (s_jk - mean_k) / std_k over the prompt's N responses (ddof 1); 0 where an objective ties.
+class PolicyGradient(Method[Advantages]):
+    """L = mean over responses and their tokens of -min(r A, clip(r, 1 - clip, 1 + clip) A) + kl (e^g - g - 1),
 
-    With `normalize: sum` it is GRPO's own form on R = w . s: A_j = (R_j - mean) / std.
-
-    L = mean over responses and their tokens of -min(r A, clip(r, 1 - clip, 1 + clip) A) + kl (e^g - g - 1),
-    r = pi / pi_sampler and g = log pi_ref - log pi for each token. With N = 2 only the sign of a difference counts.
+    r = pi / pi_sampler and g = log pi_ref - log pi for each token; the base of the methods that give an advantage A.
     """
-
-    class Config(PolicyGradientSection):
-        type: Literal["grpo"] = "grpo"
-        normalize: Literal["objectives", "sum"] = "objectives"
-        """What is standardised within a prompt: each objective before w adds them up (GDPO), or their sum (GRPO)."""
 
     config: PolicyGradientSection
     metrics = (
@@ -78,14 +70,6 @@ class Grpo(Method[Advantages]):
     )
     tuned_by = "learner.learning_rate"
 
-    def label(self, group: Group) -> Advantages:
-        by_sum = isinstance(self.config, Grpo.Config) and self.config.normalize == "sum"
-        if by_sum:
-            advantage_N = standardized((group.scores @ group.preference)[:, None])[:, 0]
-        else:
-            advantage_N = standardized(group.scores) @ group.preference
-        return Advantages(advantage=tuple(advantage_N.tolist()), logprobs=group.logprobs)
-
     def loss(self, at: Evaluated[Advantages], coefficients: Tensor | None = None) -> LossOutput:
         import torch
 
@@ -104,6 +88,28 @@ class Grpo(Method[Advantages]):
             clip=self.config.clip,
             kl=self.config.kl,
         )
+
+
+class Grpo(PolicyGradient):
+    """A_j = sum_k w_k (s_jk - mean_k) / std_k over the prompt's N responses (ddof 1); 0 where an objective ties.
+
+    With `normalize: sum` it is GRPO's own form on R = w . s: A_j = (R_j - mean) / std. The loss is `PolicyGradient`'s.
+    With N = 2 only the sign of a difference counts.
+    """
+
+    class Config(PolicyGradientSection):
+        type: Literal["grpo"] = "grpo"
+        normalize: Literal["objectives", "sum"] = "objectives"
+        """What is standardised within a prompt: each objective before w adds them up (GDPO), or their sum (GRPO)."""
+
+    config: Config
+
+    def label(self, group: Group) -> Advantages:
+        if self.config.normalize == "sum":
+            advantage_N = standardized((group.scores @ group.preference)[:, None])[:, 0]
+        else:
+            advantage_N = standardized(group.scores) @ group.preference
+        return Advantages(advantage=tuple(advantage_N.tolist()), logprobs=group.logprobs)
 
 
 def standardized(scores: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarginTargets:
-    """A winner and a loser. Example: MarginTargets(scale=1.43, margin=-0.2), the objective of weight .7"""
+    """Example: MarginTargets(winner=0, loser=1, scale=1.43, margin=-0.2), the objective of weight .7"""
 
+    winner: int
+    loser: int
+    """Of the prompt's responses."""
     scale: float
     """1 / w_j"""
     margin: float
@@ -48,38 +51,26 @@ class Modpo(Method[MarginTargets]):
         return 2
 
     def label(self, group: Group) -> MarginTargets | None:
-        chosen = self._chosen(group)
-        if chosen is None:
+        j = int(np.random.default_rng(group.seed).choice(len(group.preference), p=group.preference))
+        own_N = group.scores[:, j]
+        winner, loser = int(own_N.argmax()), int(own_N.argmin())
+        if own_N[winner] == own_N[loser]:
             return None
-        j, winner, loser = chosen
         others = np.arange(len(group.preference)) != j
         gap_K = group.scores[winner] - group.scores[loser]
         return MarginTargets(
+            winner=winner,
+            loser=loser,
             scale=1 / max(float(group.preference[j]), self.config.least_weight),
             margin=float(group.preference[others] @ gap_K[others]),
         )
 
     def examples(self, group: Group) -> list[Example[MarginTargets]]:
         """The winner, then the loser."""
-        targets, chosen = self.label(group), self._chosen(group)
-        if targets is None or chosen is None:
-            return []
         return [
-            Example(
-                prompts=group.prompts[:1],
-                responses=tuple(group.responses[index] for index in chosen[1:]),
-                targets=targets,
-                preference=tuple(group.preference.tolist()),
-            )
+            replace(each, responses=(each.responses[each.targets.winner], each.responses[each.targets.loser]))
+            for each in super().examples(group)
         ]
-
-    @staticmethod
-    def _chosen(group: Group) -> tuple[int, int, int] | None:
-        """(objective, its best response, its worst); None where it ties."""
-        j = int(np.random.default_rng(group.seed).choice(len(group.preference), p=group.preference))
-        own_N = group.scores[:, j]
-        winner, loser = int(own_N.argmax()), int(own_N.argmin())
-        return None if own_N[winner] == own_N[loser] else (j, winner, loser)
 
     def loss(self, at: Evaluated[MarginTargets], coefficients: Tensor | None = None) -> LossOutput:
         import torch

@@ -5,10 +5,10 @@ from typing import Literal
 import numpy as np
 
 from learner.examples import Group
-from learner.methods.grpo import Advantages, Grpo, PolicyGradientSection, standardized
+from learner.methods.grpo import Advantages, PolicyGradient, PolicyGradientSection, standardized
 
 
-class Pama(Grpo):
+class Pama(PolicyGradient):
     """A_j = min over asked k of max(s_jk - mean_k, 0) / std_k: what the least satisfied objective gains.
 
     PAMA bounds the min-norm problem of MGDA by min over the simplex of (sum_k c_k A_k)^2, whose solution for advantages

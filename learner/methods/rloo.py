@@ -6,11 +6,11 @@ from typing import Literal
 import numpy as np
 
 from learner.examples import Group
-from learner.methods.grpo import Advantages, Grpo, PolicyGradientSection
+from learner.methods.grpo import Advantages, PolicyGradient, PolicyGradientSection
 from learner.methods.method import Work
 
 
-class Rloo(Grpo):
+class Rloo(PolicyGradient):
     """A_j = R_j - mean of the other responses' R, R = w . s (arXiv 2402.14740).
 
     The loss is GRPO's: a clipped ratio to the policy that sampled, the mean over a response's tokens where the paper
@@ -28,7 +28,7 @@ class Rloo(Grpo):
         return Advantages(advantage=tuple(advantage_N.tolist()), logprobs=group.logprobs)
 
 
-class Reinforce(Grpo):
+class Reinforce(PolicyGradient):
     """A_j = R_j, R = w . s: in deviations from the start's mean, which is its baseline. The loss is that of `rloo`."""
 
     class Config(PolicyGradientSection):

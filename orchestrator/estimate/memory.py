@@ -4,14 +4,14 @@
 through at the longest batch that the recipe allows. Only what is held refuses a recipe.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from learner.methods import Combines, make_method
 from orchestrator.cards import GIB, Card
 from orchestrator.estimate.shapes import Shape, adapter_parameters, model_shape, policy_shape
-from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, panel_name, single
+from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, ScorerConfig, panel_name, single
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -165,14 +165,20 @@ def engine_memory(recipe: "Recipe", shape: Shape) -> EngineMemory:
 def judge_memory(objective: ObjectiveConfig) -> Need:
     """Of an objective's classifiers, wherever they are; a judge whose shape cannot be known counts nothing."""
     needs = []
-    for judge in (*single(objective.scorer), *single(objective.audit)):
-        shape = model_shape(judge.model) if isinstance(judge, HuggingFaceScorerConfig) else None
-        if shape is not None and isinstance(judge, HuggingFaceScorerConfig):
-            width = WIDTH[judge.dtype]
-            row = width * (2 * shape.intermediate + 4 * shape.hidden)  # of the layer that is being computed
-            work = judge.batch_size * judge.max_length * row
-            needs.append(Need(held=shape.parameters * width, work=work))
+    for judge, shape in (*classifiers(objective.scorer), *classifiers(objective.audit)):
+        width = WIDTH[judge.dtype]
+        row = width * (2 * shape.intermediate + 4 * shape.hidden)  # of the layer that is being computed
+        work = judge.batch_size * judge.max_length * row
+        needs.append(Need(held=shape.parameters * width, work=work))
     return _sum(needs)
+
+
+def classifiers(judge: ScorerConfig | None) -> Iterator[tuple[HuggingFaceScorerConfig, Shape]]:
+    """Of a judge, or of its members, those whose shape can be known here."""
+    for each in single(judge):
+        shape = model_shape(each.model) if isinstance(each, HuggingFaceScorerConfig) else None
+        if shape is not None and isinstance(each, HuggingFaceScorerConfig):
+            yield each, shape
 
 
 def engine_bytes(recipe: "Recipe", engine: EngineMemory, card: Card) -> float:

@@ -107,7 +107,7 @@ def model_shape(model: str) -> Shape | None:
 def policy_shape(recipe: "Recipe") -> Shape | None:
     """Of the recipe's policy; before its assets are built, of the model that it will be made from."""
     assets, shape = recipe.assets, model_shape(recipe.policy.model)
-    if shape is not None or assets is None or Path(assets.directory).is_dir():
+    if shape is not None or assets is None or not recipe.is_unbuilt:
         return shape
     base = SMOLLM2 if assets.build in ("smollm2", "dialogues") else assets.model
     return None if base is None else model_shape(SMOLLM2_ID if base == SMOLLM2 else base)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from learner.methods import make_method
 from orchestrator.cards import Card
-from orchestrator.estimate.memory import engine_memory, rank_memory
-from orchestrator.estimate.shapes import Shape, model_shape
-from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, single
+from orchestrator.estimate.memory import classifiers, engine_memory, rank_memory
+from orchestrator.estimate.shapes import Shape
+from rewards.config import ObjectiveConfig
 from rewards.preferences import evaluation_grid
 
 if TYPE_CHECKING:
@@ -141,9 +141,7 @@ def score_s(recipe: "Recipe", card: Card, prompt_tokens: float) -> float:
 def _judge_flops(recipe: "Recipe", objective: ObjectiveConfig, prompt_tokens: float) -> float:
     """Products of one objective's judge over all responses of a step; 0 for one whose shape cannot be known."""
     flops, responses = 0.0, recipe.loop.prompts_per_step * recipe.loop.responses_per_prompt
-    for judge in single(objective.scorer):
-        shape = model_shape(judge.model) if isinstance(judge, HuggingFaceScorerConfig) else None
-        if shape is not None and isinstance(judge, HuggingFaceScorerConfig):
-            length = min(judge.max_length, prompt_tokens + recipe.rollout.max_new_tokens)
-            flops += 2 * shape.parameters * responses * length
+    for judge, shape in classifiers(objective.scorer):
+        length = min(judge.max_length, prompt_tokens + recipe.rollout.max_new_tokens)
+        flops += 2 * shape.parameters * responses * length
     return flops

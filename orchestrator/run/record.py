@@ -40,7 +40,7 @@ def record_run(
         else:
             for line in changes:
                 say(line)
-            if recipe.assets is not None and not Path(recipe.assets.directory).is_dir():
+            if recipe.is_unbuilt:
                 check_unbuilt(recipe)
             build_assets(recipe, say)
             inputs = check_inputs(recipe)

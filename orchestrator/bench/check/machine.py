@@ -35,7 +35,7 @@ def describe_machine(*, cpu: bool) -> dict[str, Any]:
     }
     for name in ("pinned", "pageable"):
         host = torch.empty(COPIED_BYTES, dtype=torch.uint8, pin_memory=name == "pinned").fill_(1)
-        seconds = _seconds(partial(host.to, "cuda", non_blocking=True), synchronize=torch.cuda.synchronize)
+        seconds = fastest_s(partial(host.to, "cuda", non_blocking=True), synchronize=torch.cuda.synchronize)
         found[f"{name}_copy_gb_per_s"] = COPIED_BYTES / seconds / 1e9
     return found
 
@@ -52,10 +52,10 @@ def _matmul_tflops(size: int, device: str, dtype: Any) -> float:
 
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    return 2 * size**3 / _seconds(lambda: left @ right, synchronize=wait) / 1e12
+    return 2 * size**3 / fastest_s(lambda: left @ right, synchronize=wait) / 1e12
 
 
-def _seconds(work: Callable[[], object], *, synchronize: Callable[[], None], rounds: int = 10) -> float:
+def fastest_s(work: Callable[[], object], *, synchronize: Callable[[], None] = lambda: None, rounds: int = 10) -> float:
     """Of the fastest of several rounds, the first of which warms up."""
     best = float("inf")
     for _ in range(rounds):

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from orchestrator.files import read_lines
 from rewards.pretrained import load_model, load_tokenizer
 
 
@@ -34,7 +35,7 @@ def train(work: dict[str, Any]) -> list[float]:
         def on_step_end(self, *_: object, **__: object) -> None:
             ends.append(time.perf_counter())
 
-    rows = [json.loads(line)["prompt"] for line in Path(work["prompts"]).read_text(encoding="utf-8").splitlines()]
+    rows = [row["prompt"] for row in read_lines(Path(work["prompts"]))]
     rng = random.Random(0)
     data = Dataset.from_dict({"prompt": [rng.choice(rows) for _ in range(work["batch"] * work["steps"])]})
     trainer = OnlineDPOTrainer(

@@ -6,11 +6,11 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.bench.check.machine import fastest_s
 from orchestrator.bench.check.trainings import run_training
 from orchestrator.bench.speed.subjects import OBJECTIVES, make_judges, make_policy, write_prompts
 from orchestrator.errors import RunFailed
@@ -198,13 +198,8 @@ def recipe_tree(models: Path, folder: Path, work: Work) -> dict[str, Any]:
     }
 
 
-def _memcpy_seconds(size: int, rounds: int = 5) -> float:
+def _memcpy_seconds(size: int) -> float:
     import numpy as np
 
     source, target = np.ones(size, dtype=np.uint8), np.zeros(size, dtype=np.uint8)
-    best = float("inf")
-    for _ in range(rounds):
-        started = time.perf_counter()
-        np.copyto(target, source)
-        best = min(best, time.perf_counter() - started)
-    return best
+    return fastest_s(lambda: np.copyto(target, source))
