@@ -58,6 +58,21 @@ def test_a_part_that_crashes_or_hangs_is_told_and_the_next_one_runs(tmp_path, ca
     assert "2.5" in (tmp_path / "check.md").read_text()
 
 
+def test_outcomes_of_other_parts_are_kept_beside_the_new_ones(tmp_path):
+    old = {"part": "old", "ok": True, "seconds": 1.0, "figures": {}}
+    measured = measure([], tmp_path, lambda part: [], called="check", total_s=None, before=[old])
+    assert measured == [] and not (tmp_path / "check.json").exists()
+    again = measure(
+        [part("good")],
+        tmp_path,
+        lambda part: [sys.executable, "-c", SCRIPTS["good"], str(tmp_path / "good.json")],
+        called="check",
+        total_s=None,
+        before=[old],
+    )
+    assert json.loads((tmp_path / "check.json").read_text()) == [old, *again]
+
+
 def test_whoever_ends_the_measurement_ends_its_parts(tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.test_check import part, run; "

@@ -48,12 +48,14 @@ def measure(
     *,
     called: str,
     total_s: float | None,
+    before: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """All parts, each told as it ends, and their outcomes, which FOLDER/<called>.json and .md hold after every one.
 
     Args:
         command_of: starts a part's work; it leaves FOLDER/<part>.json.
         total_s: for all together; None: each has several times its own limit.
+        before: outcomes of other parts, which the files hold too.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no part outlives this
     started, outcomes = time.monotonic(), []
@@ -71,8 +73,8 @@ def measure(
             print(f"{part.name} (at most {limit_s:.0f} s) ...", flush=True)
             outcome = _in_a_process(part, folder, command_of(part), limit_s)
         outcomes.append(outcome)
-        replace_text(folder / f"{called}.json", json.dumps(finite(outcomes), indent=1) + "\n")
-        replace_text(folder / f"{called}.md", table(outcomes))
+        replace_text(folder / f"{called}.json", json.dumps(finite([*before, *outcomes]), indent=1) + "\n")
+        replace_text(folder / f"{called}.md", table([*before, *outcomes]))
         print(f"  {'ok' if outcome['ok'] else outcome['error']} ({outcome['seconds']:.0f} s)", flush=True)
     print("\n" + table(outcomes))
     return outcomes

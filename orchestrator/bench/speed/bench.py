@@ -46,17 +46,17 @@ def bench(asked: Asked, *, say: Callable[[str], None] = print) -> int:
     if asked.trl is not None and not (asked.trl / "trl" / "__init__.py").is_file():
         raise BadInput(f"--trl: must be a folder that TRL was installed into (no trl in it), got {str(asked.trl)!r}")
     asked.folder.mkdir(parents=True, exist_ok=True)
-    before = {each["part"]: each for each in _outcomes(asked.folder)}
+    before = [each for each in _outcomes(asked.folder) if each["part"] not in names]
     measured = measure(
         [known[name] for name in names],
         asked.folder,
         lambda part: _command(part, asked),
         called="bench",
         total_s=None,
+        before=before,
     )
-    found = before | {each["part"]: each for each in measured}
-    outcomes = [found[name] for name in known if name in found]
-    replace_text(asked.folder / "bench.json", json.dumps(outcomes, indent=1) + "\n")
+    order = list(known)
+    outcomes = sorted([*before, *measured], key=lambda each: order.index(each["part"]))
     if asked.output is not None:
         replace_text(asked.output, write_page(outcomes))
         say(str(asked.output))

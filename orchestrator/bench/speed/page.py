@@ -66,10 +66,10 @@ def write_page(outcomes: Sequence[Mapping[str, Any]]) -> str:
         when=time.strftime("%Y-%m-%d"),
         trl=next((found["trl"] for found in figures.values() if "trl" in found), "not installed"),
         machine=_machine(figures.get("machine", {})),
-        steps=_table(_steps(figures), failed, "steps-"),
-        learners=_table(_learners(figures), failed, "learner-"),
-        rollouts=_table(_rollouts(figures), failed, "rollout-"),
-        syncs=_table(_syncs(figures), failed, "steps-"),
+        steps=_table(_rows(figures, "steps-", STEPS, work=("work", STEP_WORK)), failed, "steps-"),
+        learners=_table(_rows(figures, "learner-", LEARNERS, work=("pairs, tokens", PAIRS)), failed, "learner-"),
+        rollouts=_table(_rows(figures, "rollout-", ROLLOUTS), failed, "rollout-"),
+        syncs=_table(_rows(figures, "steps-", SYNCS), failed, "steps-"),
         costs_size=figures.get("costs", {}).get("size", "17M"),
         costs=_table(_costs(figures.get("costs", {})), failed, "costs"),
     )
@@ -92,64 +92,51 @@ def _number(found: Mapping[str, Any], name: str, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _of_sizes(figures: Mapping[str, Mapping[str, Any]], prefix: str) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(part.removeprefix(prefix), found) for part, found in figures.items() if part.startswith(prefix) and found]
+Columns = Sequence[tuple[str, str, int]]
+"""(heading, figure, digits) of each."""
+STEPS: Columns = (
+    ("TRL, s", "trl_step_seconds", 3),
+    ("on-policy, s", "step_seconds", 3),
+    ("overlap, s", "overlap_step_seconds", 3),
+    ("TRL / on-policy", "trl_over_strict", 2),
+    ("TRL / overlap", "trl_over_overlap", 2),
+)
+LEARNERS: Columns = (
+    ("update, s", "product_seconds", 3),
+    ("padded / ours", "padded_over_product", 2),
+    ("unpadded / ours", "unpadded_over_product", 2),
+    ("mi-epo / mo-odpo", "mi_epo_over_mo_odpo", 2),
+)
+ROLLOUTS: Columns = (
+    ("vLLM, tokens/s", "vllm_tokens_per_second", 0),
+    ("rollout actor, tokens/s", "product_tokens_per_second", 0),
+    ("actor / vLLM", "ratio", 3),
+)
+SYNCS: Columns = (
+    ("MB", "sync_mb", 1),
+    ("sync, s", "sync_seconds", 4),
+    ("memcpy, s", "memcpy_seconds", 4),
+    ("memcpy / sync", "memcpy_over_sync", 2),
+    ("overlapped step / longer stage", "overlap_over_longer_stage", 2),
+)
+STEP_WORK = "{prompts} x 2, {prompt_tokens} + {answer_tokens} tokens"
+PAIRS = "{pairs}, <= {prompt} + {response}"
 
 
-def _steps(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [["policy", "work", "TRL, s", "on-policy, s", "overlap, s", "TRL / on-policy", "TRL / overlap"]]
-    for size, found in _of_sizes(figures, "steps-"):
-        rows.append(
-            [
-                size,
-                f"{found['prompts']} x 2, {found['prompt_tokens']} + {found['answer_tokens']} tokens",
-                _number(found, "trl_step_seconds", 3),
-                _number(found, "step_seconds", 3),
-                _number(found, "overlap_step_seconds", 3),
-                _number(found, "trl_over_strict", 2),
-                _number(found, "trl_over_overlap", 2),
-            ]
-        )
-    return rows
+def _rows(
+    figures: Mapping[str, Mapping[str, Any]], prefix: str, columns: Columns, *, work: tuple[str, str] | None = None
+) -> Table:
+    """A line for each part whose name begins so.
 
-
-def _learners(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [["policy", "pairs, tokens", "update, s", "padded / ours", "unpadded / ours", "mi-epo / mo-odpo"]]
-    for name, found in _of_sizes(figures, "learner-"):
-        rows.append(
-            [
-                name.partition("-")[0],
-                f"{found['pairs']}, <= {found['prompt']} + {found['response']}",
-                _number(found, "product_seconds", 3),
-                _number(found, "padded_over_product", 2),
-                _number(found, "unpadded_over_product", 2),
-                _number(found, "mi_epo_over_mo_odpo", 2),
-            ]
-        )
-    return rows
-
-
-def _rollouts(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [["policy", "vLLM, tokens/s", "rollout actor, tokens/s", "actor / vLLM"]]
-    for _, found in _of_sizes(figures, "rollout-"):
-        speeds = [_number(found, f"{side}_tokens_per_second", 0) for side in ("vllm", "product")]
-        rows.append([str(found["model"]), *speeds, _number(found, "ratio", 3)])
-    return rows
-
-
-def _syncs(figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [["policy", "MB", "sync, s", "memcpy, s", "memcpy / sync", "overlapped step / longer stage"]]
-    for size, found in _of_sizes(figures, "steps-"):
-        rows.append(
-            [
-                size,
-                _number(found, "sync_mb", 1),
-                _number(found, "sync_seconds", 4),
-                _number(found, "memcpy_seconds", 4),
-                _number(found, "memcpy_over_sync", 2),
-                _number(found, "overlap_over_longer_stage", 2),
-            ]
-        )
+    Args:
+        work: heading and template of a column that says what was measured.
+    """
+    rows = [["policy", *([work[0]] if work else []), *(heading for heading, _, _ in columns)]]
+    for part, found in figures.items():
+        if part.startswith(prefix) and found:
+            size = found.get("model") or part.removeprefix(prefix).partition("-")[0]
+            cells = [work[1].format(**found)] if work else []
+            rows.append([size, *cells, *(_number(found, figure, digits) for _, figure, digits in columns)])
     return rows
 
 
