@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orchestrator.console import CONSOLE
 from orchestrator.errors import EXIT_BAD_INPUT, EXIT_FAILED
 from orchestrator.packages import clash
 
@@ -168,7 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
+        CONSOLE.close()
         return explain(error)
+    finally:
+        CONSOLE.close()
 
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -209,12 +213,12 @@ def _train(arguments: argparse.Namespace) -> int:
     if isinstance(make_method(recipe.method), Merger):
         from orchestrator.run.soups import train_parts
 
-        code = train_parts(recipe, run_dir, resume=arguments.resume, say=_say)
+        code = train_parts(recipe, run_dir, resume=arguments.resume, say=CONSOLE.say)
     else:
         from orchestrator.bench.report import draw_figures
         from orchestrator.run.train import train
 
-        code = train(recipe, run_dir, resume=arguments.resume, say=_say, draw=draw_figures)
+        code = train(recipe, run_dir, resume=arguments.resume, say=CONSOLE.say, draw=draw_figures)
     if code == 0:
         _tell(run_dir)
     else:
@@ -228,6 +232,7 @@ def _leave(code: int) -> None:
     Symptom without it: now and then the process stays for a minute after its last word. Cause: what Ray's threads were
     waiting for when a stop during start-up ended it. Delete when `ray.shutdown` leaves nothing to be waited for.
     """
+    CONSOLE.close()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -239,7 +244,7 @@ def _tell(run_dir: Path) -> None:
 
     colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     report, table = write_report(run_dir, colored=colored)
-    _say(f"{table}\nreport  {report}")
+    CONSOLE.say(f"{table}\nreport  {report}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -259,14 +264,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from orchestrator.run.evaluation_run import evaluate
 
     recipe = load_recipe(arguments.recipe) if arguments.recipe else None
-    _tell(evaluate(arguments.target, recipe, arguments.output, say=_say))
+    _tell(evaluate(arguments.target, recipe, arguments.output, say=CONSOLE.say))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     if Path(arguments.recipe).is_dir():
         from orchestrator.bench.overlay import overlay
 
-        overlay([Path(run) for run in (arguments.recipe, *arguments.overrides)], arguments.output, say=_say)
+        overlay([Path(run) for run in (arguments.recipe, *arguments.overrides)], arguments.output, say=CONSOLE.say)
         return
     from learner.methods import METHODS
     from orchestrator.bench.compare import Question, compare
@@ -298,7 +303,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         jobs=arguments.jobs,
         quick=arguments.quick,
     )
-    compare(question, arguments.recipe, arguments.overrides, arguments.output, say=_say)
+    compare(question, arguments.recipe, arguments.overrides, arguments.output, say=CONSOLE.say)
 
 
 def _results(arguments: argparse.Namespace) -> None:
@@ -337,14 +342,14 @@ def _generate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         sampling={name: value for name in names if (value := getattr(arguments, name)) is not None},
     )
-    talk(wish, sys.stdin, say=_say)
+    talk(wish, sys.stdin, say=CONSOLE.say)
 
 
 def _miniature(arguments: argparse.Namespace) -> None:
     from orchestrator.tasks.miniature.build import build_miniature
 
     objectives = tuple(name.strip() for name in arguments.objectives.split(","))
-    build_miniature(arguments.directory, objectives=objectives, seed=arguments.seed, progress=_say)
+    build_miniature(arguments.directory, objectives=objectives, seed=arguments.seed, progress=CONSOLE.say)
     print(arguments.directory)
 
 
@@ -378,8 +383,4 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     objectives = arguments.objectives and tuple(name.strip() for name in arguments.objectives.split(","))
     options = read_options({**vars(arguments), "objectives": objectives})
-    prepare(arguments.source, arguments.directory, options, progress=_say)
-
-
-def _say(text: str) -> None:
-    print(f"{text}\n", end="", flush=True)  # one write, so that lines of two threads never run together
+    prepare(arguments.source, arguments.directory, options, progress=CONSOLE.say)

@@ -1,13 +1,13 @@
-"""How far a stage is, told in lines: not too often, and with the time that is left at its pace so far."""
+"""A bar for what counts with tqdm, such as vLLM, that draws nothing and tells `Progress`."""
 
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
 
-EVERY_S = 30.0
-"""Between two lines; a stage that is done sooner tells none."""
+from orchestrator.progress import MADE_EVERY_S, how_far
 
 
 class Pace(tqdm):
@@ -24,19 +24,28 @@ class Pace(tqdm):
     monitor_interval = 0  # no thread that watches: a stage that stands still has nothing to tell
 
     def __init__(
-        self, *, say: Callable[[str], None], what: str, unit: str, total: int, every_s: float = EVERY_S, **ignored: Any
+        self,
+        *,
+        say: Callable[[str], None],
+        what: str,
+        unit: str,
+        total: int,
+        every_s: float = MADE_EVERY_S,
+        **ignored: Any,
     ) -> None:
-        self._say, self._what, self._unit = say, what, unit
+        self._say, self._what, self._unit, self._started = say, what, unit, time.monotonic()
         super().__init__(total=total, mininterval=every_s, miniters=1, leave=False, file=io.StringIO())
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Called by tqdm whenever a line is due."""
+        """Called by tqdm whenever a line is due, and with "" at the end."""
         if msg is None and 0 < self.n < self.total:
-            left = self.format_dict["elapsed"] / self.n * (self.total - self.n)
-            self._say(f"{self._what}: {self.n} of {self.total} {self._unit}, {time_left(left)}")
+            self._tell(self.n)
         return True
 
+    def close(self) -> None:
+        if not self.disable:
+            self._tell(self.total)
+        super().close()
 
-def time_left(seconds: float) -> str:
-    """Example: time_left(130.0) -> "about 2 min left" """
-    return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+    def _tell(self, done: int) -> None:
+        self._say(how_far(self._what, done, self.total, self._unit, started=self._started))

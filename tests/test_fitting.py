@@ -560,7 +560,7 @@ def _files(folder):
 def test_adapters_change_their_targets_alone_and_leave_a_plain_model(base, tmp_path):
     from safetensors.torch import load_file
 
-    steps = Optimization(steps=40, batch_size=16, learning_rate=2e-2, log_every=1)
+    steps = Optimization(steps=40, batch_size=16, learning_rate=2e-2)
     lines: list[str] = []
     trained = _load(base)
     report = fit_policy(

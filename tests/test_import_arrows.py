@@ -22,7 +22,8 @@ SHARED = frozenset({("learner", "actors.processes"), ("learner", "actors.tensors
 torch as a file loads, and is the same in both stands there; what needs neither, in `rewards`."""
 ORCHESTRATOR = (
     *("cli", "notebook", "bench", "run", "tasks", "plan", "inputs", "cluster", "estimate"),
-    *("recipes", "trees", "config", "cards", "data", "rows", "pace", "files", "options", "packages", "errors"),
+    *("recipes", "trees", "config", "cards", "data", "rows", "pace", "console", "progress", "files", "options"),
+    *("packages", "errors"),
 )
 """Folders and files of `orchestrator`, the top one first: each may import itself and what stands after it."""
 MOST_OF_A_NAME = 2

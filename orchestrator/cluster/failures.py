@@ -14,6 +14,7 @@ from actors.processes import deaths
 from learner.types import EngineLostError, RankLostError
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.files import json_line
+from orchestrator.progress import TELL
 from rewards.environment import one_line
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Failures:
         self,
         config: "ClusterConfig",
         run_dir: Path,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = TELL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config

@@ -11,6 +11,7 @@ from orchestrator.cluster.failures import Failures
 from orchestrator.errors import BadInput
 from orchestrator.files import json_line
 from orchestrator.inputs import check_inputs, check_policy, check_renderer
+from orchestrator.progress import TELL
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.record import build_assets
 from orchestrator.run.rundir import RunDir
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
 
-def evaluate(target: Path, recipe: "Recipe | None", output: Path | None, *, say: Callable[[str], None] = print) -> Path:
+def evaluate(target: Path, recipe: "Recipe | None", output: Path | None, *, say: Callable[[str], None] = TELL) -> Path:
     """Evaluate `target` (a run directory or a policy folder) into a run directory of its own; returns that.
 
     A run brings its recipe and its frozen normaliser; a bare policy folder needs a recipe, and the normaliser is then

@@ -19,6 +19,7 @@ from learner.types import LearnerError, read_meta, sha256_of
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.files import keep_lines, locked, read_lines, replace_text
+from orchestrator.progress import TELL
 from orchestrator.recipes import dump_recipe, parse_recipe, read_record
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.trees import read_yaml
@@ -222,7 +223,7 @@ class RunDir:
         return path
 
     def latest_checkpoint(
-        self, recipe: Recipe, say: Callable[[str], None] = print
+        self, recipe: Recipe, say: Callable[[str], None] = TELL
     ) -> tuple[Path, CheckpointMeta] | None:
         """Newest complete checkpoint that is whole; a damaged one is told and passed over.
 

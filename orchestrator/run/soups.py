@@ -19,6 +19,7 @@ from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.files import json_line, read_lines
 from orchestrator.inputs import Inputs
+from orchestrator.progress import TELL
 from orchestrator.recipes import override
 from orchestrator.run.batching import Renders
 from orchestrator.run.evaluate import Evaluator
@@ -47,7 +48,7 @@ PART_EVALUATION = (
 """A part's own evaluations only show that it learns; the merges are what is measured."""
 
 
-def train_parts(recipe: Recipe, run_path: Path, *, resume: bool = False, say: Say = print) -> int:
+def train_parts(recipe: Recipe, run_path: Path, *, resume: bool = False, say: Say = TELL) -> int:
     """Run a recipe whose method merges; returns the exit code, as `orchestrator.run.train.train` does.
 
     RUN/experts/ holds the parts' runs, RUN itself what the merges came to. There is no RUN/policy: there is a policy

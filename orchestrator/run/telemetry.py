@@ -1,7 +1,6 @@
 """What a run tells: metrics.jsonl and samples.jsonl always, a bar and one line per step, wandb when it is wanted."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.files import json_line
+from orchestrator.progress import TELL, Progress, how_far
 from orchestrator.run.batching import PairStatistics, ScoredBatch
 from orchestrator.run.health import Watch, find_problems
 from orchestrator.run.monitoring import Monitor, WandbLog, start_wandb
@@ -41,11 +41,13 @@ class Recorder:
         *,
         first_step: int = 0,
         policy_version: int = 0,
+        say: Callable[[str], None] = TELL,
     ) -> None:
         self.recipe = recipe
         self.run_dir = run_dir
         self.normalizer = normalizer
         self.policy_version = policy_version
+        self.say = say
         self._first_step = first_step
         self._stage_seconds: dict[str, float] = {}
         self._step_started = time.monotonic()
@@ -56,14 +58,12 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         self._metrics_file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._samples_file = (self.run_dir / "samples.jsonl").open("a", encoding="utf-8")
-        self._progress = _start_progress(self.recipe.loop.steps, self._first_step)
         self._wandb = WandbLog(partial(start_wandb, self.recipe, self.run_dir), self.say)
-        self._step_started = time.monotonic()
+        self._started = self._step_started = time.monotonic()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self.say(self._trained(self.recipe.loop.steps))
         self._monitor.close()
         self._metrics_file.close()
         self._samples_file.close()
@@ -124,13 +124,6 @@ class Recorder:
         if self._wandb.is_on:
             self._wandb.log_images(draw(self.run_dir))
 
-    def say(self, text: str) -> None:
-        """A line for a person; never breaks the bar."""
-        if getattr(self, "_progress", None) is not None:
-            self._progress.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, flush=True)
-
     def hint(self) -> str:
         return (
             f"{self._missing} prompts so far had a missing or non-finite score: look at RUN/samples.jsonl and score "
@@ -148,8 +141,11 @@ class Recorder:
 
     def _show(self, metrics: Mapping[str, Any]) -> None:
         self.say(step_line(metrics, self.recipe.loop.steps))
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=metrics["step"] + 1)
+        self.say(self._trained(metrics["step"] + 1))
+
+    def _trained(self, step: int) -> Progress:
+        steps, first = self.recipe.loop.steps, self._first_step
+        return how_far("training", step, steps, "steps", started=self._started, first=first)
 
 
 def step_line(metrics: Mapping[str, Any], steps: int) -> str:
@@ -240,17 +236,3 @@ def _samples(recipe: "Recipe", scored: ScoredBatch, policy_version: int) -> Iter
             "policy_version": rollout.min_policy_version,
             "updated_to": policy_version,
         }
-
-
-def _start_progress(steps: int, first_step: int) -> Any:
-    """A live bar on a terminal; nothing in a log file, where the lines speak for themselves."""
-    if not sys.stderr.isatty():
-        return None
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
-    progress = bars.Progress("training", *columns, console=Console(stderr=True))
-    progress.add_task("training", total=steps, completed=first_step)
-    progress.start()
-    return progress

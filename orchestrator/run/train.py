@@ -17,6 +17,7 @@ from orchestrator.cluster.failures import Failures
 from orchestrator.errors import RunFailed
 from orchestrator.files import read_lines
 from orchestrator.inputs import Inputs
+from orchestrator.progress import TELL, waiting
 from orchestrator.run import loop
 from orchestrator.run.batching import Batcher, ScoredBatch
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
@@ -84,7 +85,7 @@ def train(
     run_path: Path,
     *,
     resume: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = TELL,
     hire: Hire = hire_on_ray,
     draw: Draw | None = None,
 ) -> int:
@@ -197,7 +198,8 @@ def _train(
     if resumed is not None:
         normalizers = resumed.normalizers
     else:
-        normalizers = measure_normalizers(recipe, crew.sampler, renderer, inputs.train, policy_version)
+        with waiting(say, "sampling the starting policy, by whose scores every score is normalised ..."):
+            normalizers = measure_normalizers(recipe, crew.sampler, renderer, inputs.train, policy_version)
         run_dir.save_normalizers(normalizers)
     records = read_lines(run_dir.path / "metrics.jsonl")
     batcher = Batcher(
@@ -216,7 +218,7 @@ def _train(
         say=say,
     )
     with Recorder(
-        recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version
+        recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version, say=say
     ) as recorder:
         run = Run(
             recipe=recipe,

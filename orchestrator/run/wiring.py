@@ -14,6 +14,7 @@ from orchestrator.cluster.crew import Actors, start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.cluster.fleet import Fleet, Replica
 from orchestrator.cluster.judging import Judges
+from orchestrator.progress import waiting
 from orchestrator.run.sampling import Sampler
 from orchestrator.run.stages import CrewLearner, CrewSampler, Pushes
 from orchestrator.run.stopping import StopFlag
@@ -45,14 +46,14 @@ def hire_on_ray(
     recipe: "Recipe", run_name: str, failures: Failures, stop: StopFlag, say: Callable[[str], None]
 ) -> Iterator[Crew]:
     """The real crew, on the Ray cluster that the recipe joins or starts."""
-    say("starting Ray, the vLLM engines, the reward models and the learner ...")
-    with (
-        connection.connect(recipe, check=not failures.count) as context,
-        stop.installed_again(),
-        ThreadPoolExecutor(recipe.loop.max_staleness + 1, thread_name_prefix="sampler") as threads,
-        start_actors(recipe, run_name) as actors,
-        failures.attempt(),
-    ):
+    with contextlib.ExitStack() as hired:
+        with waiting(say, "starting Ray, the vLLM engines, the reward models and the learner ..."):
+            context = hired.enter_context(connection.connect(recipe, check=not failures.count))
+            hired.enter_context(stop.installed_again())
+            threads = ThreadPoolExecutor(recipe.loop.max_staleness + 1, thread_name_prefix="sampler")
+            hired.enter_context(threads)
+            actors = hired.enter_context(start_actors(recipe, run_name))
+            hired.enter_context(failures.attempt())
         if context.dashboard_url:
             say(f"Ray dashboard http://{context.dashboard_url}")
         assert actors.learner is not None

@@ -17,6 +17,7 @@ import numpy as np
 from learner.types import sha256_of
 from orchestrator.errors import BadInput
 from orchestrator.files import write_lines
+from orchestrator.progress import TELL
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.dialogues.prepare import ASSISTANT, DialoguePair, plain_prompt, read_transcripts
@@ -67,7 +68,7 @@ def build_dialogues(
     recipe: "Recipe",
     *,
     sizes: DialogueSizes = DialogueSizes(),  # noqa: B008  # immutable
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str], None] = TELL,
 ) -> dict[str, Any]:
     """Build (or find) DIR/policy, DIR/rewards/harmlessness, DIR/prompts/{train,heldout}.jsonl; returns the manifest.
 

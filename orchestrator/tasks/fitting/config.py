@@ -99,8 +99,6 @@ class Optimization(Section):
     processor multiplies bfloat16."""
     gradient_checkpointing: bool = False
     """Recompute the layers' activations in the backward pass: less memory, about a third more time."""
-    log_every: int = Field(default=50, ge=1)
-    """Optimizer steps between progress lines."""
 
     def num_steps(self, examples: int) -> int:
         """Optimizer steps on so many rows (reward model: prompts): `steps`, or epochs x ceil(examples / batch_size)."""

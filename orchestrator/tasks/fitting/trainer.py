@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from orchestrator.data import text_of
 from orchestrator.errors import BadInput, RunFailed
-from orchestrator.pace import EVERY_S, time_left
+from orchestrator.progress import how_far
 from orchestrator.rows import read_rows
 from orchestrator.tasks.fitting.config import C, FitConfig, load_fit_config
 from orchestrator.tasks.fitting.devices import require_one
@@ -86,8 +86,8 @@ class QuietTrainer(Trainer):
 
 
 class _ProgressLines(TrainerCallback):
-    def __init__(self, label: str, every: int, say: Progress | None) -> None:
-        self.label, self.every, self.say = label, every, say
+    def __init__(self, label: str, say: Progress | None) -> None:
+        self.label, self.say = label, say
         self.losses: list[float] = []
         self.started = time.monotonic()
 
@@ -97,11 +97,10 @@ class _ProgressLines(TrainerCallback):
         for name in ("loss", "grad_norm"):
             require_finite(logs.get(name), f"{self.label}: {name} of step {state.global_step}")
         self.losses.append(logs["loss"])
-        if self.say and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
-            done, left = state.global_step, state.max_steps - state.global_step
-            so_far = time.monotonic() - self.started
-            told = f", {time_left(so_far / done * left)}" if left and so_far > EVERY_S else ""
-            self.say(f"{self.label}: step {done}/{state.max_steps}, loss {logs['loss']:.3f}{told}")
+        if self.say:
+            loss = f"loss {logs['loss']:.3f}"
+            done, steps = state.global_step, state.max_steps
+            self.say(how_far(self.label, done, steps, "steps", started=self.started, also=loss))
 
 
 def train(
@@ -122,7 +121,7 @@ def train(
     """
     gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
     require_one(os.environ, gpus=gpus)
-    lines = _ProgressLines(label, config.optimization.log_every, progress)
+    lines = _ProgressLines(label, progress)
     trainer = QuietTrainer(
         model=model,
         args=_arguments(config, config.optimization.num_steps(len(examples)), gpus=gpus),

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.files import write_lines
+from orchestrator.progress import TELL
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.miniature import grammar
@@ -47,7 +48,7 @@ def build_miniature(
     *,
     objectives: Sequence[str] = ("helpfulness", "harmlessness"),
     seed: int = 0,
-    progress: Progress = print,
+    progress: Progress = TELL,
     spec: MiniatureSpec = MiniatureSpec(),  # noqa: B008  # immutable
 ) -> MiniatureAssets:
     """Returns the miniature in `directory`, building it when it is absent, damaged or made from other settings.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.files import write_lines
+from orchestrator.progress import TELL
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.smollm2.questions import split_questions
@@ -25,7 +26,7 @@ def build_smollm2(
     directory: Path,
     recipe: "Recipe",
     *,
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str], None] = TELL,
 ) -> dict[str, Any]:
     """Build (or find) DIR/policy and DIR/prompts/{train,heldout}.jsonl for this recipe; returns the manifest.
 

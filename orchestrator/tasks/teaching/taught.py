@@ -11,6 +11,7 @@ import numpy as np
 from orchestrator.config import BUILT_MODELS, MINIATURE, SMOLLM2
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
+from orchestrator.progress import TELL
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Recipe
 
 
-def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str], None] = print) -> dict[str, Any]:
+def build_taught(directory: Path, recipe: "Recipe", *, progress: Callable[[str], None] = TELL) -> dict[str, Any]:
     """Build (or find) DIR/policy for this recipe; returns the manifest.
 
     Raises:
