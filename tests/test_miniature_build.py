@@ -13,7 +13,7 @@ from orchestrator.tasks.miniature.spec import LEVELS, GateSpec, MiniatureSpec, P
 
 TINY = MiniatureSpec(
     policy=PolicySpec(steps={2: 40}, batch_size=32, learning_rate=1e-2),
-    reward=RewardSpec(num_prompts=24, responses_per_prompt=4, steps=2, prompts_per_step=4),
+    reward=RewardSpec(num_prompts=24, responses_per_prompt=4, steps=2, prompts_per_step=4, members=2),
     gate=GateSpec(min_spearman=-1.0, prompts=2, samples=1),
 )
 OBJECTIVES = ("helpfulness", "harmlessness")
@@ -70,6 +70,17 @@ def test_a_second_build_returns_at_once_and_touches_nothing(built):
 def test_the_manifest_reports_what_was_measured(built):
     assert set(built.report["policy"]["spearman"]) == set(built.report["rewards"]) == set(OBJECTIVES)
     assert set(built.report["seconds"]) == {"policy", "responses", "rewards"}
+
+
+def test_the_members_of_an_ensemble_saw_half_of_the_pairs_each_and_became_others(built):
+    weights = set()
+    for name in OBJECTIVES:
+        whole, members = built.report["rewards"][name], built.report["members"][name]
+        assert [member["pairs"] < 0.7 * whole["pairs"] for member in members] == [True, True]
+        for folder in (built.rewards[name], *built.members[name]):
+            assert (folder / "reward_scale.json").is_file()
+            weights.add((folder / "model.safetensors").read_bytes())
+    assert len(weights) == 6
 
 
 def test_a_damaged_file_is_noticed_and_the_same_seed_builds_the_same_bytes_again(built, tmp_path):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.files import write_lines
@@ -15,7 +15,11 @@ from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.miniature import grammar
 from orchestrator.tasks.miniature import spec as world
+from orchestrator.tasks.miniature.judges import fit_judges, judges_of
 from orchestrator.tasks.miniature.spec import MiniatureSpec
+
+if TYPE_CHECKING:
+    from orchestrator.tasks.miniature.fits import Responses
 
 Progress = Callable[[str], None]
 
@@ -27,16 +31,21 @@ class MiniatureAssets:
     directory: Path
     policy: Path  # Hugging Face folder of the starting policy
     rewards: dict[str, Path]  # objective -> Hugging Face folder of its reward model, in the order asked for
+    members: dict[str, tuple[Path, ...]]  # objective -> folders of further ones, for an ensemble
     train_prompts: Path  # JSONL, {"prompt": ...}
     heldout_prompts: Path
     report: dict[str, Any]  # what the build measured
 
     @classmethod
-    def at(cls, directory: Path, objectives: Sequence[str], report: dict[str, Any] | None = None) -> "MiniatureAssets":
+    def at(
+        cls, directory: Path, objectives: Sequence[str], *, members: int, report: dict[str, Any] | None = None
+    ) -> "MiniatureAssets":
+        rewards = directory / "rewards"
         return cls(
             directory=directory,
             policy=directory / "policy",
-            rewards={name: directory / "rewards" / name for name in objectives},
+            rewards={name: rewards / name for name in objectives},
+            members={name: tuple(rewards / f"{name}-{n}" for n in range(1, members + 1)) for name in objectives},
             train_prompts=directory / "prompts" / "train.jsonl",
             heldout_prompts=directory / "prompts" / "heldout.jsonl",
             report=report or {},
@@ -70,10 +79,10 @@ def build_miniature(
     manifest = build_once(
         directory,
         settings,
-        lambda folder: run_apart(_build, progress, folder, objectives, seed, spec),
+        lambda folder: _build(progress, folder, objectives, seed, spec),
         progress=progress,
     )
-    return MiniatureAssets.at(directory, objectives, manifest["report"])
+    return MiniatureAssets.at(directory, objectives, members=spec.reward.members, report=manifest["report"])
 
 
 def _checked(objectives: Sequence[str]) -> tuple[str, ...]:
@@ -86,43 +95,51 @@ def _checked(objectives: Sequence[str]) -> tuple[str, ...]:
 
 
 def _build(say: Progress, folder: Path, objectives: tuple[str, ...], seed: int, spec: MiniatureSpec) -> dict[str, Any]:
+    """Fills the folder; returns what its manifest reports."""
+    started = time.monotonic()
+    parts = MiniatureAssets.at(folder, objectives, members=spec.reward.members)
+    built, responses = run_apart(_build_policy, say, parts, seed, spec)
+    fitting = time.monotonic()
+    judges = judges_of(parts.rewards, parts.members, seed)
+    measured = fit_judges(judges, responses, spec.reward, progress=say)
+    for name in objectives:
+        report = measured[name]
+        of = f"{report['heldout_accuracy']:.1%} of {report['heldout_pairs']} held-out pairs ranked right"
+        say(f"reward model {name}: {of}")
+    ended = time.monotonic()
+    say(f"miniature built in {ended - started:.0f} s")
+    return {
+        "policy": built["policy"],
+        "rewards": {name: measured[name] for name in objectives},
+        "members": {name: [measured[member.name] for member in parts.members[name]] for name in objectives},
+        "seconds": {**built["seconds"], "rewards": round(ended - fitting, 1)},
+    }
+
+
+def _build_policy(
+    say: Progress, parts: MiniatureAssets, seed: int, spec: MiniatureSpec
+) -> tuple[dict[str, Any], "Responses"]:
+    """Prompts and starting policy; returns the report on it, and its answers that the reward models learn from."""
     import torch
 
     from orchestrator.tasks.fitting.trainer import quiet
+    from orchestrator.tasks.miniature.fits import sample_responses_to_compare
 
     torch.set_num_threads(1)  # with more, sums would depend on how many there are
-    with quiet():
-        return _build_parts(MiniatureAssets.at(folder, objectives), seed, spec, say)
-
-
-def _build_parts(parts: MiniatureAssets, seed: int, spec: MiniatureSpec, say: Progress) -> dict[str, Any]:
-    """Fills the folder; returns what its manifest reports."""
-    from orchestrator.tasks.miniature.fits import fit_reward_model, sample_responses_to_compare
-
     clock = [time.monotonic()]
     objectives = tuple(parts.rewards)
     train, heldout = grammar.split_prompts(seed)
     for file, prompts in ((parts.train_prompts, train), (parts.heldout_prompts, heldout)):
         write_lines(file, ({"prompt": prompt} for prompt in prompts))
-    policy = _fit_until_readable(parts.policy, train, objectives, seed, spec, say)
+    with quiet():
+        policy = _fit_until_readable(parts.policy, train, objectives, seed, spec, say)
+        clock.append(time.monotonic())
+        responses = sample_responses_to_compare(
+            parts.policy, train, objectives=objectives, seed=seed, settings=spec.reward
+        )
     clock.append(time.monotonic())
-    responses = sample_responses_to_compare(parts.policy, train, objectives=objectives, seed=seed, settings=spec.reward)
-    clock.append(time.monotonic())
-    rewards = {}
-    for index, (name, folder) in enumerate(parts.rewards.items()):
-        report = fit_reward_model(folder, responses, name, seed=seed + index, settings=spec.reward, progress=say)
-        say(f"reward model {name}: {report.heldout_accuracy:.1%} of {report.heldout_rows} held-out pairs ranked right")
-        rewards[name] = {
-            "pairs": report.rows,
-            "loss": report.loss,
-            "heldout_pairs": report.heldout_rows,
-            "heldout_accuracy": report.heldout_accuracy,
-        }
-    clock.append(time.monotonic())
-    say(f"miniature built in {clock[-1] - clock[0]:.0f} s")
     laps = [round(end - begin, 1) for begin, end in itertools.pairwise(clock)]
-    seconds = dict(zip(("policy", "responses", "rewards"), laps, strict=True))
-    return {"policy": policy, "rewards": rewards, "seconds": seconds}
+    return {"policy": policy, "seconds": dict(zip(("policy", "responses"), laps, strict=True))}, responses
 
 
 def _fit_until_readable(

@@ -170,6 +170,8 @@ class RewardSpec(FitSpec):
     """Of the share of judges that prefer the better response, per unit of oracle score."""
     steps: int = 220
     prompts_per_step: int = 16
+    members: int = 3
+    """Further reward models of each objective for an ensemble, each fitted on half of the prompts."""
     init_std: float = 0.05
     template: str = "{prompt} Assistant: {response}"
 
