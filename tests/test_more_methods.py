@@ -11,10 +11,12 @@ from test_methods import WORK, evaluated, group_of, label
 
 from learner.methods import METHODS, make_method
 from learner.methods.f_dpg import pseudo_reward
+from learner.methods.gradient_weights import by_influence
 from learner.methods.grpo import Advantages
 from learner.methods.mgda import min_norm
 from learner.methods.modpo import modpo_loss
 from learner.methods.ranked import lipo_lambda_loss
+from learner.methods.tchebycheff import shortfall
 from rewards.normalize import Normalizer
 
 
@@ -307,3 +309,55 @@ def test_levels_are_what_cpo_and_uc_moa_see():
     for name in ("cpo", "uc-moa", "ric"):
         seen = make_method(method(name)).transform(np.array([[-1.0, 99.0]]), base)
         assert seen.tolist() == [[0.0, 1.0]]
+
+
+# tchebycheff
+
+
+def test_tchebycheffs_winner_lacks_least_where_the_weighted_sum_would_take_an_extreme():
+    scores = [[2, 0], [0, 2], [0.9, 0.9]]  # a hollow front: the sum is 1, 1 and .9
+    targets = label("tchebycheff", scores, [0.5, 0.5])
+    (best, worst) = targets.responses[0] if targets.weight[0, 0, 0] else targets.responses[0][::-1]
+    assert best == 2 and worst in (0, 1)  # it lacks .55, the others 1
+    assert label("mo-odpo", scores, [0.5, 0.5]).responses == ((0, 2),)
+
+
+def test_what_is_lacking_is_the_largest_weighted_distance_to_the_best_and_smoothing_bounds_it():
+    scores, w = np.array([[1.0, 0.0, 5.0], [0.0, 2.0, -5.0]]), np.array([0.25, 0.75, 0.0])
+    assert shortfall(scores, w, smoothing=0.0).tolist() == [1.5, 0.25]
+    smooth = shortfall(scores, w, smoothing=0.5)
+    assert smooth == pytest.approx([0.5 * math.log(math.exp(3) + 1), 0.5 * math.log(math.exp(0.5) + 1)])
+    assert shortfall(scores, w, smoothing=1e-6) == pytest.approx([1.5, 0.25], abs=1e-5)
+
+
+def test_at_a_one_hot_w_tchebycheff_is_mo_odpo():
+    for seed in range(5):
+        scores = np.random.default_rng(seed).normal(size=(4, 3))
+        for w in np.eye(3):
+            ours, theirs = (label(name, scores, w) for name in ("tchebycheff", "mo-odpo"))
+            assert ours.responses == theirs.responses and (ours.weight == theirs.weight).all()
+
+
+# gradient-weights
+
+
+def test_an_objective_weighs_more_by_its_share_of_the_common_gradient():
+    g = np.array([[2.0, 0.0], [0.0, 1.0]])  # influences 4/5 and 1/5
+    w = np.array([0.25, 0.75])
+    gram = (w[:, None] * g) @ (w[:, None] * g).T
+    grown = w * np.exp([0.8, 0.2])
+    assert by_influence(gram, w, rate=1.0) == pytest.approx(grown / grown.sum() / w)
+
+
+def test_without_a_rate_or_with_equal_influence_nothing_is_reweighed():
+    rng = np.random.default_rng(0)
+    g, w = rng.normal(size=(3, 5)), np.array([0.2, 0.3, 0.5])
+    gram = (w[:, None] * g) @ (w[:, None] * g).T
+    assert by_influence(gram, w, rate=0.0) == pytest.approx(np.ones(3))
+    assert by_influence(np.outer(w, w), w, rate=5.0) == pytest.approx(np.ones(3))
+
+
+def test_an_objective_that_nobody_asks_for_or_without_gradients_keeps_its_coefficient():
+    gram = np.array([[0.49, 0.0], [0.0, 0.0]])
+    assert by_influence(gram, np.array([0.7, 0.0]), rate=2.0) == pytest.approx([1.0, 1.0])
+    assert by_influence(np.zeros((2, 2)), np.array([0.5, 0.5]), rate=2.0) == pytest.approx([1.0, 1.0])

@@ -8,7 +8,8 @@ modpo           the other objectives as a margin of one objective's pairs
 cpo             pairs by the distance from asked levels
 max_min         every update for the objective that is worst off
 ranked          all responses by their order: lipo-lambda, listwise
-raco, mgda      gradients of the objectives combined: clipped CAGrad, the shortest mixture
+tchebycheff     one winner, by what an asked objective lacks most
+raco, mgda, gradient_weights  gradients of the objectives combined: clipped CAGrad, the shortest mixture, by influence
 grpo            group-relative policy gradient
 rloo            policy gradient with other baselines: rloo, reinforce
 pama            policy gradient by the least served objective
@@ -34,10 +35,12 @@ _PLACES = {
     "modpo": "modpo.Modpo",
     "cpo": "cpo.Cpo",
     "max-min": "max_min.MaxMin",
+    "tchebycheff": "tchebycheff.Tchebycheff",
     "lipo-lambda": "ranked.LipoLambda",
     "listwise": "ranked.Listwise",
     "raco": "raco.Raco",
     "mgda": "mgda.Mgda",
+    "gradient-weights": "gradient_weights.GradientWeights",
     "grpo": "grpo.Grpo",
     "rloo": "rloo.Rloo",
     "reinforce": "rloo.Reinforce",

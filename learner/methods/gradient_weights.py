@@ -1,0 +1,56 @@
+"""Gradient-based dynamic reward weighting (arXiv 2509.11452): what most moves all objectives together weighs more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from learner.methods.mo_odpo import PerObjectiveSection
+from learner.methods.raco import CombinedGradients
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GradientWeights(CombinedGradients):
+    """The update sum_k w'_k g_k with w'_k proportional to w_k exp(rate I_k), I_k = <g_k, G> / ||G||^2, G = sum_j g_j.
+
+    g_k is the gradient of objective k's DPO loss as in `raco`; the influences I_k sum to 1. The paper lets the weights
+    of one run drift from even ones by policy gradients, w <- w exp(rate I); here every update starts at the w that is
+    asked, so that the policy stays steered and a step free of state, and I is a share of the common gradient instead of
+    an absolute size. rate = 0, or gradients of equal influence, is `mo-odpo-per-objective`.
+    """
+
+    class Config(PerObjectiveSection):
+        type: Literal["gradient-weights"] = "gradient-weights"
+        rate: float = Field(default=1.0, ge=0)
+        """How much influence counts."""
+
+    config: Config
+
+    def combine(self, gram: Tensor, weight: Tensor) -> Tensor:
+        import torch
+
+        return torch.from_numpy(by_influence(gram.numpy(), weight.numpy(), rate=self.config.rate))
+
+
+def by_influence(gram: np.ndarray, weight: np.ndarray, *, rate: float) -> np.ndarray:
+    """Coefficients [K] of the weighted gradients w_k g_k: w'_k / w_k of the asked objectives, 1 of the others.
+
+    Args:
+        gram: float64 [K, K], <w_j g_j, w_k g_k>.
+        weight: float64 [K], w.
+        rate: >= 0.
+    """
+    coefficients_K = np.ones(len(weight))
+    asked = np.flatnonzero(weight > 0)
+    w = weight[asked]
+    with_all_K = (gram[np.ix_(asked, asked)] / np.outer(w, w)).sum(axis=1)
+    length = with_all_K.sum()
+    if length <= 0:
+        return coefficients_K
+    grown = np.exp(rate * (with_all_K / length - (with_all_K / length).max()))
+    coefficients_K[asked] = grown * w.sum() / (w @ grown)
+    return coefficients_K
