@@ -9,7 +9,8 @@ up and the gradient is exactly the mean over the real examples. What is computed
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +173,38 @@ class LearnerEngine:
 
         Every rank must pass the same number of sequences (which may differ between ranks), `rows` at a time.
         """
-        result: list[list[float]] = []
+        of_block = self._reference_logprobs if reference else partial(self._logprobs, self._engine)
+        return [part_T.tolist() for part_T in self._of_tokens(prompt_ids, response_ids, rows, of_block)]
+
+    @torch.no_grad()
+    def top_tokens(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], *, rows: int = 8
+    ) -> list[tuple[float, float]]:
+        """Per response the means over its tokens of `learner.policy.top_of` under the policy: entropy and mass.
+
+        Collective, as `token_logprobs` is.
+        """
+
+        def of_block(block: SequenceBlock) -> Tensor:
+            return self._engine(*block.tensors(), top=True)
+
+        parts = self._of_tokens(prompt_ids, response_ids, rows, of_block)
+        return [(entropy, mass) for entropy, mass in (part_T2.mean(0).tolist() for part_T2 in parts)]
+
+    def _of_tokens(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        response_ids: Sequence[Sequence[int]],
+        rows: int,
+        of_block: Callable[[SequenceBlock], Tensor],
+    ) -> list[Tensor]:
+        """Of each response what `of_block` gives of its tokens [T, ...], `rows` sequences at a time."""
+        result: list[Tensor] = []
         self.policy.eval()  # adapter dropout off
         for first in range(0, len(prompt_ids), rows):
             responses = response_ids[first : first + rows]
             block = pack_sequences(prompt_ids[first : first + rows], responses, device=self.device)
-            logprobs_M = self._reference_logprobs(block) if reference else self._logprobs(self._engine, block)
-            parts = logprobs_M.split([len(response) for response in responses])
-            result += [part.tolist() for part in parts]
+            result += of_block(block).split([len(response) for response in responses])
         self.policy.train()
         return result
 

@@ -149,6 +149,26 @@ class LearnerGroup:
         self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], *, reference: bool = False
     ) -> list[list[float]]:
         """Per response token, log pi(token | prompt and tokens before it), under the policy or the reference."""
+        return self._of_responses("token_logprobs", prompt_ids, response_ids, reference)
+
+    def top_tokens(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
+    ) -> list[tuple[float, float]]:
+        """Per response the means over its tokens of what the policy says of the ten likeliest next tokens.
+
+        Returns:
+            (entropy, - sum p log p in nats; mass, sum p) of each response.
+        """
+        return self._of_responses("top_tokens", prompt_ids, response_ids)
+
+    def _of_responses(
+        self,
+        method: str,
+        prompt_ids: Sequence[Sequence[int]],
+        response_ids: Sequence[Sequence[int]],
+        *more: bool,
+    ) -> list:
+        """Of each response what the ranks' `method` gives, which takes prompts, responses, rows and `more`."""
         ranks, total = self.config.ranks, len(prompt_ids)
         if total != len(response_ids):
             raise ValueError(f"one response per prompt, got {total} prompts and {len(response_ids)} responses")
@@ -160,9 +180,9 @@ class LearnerGroup:
         hands = [[(rank + ranks * row) % total for row in range(width)] for rank in range(ranks)]
         longest = max(map(sum, zip(map(len, prompt_ids), map(len, response_ids), strict=True)))
         rows = max(1, self.config.micro_batch_tokens // longest)
-        shares = [([prompt_ids[i] for i in hand], [response_ids[i] for i in hand], rows, reference) for hand in hands]
-        references = self._ranks.start("token_logprobs", shares)
-        replies = self._ranks.wait(references, "token_logprobs", timeout_s=self.config.step_timeout_s)
+        shares = [([prompt_ids[i] for i in hand], [response_ids[i] for i in hand], rows, *more) for hand in hands]
+        references = self._ranks.start(method, shares)
+        replies = self._ranks.wait(references, method, timeout_s=self.config.step_timeout_s)
         return [replies[index % ranks][index // ranks] for index in range(total)]
 
     def connect(self, handles: Sequence[ActorHandle], *, workers_per_engine: int = 1) -> None:

@@ -27,6 +27,8 @@ from rewards.pretrained import load_config, load_model, load_tokenizer
 MAX_SHARD_SIZE = "5GB"
 KEPT_LOGITS_BYTES = 64 << 20
 """Logits that take more are made again in the backward pass, which costs as much as making them did."""
+TOP_TOKENS = 10
+"""Likeliest next tokens that over-optimisation shows in (arXiv 2410.11677)."""
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest difference of two ways to the same log-probability (nats) that rounding explains, by parameter dtype."""
 
@@ -60,6 +62,13 @@ def chunked_logprobs(
             [checkpoint(logprobs, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         )
     return torch.cat([logprobs(*chunk) for chunk in chunks])
+
+
+def top_of(logits_MV: Tensor) -> Tensor:
+    """float32 [M, 2] of the `TOP_TOKENS` likeliest tokens of each row: - sum p log p in nats, and sum p."""
+    logp_MK = logits_MV.log_softmax(-1).topk(min(TOP_TOKENS, logits_MV.shape[-1])).values
+    p_MK = logp_MK.exp()
+    return torch.stack([-(p_MK * logp_MK).sum(-1), p_MK.sum(-1)], -1)
 
 
 def logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
@@ -117,6 +126,7 @@ class PolicyModule(nn.Module):
         ends: Tensor | None = None,
         *,
         with_reference: bool = False,
+        top: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """float32 [M]: log pi(targets | the tokens before them). Arguments as in `learner.sequences.SequenceBlock`.
 
@@ -124,11 +134,14 @@ class PolicyModule(nn.Module):
             with_reference: give a second [M] beside it, from the model without its adapters, which has no gradient.
                 Both come from one call because ZeRO-3 prefetches by the order of modules in the last one, and forgets
                 it where a call goes another way.
+            top: give `top_of` [M, 2] instead, of the tokens that could have stood there.
         """
         inputs: dict[str, Tensor] = {"input_ids": input_ids}
         if ends is not None and depths is not None:
             dtype = self.causal_lm.get_input_embeddings().weight.dtype
             inputs |= {"position_ids": depths, "attention_mask": tree_mask(ends, dtype)}
+        if top:
+            return self._top(inputs, positions)
         if not with_reference:
             return self._logprobs(inputs, positions, targets)
         with torch.no_grad(), self.model.disable_adapter():  # type: ignore[operator]
@@ -146,6 +159,13 @@ class PolicyModule(nn.Module):
             chunk_tokens=self.chunk_tokens,
             recompute=4 * len(targets) * causal_lm.config.get_text_config().vocab_size > KEPT_LOGITS_BYTES,
         )
+
+    def _top(self, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
+        causal_lm = self.causal_lm
+        hidden_RTH = causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
+        head = causal_lm.get_output_embeddings()
+        chunks = hidden_RTH.flatten(0, 1)[positions].split(self.chunk_tokens)
+        return torch.cat([top_of(self.transform(head(hidden_mH).float())) for hidden_mH in chunks])
 
     @torch.no_grad()
     def check_head(self) -> None:

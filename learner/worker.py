@@ -80,6 +80,13 @@ class LearnerWorker:
         self._give_back_cache()
         return logprobs
 
+    def top_tokens(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], rows: int
+    ) -> list[tuple[float, float]]:
+        found = self._engine.top_tokens(prompt_ids, response_ids, rows=rows)
+        self._give_back_cache()
+        return found
+
     def connect(self, handles: Sequence[Any], backend: str, workers_per_engine: int) -> None:
         if self._sender is None:  # kept, so that what it holds of an earlier group is given back
             self._sender = self._make_sender(backend, workers_per_engine)

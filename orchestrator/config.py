@@ -124,7 +124,8 @@ class LoopConfig(Section):
     """Steps in a row without one usable example after which the run stops."""
     probe_every: int = Field(default=50, ge=0)
     """Policy versions between two comparisons of engines and learner on the same tokens (`engine_mismatch`), besides
-    those before and after the first update (0: only before); more than rounding explains ends the run."""
+    those before and after the first update and after the last (0: only before); more than rounding explains ends the
+    run."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Optimizer steps between checkpoints (0: only after the last step and when stopped); what a kill can cost at most.
     The last step always leaves one, from which `--resume` goes on with more steps."""
@@ -170,6 +171,11 @@ class HealthConfig(Section):
     """Steps in a row that a problem must be named before `rule` follows."""
     max_logratio: float = Field(default=200, gt=0)
     """Mean log-ratio of policy to reference (nats per response, either sign) above which it is called exploding."""
+    min_top_entropy: float = Field(default=0.25, ge=0, le=1)
+    """Share of the entropy over the ten likeliest next tokens, as it was after the first update, below which the policy
+    is called narrow (`top_entropy`, measured every `loop.probe_every`)."""
+    max_mass_lost: float = Field(default=0.1, ge=0, le=1)
+    """Probability that these tokens may lose together since then before it is called lost (`top_mass`)."""
     max_skipped_updates: int = Field(default=3, ge=0)
     """Updates with a loss or gradient that is not finite that a run survives: it goes back to its last checkpoint and
     leaves the update of that step out. One more ends it."""

@@ -115,6 +115,11 @@ STEP_METRICS = (
     Metric(key="engine_mismatch", label="engine against learner", unit="nats a token", better="lower", digits=5,
         definition="Mean over tokens of the absolute difference between their log pi as an engine sampled them and as "
             "the learner finds it, same weights; after the first update and every loop.probe_every."),
+    Metric(key="top_entropy", label="entropy of the top tokens", unit="nats a token", digits=3,
+        definition="Mean over the same tokens of - sum p log p of the ten that the policy finds likeliest there; "
+            "what is over-optimised has little left to choose from."),
+    Metric(key="top_mass", label="mass of the top tokens", percent=True,
+        definition="Mean of the sum of their p; what is over-optimised loses it to tokens that it never chose."),
     Metric(key="reward_mean/<objective>", label="mean reward", definition="Mean of the batch's raw scores."),
     Metric(key="reward_std/<objective>", label="reward spread", definition="Standard deviation of the raw scores."),
     Metric(key="problems", digits=0, definition="Signs of trouble in the step: by name in the file, else how many."),

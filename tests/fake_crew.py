@@ -111,6 +111,9 @@ class FakeLearner:
     def token_logprobs(self, prompt_ids, response_ids, *, reference=False):
         return [[-1.0] * len(response) for response in response_ids]
 
+    def top_tokens(self, prompt_ids, response_ids):
+        return [(1.0, 0.9)] * len(response_ids)
+
     def save_policy(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / "model.safetensors").write_text(str(self.policy))

@@ -7,7 +7,8 @@ from actors.types import GenerationRequest, Response, Rollout
 from orchestrator.config import HealthConfig
 from orchestrator.errors import RunFailed
 from orchestrator.run.batching import RequestBatch, ScoredBatch
-from orchestrator.run.health import Watch, find_problems
+from orchestrator.run.health import LikelyTokens, Watch, find_problems
+from orchestrator.run.stages import Probed
 from rewards.prompts import Prompt
 
 OBJECTIVES = ("helpfulness", "harmlessness")
@@ -56,6 +57,17 @@ def test_a_log_ratio_beyond_its_bound_is_exploding(value):
 
 def test_a_step_without_an_update_has_no_log_ratio_to_explode():
     assert problems(HEALTHY, None) == []
+
+
+def test_likely_tokens_are_compared_with_what_they_were_at_the_first_probe():
+    likely = LikelyTokens(HealthConfig(min_top_entropy=0.25, max_mass_lost=0.1))
+    at = {"start": (1.0, 0.95), "steered": (0.26, 0.86), "narrow": (0.24, 0.95), "scattered": (1.2, 0.84)}
+    probes = {
+        name: Probed(engine_mismatch=0.0, top_entropy=entropy, top_mass=mass) for name, (entropy, mass) in at.items()
+    }
+    assert likely.problems(None) == likely.problems(probes["start"]) == likely.problems(probes["steered"]) == []
+    assert likely.problems(probes["narrow"]) == likely.problems(None) == ["narrow_tokens"]
+    assert likely.problems(probes["scattered"]) == ["lost_mass"]
 
 
 def test_a_problem_is_told_once_when_it_has_lasted_and_again_when_it_came_back():

@@ -130,6 +130,14 @@ def test_log_probabilities_come_back_in_order_from_both_ranks(two_ranks: Learner
             assert logprobs == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_what_is_said_of_the_likeliest_tokens_comes_back_in_order_from_both_ranks(two_ranks: LearnerGroup) -> None:
+    together = two_ranks.top_tokens(PROMPTS, RESPONSES)
+    alone = [two_ranks.top_tokens([prompt], [answer])[0] for prompt, answer in zip(PROMPTS, RESPONSES, strict=True)]
+    assert len(set(together)) == len(PROMPTS)
+    for found, expected in zip(together, alone, strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
 def test_who_shares_the_gpus_makes_room_before_the_ranks_compute(two_ranks: LearnerGroup) -> None:
     def refuse() -> None:
         raise TimeoutError("an engine does not sleep")

@@ -36,7 +36,7 @@ class FakeStages:
     calls: list = field(default_factory=list)
     staleness: list = field(default_factory=list)
     probed_versions: frozenset = frozenset()
-    mismatches: list = field(default_factory=list)
+    probed: list = field(default_factory=list)
     sampled: dict = field(default_factory=dict)  # step -> version
     done: int = 0
 
@@ -82,7 +82,7 @@ class FakeStages:
         self.done += 1
         self.staleness.append(staleness)
         self.calls.append(("record", step, version, updated.report))
-        self.mismatches.append(updated.engine_mismatch)
+        self.probed.append(updated.probed)
 
     def evaluate(self, step, version):
         self.calls.append(("evaluate", step, version))
@@ -126,7 +126,7 @@ def test_with_no_staleness_each_batch_is_sampled_by_the_policy_it_updates():
 def test_engines_and_learner_are_compared_where_it_is_due():
     stages = FakeStages(probed_versions=frozenset({1, 3}), empty_steps=frozenset({2}))
     run(stages, steps=4)
-    assert stages.mismatches == [0.001, None, None, 0.003]
+    assert stages.probed == [0.001, None, None, 0.003]
 
 
 def test_with_staleness_one_the_next_batch_is_sampled_before_the_update():

@@ -54,7 +54,13 @@ def learner_that_says(*logprobs_T):
 
 def probe(*logprobs_T, overrides=()):
     sampler = FakeSampler()
-    return sampler, Probe(load_recipe(RECIPE, list(overrides)), sampler, learner_that_says(*logprobs_T), REQUESTS)
+    recipe = load_recipe(RECIPE, list(overrides))
+    return sampler, Probe(recipe, sampler, learner_that_says(*logprobs_T), likely_tokens, REQUESTS)
+
+
+def likely_tokens(prompt_ids, response_ids):
+    """(entropy, mass): of half of the responses others than of the rest."""
+    return [(0.5 + index % 2, 0.8 + 0.1 * (index % 2)) for index, _ in enumerate(response_ids)]
 
 
 def test_the_mismatch_is_the_mean_absolute_difference_of_all_tokens():
@@ -64,7 +70,9 @@ def test_the_mismatch_is_the_mean_absolute_difference_of_all_tokens():
 
 def test_few_prompts_are_sampled_and_nobody_scores_them():
     sampler, compare = probe(-1.0003, -1.9997)
-    assert compare(5) == pytest.approx(0.0003)
+    found = compare(5)
+    assert found.engine_mismatch == pytest.approx(0.0003)
+    assert (found.top_entropy, found.top_mass) == pytest.approx((1.0, 0.85))
     assert sampler.asked == [(PROMPTS, 5, ())]
 
 
@@ -80,15 +88,15 @@ def test_more_than_rounding_explains_ends_the_run_with_the_version_and_both_figu
 @pytest.mark.parametrize("section", ["learner", "rollout"])
 def test_bfloat16_on_either_side_is_allowed_what_its_rounding_explains(section):
     _, compare = probe(-1.1, -2.0, overrides=[f"{section}.dtype=bfloat16"])
-    assert compare(1) == pytest.approx(0.05)
+    assert compare(1).engine_mismatch == pytest.approx(0.05)
     on_gpu = load_recipe(RECIPE, [f"{section}.num_gpus=1"])
     assert tolerance(on_gpu) == tolerance(load_recipe(RECIPE, [f"{section}.dtype=bfloat16"])) == 0.15
     assert tolerance(load_recipe(RECIPE, [])) == 1e-3
 
 
-def test_it_is_due_after_the_first_update_and_every_so_often():
-    _, compare = probe(overrides=["loop.probe_every=10"])
-    assert [version for version in range(31) if compare.is_due(version)] == [0, 1, 10, 20, 30]
+def test_it_is_due_after_the_first_update_every_so_often_and_last():
+    _, compare = probe(overrides=["loop.probe_every=10", "loop.steps=34"])
+    assert [version for version in range(36) if compare.is_due(version)] == [0, 1, 10, 20, 30, 34]
     _, never = probe(overrides=["loop.probe_every=0"])
     assert not any(never.is_due(version) for version in range(31))
 

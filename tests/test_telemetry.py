@@ -13,7 +13,7 @@ from orchestrator.files import json_line
 from orchestrator.recipes import load_recipe
 from orchestrator.run.batching import PairStatistics, RequestBatch, ScoredBatch
 from orchestrator.run.monitoring import WandbLog
-from orchestrator.run.stages import Updated
+from orchestrator.run.stages import Probed, Updated
 from orchestrator.run.telemetry import Recorder, step_line, step_metrics
 from rewards.metrics import STEP_METRICS
 from rewards.normalize import Normalizer
@@ -83,12 +83,27 @@ def test_a_step_without_pairs_has_null_learner_metrics_and_counts_what_was_dropp
     assert metrics["prompts_dropped"] == 1
 
 
-def test_what_engines_and_learner_differ_by_is_written_where_it_was_measured(tmp_path):
+PROBED = Probed(engine_mismatch=0.25, top_entropy=0.8, top_mass=0.95)
+
+
+def test_what_a_probe_found_is_written_where_it_was_measured(tmp_path):
     with Recorder(RECIPE, tmp_path, NORMALIZER) as recorder:
-        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=report(), engine_mismatch=0.25), 0)
+        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=report(), probed=PROBED), 0)
         recorder.step(1, 2, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=report()), 0)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["engine_mismatch"] for line in lines] == [0.25, None]
+    for key, value in (("engine_mismatch", 0.25), ("top_entropy", 0.8), ("top_mass", 0.95)):
+        assert [json.loads(line)[key] for line in lines] == [value, None]
+
+
+def test_what_an_over_optimised_policy_lost_is_counted_from_before_the_run_went_on(tmp_path):
+    narrow = Probed(engine_mismatch=0.0, top_entropy=0.19, top_mass=0.8)
+    before: list[dict] = [{"top_entropy": None, "top_mass": None}, {"top_entropy": 0.8, "top_mass": 0.95}]
+    with Recorder(RECIPE, tmp_path, NORMALIZER, records=before) as recorder:
+        recorder.step(0, 1, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=report()), 0)
+        recorder.step(1, 2, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=report(), probed=narrow), 0)
+        recorder.step(2, 3, scored([[[1, 2], [3, 4]]]), STATISTICS, Updated(report=report()), 0)
+    problems = [json.loads(line)["problems"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert problems == [[], ["narrow_tokens", "lost_mass"], ["narrow_tokens", "lost_mass"]]
 
 
 def test_missing_scores_are_left_out_of_the_means_not_counted_as_zero():
@@ -107,7 +122,7 @@ def test_lines_are_strict_json():
 
 def test_steps_are_appended_when_a_run_is_resumed(tmp_path):
     for step in range(2):
-        with Recorder(RECIPE, tmp_path, NORMALIZER, first_step=step) as recorder:
+        with Recorder(RECIPE, tmp_path, NORMALIZER, records=[{}] * step) as recorder:
             recorder.step(step, step + 1, scored(np.ones((1, 2, 2))), STATISTICS, Updated(report=report()), 0)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1]
 

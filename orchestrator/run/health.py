@@ -1,7 +1,8 @@
 """Signs that training goes wrong although every part works: named in each step's metrics, acted on when they last."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,12 +10,15 @@ from orchestrator.config import HealthConfig
 from orchestrator.errors import RunFailed
 from orchestrator.files import Record
 from orchestrator.run.batching import ScoredBatch
+from orchestrator.run.stages import Probed
 
 MEANING = {
     "constant_reward": "every response of a step got the same score",
     "identical_responses": "every response of a step is the same text",
     "cut_responses": "every response of a step was cut at the length limit",
     "exploding_logratio": "the mean log-ratio to the reference is beyond health.max_logratio",
+    "narrow_tokens": "the entropy of the likeliest next tokens fell below health.min_top_entropy of its first value",
+    "lost_mass": "the likeliest next tokens lost more than health.max_mass_lost of the probability",
 }
 
 
@@ -35,6 +39,32 @@ def find_problems(
     if logratio_mean is not None and not abs(logratio_mean) <= config.max_logratio:
         problems.append("exploding_logratio")
     return problems
+
+
+class LikelyTokens:
+    """Signs that likelihoods are over-optimised (arXiv 2410.11677): what the likeliest tokens lost since the first.
+
+    Args:
+        records: the run's lines of metrics.jsonl so far.
+    """
+
+    def __init__(self, config: HealthConfig, records: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.config = config
+        figures = [(record.get("top_entropy"), record.get("top_mass")) for record in records]
+        self._probed = [(entropy, mass) for entropy, mass in figures if entropy is not None and mass is not None]
+
+    def problems(self, probed: Probed | None) -> list[str]:
+        """Names of what shows as of this step; between probes, what the last one showed."""
+        if probed is not None:
+            self._probed.append((probed.top_entropy, probed.top_mass))
+        if not self._probed:
+            return []
+        (first_entropy, first_mass), (entropy, mass) = self._probed[0], self._probed[-1]
+        shown = {
+            "narrow_tokens": entropy < self.config.min_top_entropy * first_entropy,
+            "lost_mass": mass < first_mass - self.config.max_mass_lost,
+        }
+        return [name for name, shows in shown.items() if shows]
 
 
 def nothing_learned(metrics: Sequence[Record], skipped: Collection[int]) -> str | None:

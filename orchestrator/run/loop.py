@@ -51,8 +51,8 @@ def train(
             policy_version += 1
             with stages.recorder.stage("sync"):
                 sync = stages.fleet.push_weights(policy_version)
-            mismatch = stages.probe(policy_version) if stages.probe.is_due(policy_version) else None
-            updated = Updated(report=report, sync=sync, engine_mismatch=mismatch)
+            probed = stages.probe(policy_version) if stages.probe.is_due(policy_version) else None
+            updated = Updated(report=report, sync=sync, probed=probed)
 
         stages.recorder.step(step, policy_version, scored, statistics, updated, staleness)
         if evaluate_every and (step + 1) % evaluate_every == 0 and step + 1 < config.steps:

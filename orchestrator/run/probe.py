@@ -1,6 +1,7 @@
 """Whether the engines compute with the learner's weights: both give the same tokens their log-probabilities.
 
-Checksums prove that bytes arrived; only this proves what an engine makes of them.
+Checksums prove that bytes arrived; only this proves what an engine makes of them. On the same tokens the policy's
+likeliest next tokens show whether it is being over-optimised.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from actors.types import GenerationRequest
 from orchestrator.errors import RunFailed
 from orchestrator.run.sampling import Sampling
-from orchestrator.run.stages import Ids, TokenLogprobs
+from orchestrator.run.stages import Ids, Probed, TokenLogprobs, TopTokens
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -22,11 +23,11 @@ PROMPTS = 4
 
 
 class Probe:
-    """Measures `engine_mismatch` on fresh responses.
+    """Measures `Probed` on fresh responses.
 
     Args:
         requests: what to sample, always the same; the first `PROMPTS` are enough.
-        learner_logprobs: of the policy in training.
+        learner_logprobs, top_tokens: of the policy in training.
     """
 
     def __init__(
@@ -34,29 +35,31 @@ class Probe:
         recipe: "Recipe",
         sampler: Sampling,
         learner_logprobs: TokenLogprobs,
+        top_tokens: TopTokens,
         requests: Sequence[GenerationRequest],
     ) -> None:
         self._sampler = sampler
         self._learner_logprobs = learner_logprobs
+        self._top_tokens = top_tokens
         self._requests = requests[:PROMPTS]
-        self._every = recipe.loop.probe_every
+        self._every, self._last = recipe.loop.probe_every, recipe.loop.steps
         self._tolerance = tolerance(recipe)
 
     def is_due(self, policy_version: int) -> bool:
-        """After the first update, which is the first that the engines could lose, and every `loop.probe_every`."""
-        return self._every > 0 and (policy_version == 1 or policy_version % self._every == 0)
+        """After the first update, which the engines could lose, after every `loop.probe_every`, and after the last."""
+        return self._every > 0 and (policy_version in (1, self._last) or policy_version % self._every == 0)
 
-    def __call__(self, policy_version: int) -> float:
-        """Mean absolute difference in nats a token between what engines sampled with and what the learner finds.
+    def __call__(self, policy_version: int) -> Probed:
+        """Samples, and asks the learner.
 
         Raises:
-            RunFailed: more than rounding explains.
+            RunFailed: engines and learner differ by more than rounding explains.
         """
         scored = self._sampler.sample(self._requests, policy_version, judges=())
         answered = [(rollout, response) for rollout in scored.rollouts for response in rollout.responses]
-        found = self._learner_logprobs(
-            [rollout.request.prompt_ids for rollout, _ in answered], [response.token_ids for _, response in answered]
-        )
+        prompts = [rollout.request.prompt_ids for rollout, _ in answered]
+        responses = [response.token_ids for _, response in answered]
+        found = self._learner_logprobs(prompts, responses)
         mismatch = engine_mismatch([response.logprobs for _, response in answered], found)
         if not mismatch <= self._tolerance:
             raise RunFailed(
@@ -64,7 +67,9 @@ class Probe:
                 f"version {policy_version} (allowed {self._tolerance:g}): the engines do not compute with the weights "
                 "that they were sent"
             )
-        return mismatch
+        lengths = [len(response) for response in responses]
+        entropy, mass = np.average(self._top_tokens(prompts, responses), axis=0, weights=lengths).tolist()
+        return Probed(engine_mismatch=mismatch, top_entropy=entropy, top_mass=mass)
 
 
 def policy_and_start(

@@ -56,6 +56,12 @@ class TokenLogprobs(Protocol):
     ) -> list[list[float]]: ...
 
 
+class TopTokens(Protocol):
+    """Per response the means over its tokens of (entropy in nats, mass) of the policy's ten likeliest next tokens."""
+
+    def __call__(self, prompt_ids: Sequence[Ids], response_ids: Sequence[Ids]) -> list[tuple[float, float]]: ...
+
+
 class CrewLearner(Updates, Protocol):
     """`learner.group.LearnerGroup`."""
 
@@ -64,6 +70,9 @@ class CrewLearner(Updates, Protocol):
 
     @property
     def token_logprobs(self) -> TokenLogprobs: ...
+
+    @property
+    def top_tokens(self) -> TopTokens: ...
 
     def save_policy(self, path: Path) -> None: ...
 
@@ -83,20 +92,35 @@ class Probes(Protocol):
 
     def is_due(self, policy_version: int) -> bool: ...
 
-    def __call__(self, policy_version: int) -> float: ...
+    def __call__(self, policy_version: int) -> "Probed": ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What was found of a policy version on fresh responses.
+
+    Example: Probed(engine_mismatch=0.0003, top_entropy=0.71, top_mass=0.97)
+    """
+
+    engine_mismatch: float
+    """Nats a token that engines and learner differ by."""
+    top_entropy: float
+    """Mean over tokens of - sum p log p of the ten likeliest next tokens, nats."""
+    top_mass: float
+    """Mean over tokens of their sum p, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Updated:
     """What came of a step's update; of a step without a usable example nothing did.
 
-    Example: Updated(report=report, sync=sync, engine_mismatch=0.0003)
+    Example: Updated(report=report, sync=sync, probed=probed)
     """
 
     report: StepReport | None = None
     sync: SyncReport | None = None
-    engine_mismatch: float | None = None
-    """Nats a token; None: not measured in this step."""
+    probed: Probed | None = None
+    """None: not measured in this step."""
 
 
 class Records(Protocol):

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from orchestrator.files import json_line
 from orchestrator.progress import TELL, Progress, how_far
 from orchestrator.run.batching import PairStatistics, ScoredBatch
-from orchestrator.run.health import Watch, find_problems
+from orchestrator.run.health import LikelyTokens, Watch, find_problems
 from orchestrator.run.monitoring import Monitor, WandbLog, start_wandb
 from orchestrator.run.stages import Updated
 from orchestrator.run.tables import example_rows, front_rows
@@ -31,6 +32,7 @@ class Recorder:
     """One object per optimizer step to disk, console, Ray's metrics and wandb.
 
     Use as a context manager. `stage(name)` times a part of the current step; `step(...)` closes it.
+    `records` are the lines of metrics.jsonl so far, where a run goes on.
     """
 
     def __init__(
@@ -39,8 +41,8 @@ class Recorder:
         run_dir: Path,
         normalizer: Normalizer,
         *,
-        first_step: int = 0,
         policy_version: int = 0,
+        records: Sequence[Mapping[str, Any]] = (),
         say: Callable[[str], None] = TELL,
     ) -> None:
         self.recipe = recipe
@@ -48,11 +50,12 @@ class Recorder:
         self.normalizer = normalizer
         self.policy_version = policy_version
         self.say = say
-        self._first_step = first_step
+        self._first_step = len(records)
         self._stage_seconds: dict[str, float] = {}
         self._step_started = time.monotonic()
         self._missing = 0
         self._watch = Watch(recipe.health)
+        self._likely_tokens = LikelyTokens(recipe.health, records)
         self._monitor = Monitor(run_dir.name)
 
     def __enter__(self) -> "Recorder":
@@ -90,6 +93,7 @@ class Recorder:
             step, policy_version, scored, statistics, updated, staleness, objectives=self.recipe.objective_names
         )
         problems = find_problems(scored, metrics["logratio_mean"], self.recipe.health, self.recipe.objective_names)
+        problems += self._likely_tokens.problems(updated.probed)
         metrics["problems"] = problems
         metrics["weighted_reward"] = self._weighted_reward(scored)
         self.policy_version = policy_version
@@ -207,7 +211,7 @@ def step_metrics(
         "generated_tokens": scored.generated_tokens,
         "learner_tokens": report.learner_tokens if report else 0,
         "sync_bytes": sync.manifest.total_bytes if sync else 0,
-        "engine_mismatch": updated.engine_mismatch,
+        **(asdict(updated.probed) if updated.probed else {}),
     }
     for k, name in enumerate(objectives):
         metrics[f"reward_mean/{name}"] = _nanmean(scored.scores[..., k])

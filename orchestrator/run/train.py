@@ -205,8 +205,11 @@ def _train(
     batcher = Batcher(
         recipe, inputs.train, renderer, normalizers["reward"], skipped=run_dir.skipped_updates, records=records
     )
-    probe = Probe(recipe, crew.sampler, crew.learner.token_logprobs, batcher.requests(0).requests)
-    say(f"engines and learner differ by {probe(policy_version):.2g} nats a token on the same tokens")
+    probe = Probe(
+        recipe, crew.sampler, crew.learner.token_logprobs, crew.learner.top_tokens, batcher.requests(0).requests
+    )
+    mismatch = probe(policy_version).engine_mismatch
+    say(f"engines and learner differ by {mismatch:.2g} nats a token on the same tokens")
     evaluator = Evaluator(
         recipe,
         crew.sampler,
@@ -218,7 +221,12 @@ def _train(
         say=say,
     )
     with Recorder(
-        recipe, run_dir.path, normalizers["reward"], first_step=first_step, policy_version=policy_version, say=say
+        recipe,
+        run_dir.path,
+        normalizers["reward"],
+        policy_version=policy_version,
+        records=records,
+        say=say,
     ) as recorder:
         run = Run(
             recipe=recipe,
