@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from actors.metrics import JudgeMetrics
 from actors.processes import ActorSpec, start_actors, stop_actors
 from actors.types import ActorFailedError
-from rewards.config import ObjectiveConfig, Panel, panel_name, panels
+from rewards.config import ObjectiveConfig, Panel, panel_name, panels, refreshed
 from rewards.environment import is_device_failure, one_line, process_environment, whole_threads
 from rewards.judges import Scores, build_scorers
 from rewards.scorers import NO_COLUMNS, Columns, ScorerError
@@ -20,8 +21,11 @@ from rewards.sources import files_of, load_file
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-Judge = Literal["reward", "audit"]
-"""``reward``: what the policy learns from. ``audit``: the independent second judge, for evaluation only."""
+Judge = Literal["reward", "current", "audit", "annotator"]
+"""``reward``: the recipe's scorer, by which every evaluation measures. ``current``: the same as it was fitted further,
+which the policy learns from. ``audit``: the independent second judge, for evaluation only. ``annotator``: whom the
+scorer is fitted further to."""
+_ROLES: dict[Judge, str] = {"reward": "scorer", "current": "scorer", "audit": "audit", "annotator": "annotator"}
 
 
 class RewardActor:
@@ -36,6 +40,7 @@ class RewardActor:
         self.panel = panel
         self._files = files or {}
         self._scores: dict[Judge, Scores] = {}
+        self._fitted: Path | None = None
         self._metrics: JudgeMetrics | None = None
 
     def __repr__(self) -> str:
@@ -52,16 +57,28 @@ class RewardActor:
         responses: Sequence[str],
         judge: Judge = "reward",
         columns: Columns = NO_COLUMNS,
+        fitted: Path | None = None,
     ) -> np.ndarray:
         """Score ``responses[i]`` as an answer to ``prompts[i]``, in whose row of the data ``columns[name][i]`` stands.
 
+        Args:
+            fitted: where the ``current`` judge lies (`rewards.config.refreshed`); None: it is the recipe's still.
+
         Returns:
-            float64 [N, objectives of the panel]; NaN where a score is missing.
+            float64 [N, objectives of the panel]; NaN where a score is missing, or an objective has no annotator.
 
         Raises:
-            ScorerError: the judge fails as a whole, or the objective has no audit judge.
+            ScorerError: the judge fails as a whole, or the objective has no such judge.
             ActorFailedError: the GPU failed under it.
         """
+        annotated = any(objective.annotator is not None for objective in self.panel)
+        if judge == "annotator" and not annotated:
+            return np.full((len(responses), len(self.panel)), np.nan)
+        if judge == "current" and (fitted is None or not annotated):
+            judge = "reward"
+        elif judge == "current" and fitted != self._fitted:
+            self._scores.pop(judge, None)
+            self._fitted = fitted
         try:
             scores = self._scores_of(judge)(prompts, responses, columns)
         except Exception as error:
@@ -76,9 +93,11 @@ class RewardActor:
         if judge not in self._scores:
             configs = []
             for objective in self.panel:
-                config = objective.scorer if judge == "reward" else objective.audit
+                config = objective.judges.get(_ROLES[judge])
                 if config is None:
                     raise ScorerError(f"objective {objective.name!r} has no {judge} judge")
+                if judge == "current" and self._fitted is not None:
+                    config = refreshed(objective.name, config, self._fitted)
                 configs.append(config)
             for path, text in self._files.items():
                 load_file(path, text)

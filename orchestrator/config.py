@@ -11,7 +11,7 @@ from learner.config import LearnerConfig
 from learner.methods import METHODS, MethodSection, Work, make_method
 from orchestrator.cards import CARDS
 from orchestrator.packages import OWN_PACKAGES
-from rewards.config import ObjectiveConfig, Panel, PreferencesConfig, Section, Seed, panels, single
+from rewards.config import ObjectiveConfig, Panel, PreferencesConfig, Section, Seed, panels
 from rewards.paths import Built, Found, FunctionName
 from rewards.preferences import parse_preference
 
@@ -181,6 +181,27 @@ class HealthConfig(Section):
     leaves the update of that step out. One more ends it."""
 
 
+class RefreshConfig(Section):
+    """The reward models are fitted further, from time to time, to what annotators say of the policy's own answers: a
+    policy that learns from a judge moves to where the judge was never taught."""
+
+    every: int = Field(ge=1)
+    """Optimizer steps between two refreshes; none before the first step."""
+    prompts: int = Field(default=64, ge=1)
+    """Training prompts that the policy answers for it, each under a w drawn as in training."""
+    responses: int = Field(default=4, ge=2)
+    """To each of them; the annotator compares every two."""
+    sharpness: float | None = Field(default=None, gt=0)
+    """Of labels by a panel: sigmoid(sharpness x difference of the annotator's scores) of it prefer the better answer.
+    Null: all of it."""
+    steps: int = Field(default=40, ge=1)
+    """Of each fit, on all labels of the run so far."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """With all pairs of theirs."""
+    learning_rate: float = Field(gt=0)
+    """Of AdamW, constant."""
+
+
 class ClusterConfig(Section):
     address: str | None = None
     """Ray address; null: the cluster of RAY_ADDRESS when set (inside `ray job submit` it is), else a local one."""
@@ -225,6 +246,8 @@ class Recipe(Section):
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig
     loop: LoopConfig
+    refresh: RefreshConfig | None = None
+    """Null: the judges stay as they are."""
     evaluate: EvaluateConfig = EvaluateConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     health: HealthConfig = HealthConfig()
@@ -275,6 +298,10 @@ class Recipe(Section):
         )
         for problem in make_method(self.method).problems(work):
             raise ValueError(f"method {self.method.type}: {problem}")
+        annotated = [objective.name for objective in self.objectives if objective.annotator is not None]
+        if bool(annotated) != (self.refresh is not None):
+            got = f"annotator of {annotated[0]}, without refresh" if annotated else "refresh, without an annotator"
+            raise ValueError(f"refresh and an objective's annotator need each other, got {got}")
         if self.evaluate.attainable and self.objectives[0].audit is None:
             raise ValueError(
                 "evaluate.attainable is in audit scores, so objectives need an audit judge; they have none"
@@ -324,7 +351,7 @@ class Recipe(Section):
 
     def reaches_outside(self) -> list[str]:
         """Code that is not this project's own, servers, clusters: what to know of a recipe of someone else's."""
-        judges = [judge for each in self.objectives for judge in (*single(each.scorer), *single(each.audit))]
+        judges = [judge for each in self.objectives for judge in each.single_judges]
         functions = [judge.function for judge in judges if judge.type == "python"]
         functions += [*filter(None, [self.evaluate.attainable]), *self.evaluate.audit_statistics.values()]
         # one name: no module that a module imported; no file

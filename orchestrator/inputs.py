@@ -16,7 +16,7 @@ from orchestrator.config import BUILT_MODELS
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from rewards import pretrained
-from rewards.config import HuggingFaceScorerConfig, single
+from rewards.config import ROLES, HuggingFaceScorerConfig, single
 from rewards.environment import local_folder
 from rewards.judges import check_scorer
 from rewards.model_config import check_weights, max_positions, vocabulary_size
@@ -161,9 +161,9 @@ def _judge_problems(recipe: "Recipe", prompt: Prompt, is_there: Callable[[str], 
                 # where it will run there may be a GPU, or files, that this machine has not
                 here=not objective.num_gpus and not objective.node_labels,
             )
-            for role in ("scorer", "audit")
+            for role in ROLES
             for index, objective in enumerate(recipe.objectives)
-            if (judge := getattr(objective, role)) is not None
+            if (judge := objective.judges.get(role)) is not None
             and all(is_there(each.model) for each in single(judge) if isinstance(each, HuggingFaceScorerConfig))
         ]
         return [problem for check in checks for problem in check.result()]

@@ -9,6 +9,7 @@ import itertools
 import keyword
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
@@ -224,6 +225,19 @@ def each_changed(judge: ScorerConfig, change: Callable[[SingleScorerConfig], Sin
     return change(judge)
 
 
+ROLES = ("scorer", "audit", "annotator")
+"""What a judge can be to an objective; keys of its section."""
+
+
+def refreshed(name: str, judge: ScorerConfig, folder: Path) -> ScorerConfig:
+    """The judge of an objective as it was fitted further: of `folder`/NAME, its members of NAME-1, NAME-2 ..."""
+    if isinstance(judge, EnsembleScorerConfig):
+        numbered = enumerate(judge.members, start=1)
+        members = tuple(each.model_copy(update={"model": str(folder / f"{name}-{n}")}) for n, each in numbered)
+        return judge.model_copy(update={"members": members})
+    return judge.model_copy(update={"model": str(folder / name)})
+
+
 class ObjectiveConfig(Section):
     """One thing a response can be good at, and who judges it."""
 
@@ -232,6 +246,9 @@ class ObjectiveConfig(Section):
     scorer: ScorerConfig
     audit: ScorerConfig | None = None
     """A second, independent judge. It is used in evaluation only; the policy never learns from it."""
+    annotator: ScorerConfig | None = None
+    """Whose word is better than the scorer's, and dearer: it is asked about few of the policy's answers, and the scorer
+    is fitted further to what it says (`refresh`). The scorer must be a reward model, or an ensemble of such."""
     replicas: int = Field(default=1, ge=1)
     """Reward actors that share this objective's work."""
     num_cpus: float = Field(default=0.1, ge=0)
@@ -242,19 +259,40 @@ class ObjectiveConfig(Section):
     """Only on nodes that carry all of these Ray labels."""
 
     @property
+    def judges(self) -> dict[str, ScorerConfig]:
+        """By role, those that it has."""
+        given = {role: getattr(self, role) for role in ROLES}
+        return {role: judge for role, judge in given.items() if judge is not None}
+
+    @property
+    def single_judges(self) -> list[SingleScorerConfig]:
+        """All of them, the members of ensembles each."""
+        return [each for judge in self.judges.values() for each in single(judge)]
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Of the data, that its judges ask for."""
-        judges = (*single(self.scorer), *single(self.audit))
-        asked = (judge.columns for judge in judges if not isinstance(judge, HuggingFaceScorerConfig))
+        asked = (judge.columns for judge in self.single_judges if not isinstance(judge, HuggingFaceScorerConfig))
         return tuple(dict.fromkeys(itertools.chain.from_iterable(asked)))
 
     @model_validator(mode="after")
     def _a_gpu_is_reserved_where_one_is_named(self) -> ObjectiveConfig:
-        for role in ("scorer", "audit"):
+        for role, given in self.judges.items():
             # without one reserved, a process sees none
-            cuda = any(getattr(judge, "device", None) == "cuda" for judge in single(getattr(self, role)))
+            cuda = any(getattr(judge, "device", None) == "cuda" for judge in single(given))
             if cuda and not self.num_gpus:
                 raise ValueError(f"num_gpus must be above 0 where {role}.device is cuda, got {self.num_gpus:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_annotated_can_be_fitted(self) -> ObjectiveConfig:
+        for judge in single(self.scorer) if self.annotator is not None else ():
+            plain = {"label": 0, "negate": False, "pair": False, "head": None}
+            if not isinstance(judge, HuggingFaceScorerConfig) or judge.model_copy(update=plain) != judge:
+                raise ValueError(
+                    "annotator needs a scorer that fit-reward could have made (huggingface, without label, negate, "
+                    f"pair and head, or an ensemble of such), got {judge.type} {getattr(judge, 'model', '')}".rstrip()
+                )
         return self
 
 
@@ -265,7 +303,8 @@ Panel = tuple[ObjectiveConfig, ...]
 def panels(objectives: Sequence[ObjectiveConfig]) -> list[Panel]:
     """The objectives by who judges them, each panel where its first objective stands.
 
-    Those share a classifier whose sections say the same but for name, audit, and the scorer's label and sign.
+    Those share a classifier whose sections say the same but for name, audit, and the scorer's label and sign. One with
+    an annotator shares nothing: its classifier changes.
     """
     found: list[list[ObjectiveConfig]] = []
     for objective in objectives:
@@ -287,7 +326,7 @@ def panel_name(panel: Panel) -> str:
 def _classifier_of(objective: ObjectiveConfig) -> ObjectiveConfig | None:
     """The section without what may differ within a panel; None of a judge of another kind."""
     scorer = objective.scorer
-    if not isinstance(scorer, HuggingFaceScorerConfig):
+    if not isinstance(scorer, HuggingFaceScorerConfig) or objective.annotator is not None:
         return None
     return objective.model_copy(update={"name": "", "audit": None, "scorer": scorer.classifier})
 

@@ -122,6 +122,10 @@ STEP_METRICS = (
         definition="Mean of the sum of their p; what is over-optimised loses it to tokens that it never chose."),
     Metric(key="reward_mean/<objective>", label="mean reward", definition="Mean of the batch's raw scores."),
     Metric(key="reward_std/<objective>", label="reward spread", definition="Standard deviation of the raw scores."),
+    Metric(key="labels", digits=0,
+        definition="Comparisons that annotators made for a refresh of the judges before the step, or 0."),
+    Metric(key="judge_accuracy/<objective>", label="judge against annotator", percent=True, better="higher",
+        definition="Share of these that the judge, before the refresh, ranked as its annotator did."),
     Metric(key="problems", digits=0, definition="Signs of trouble in the step: by name in the file, else how many."),
     Metric(key="seconds/<stage>", label="time", unit="seconds", digits=2,
         definition="Wall time of stages, which overlap: generate from submission to the last response, score from the "

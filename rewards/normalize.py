@@ -75,6 +75,16 @@ class Normalizer:
             raise NormalizerError(f"normalizer: expected scores [..., {len(self.objectives)}], got {scores.shape}")
         return (scores - np.array(self.mean)) / np.array(self.std)
 
+    def moved(self, stretch: np.ndarray, shift: np.ndarray) -> Normalizer:
+        """That of scores ``stretch * score + shift`` [K], under which everything is normalised as it was before."""
+        quantiles_QK = np.array(self.quantiles) * stretch + shift if self.quantiles else np.empty((0, 0))
+        return Normalizer(
+            objectives=self.objectives,
+            mean=tuple((np.array(self.mean) * stretch + shift).tolist()),
+            std=tuple((np.array(self.std) * stretch).tolist()),
+            quantiles=tuple(map(tuple, quantiles_QK.tolist())),
+        )
+
     def to_dict(self) -> dict[str, list[Any]]:
         """The scale alone, as it stands in a run's records."""
         return {"objectives": list(self.objectives), "mean": list(self.mean), "std": list(self.std)}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from rewards.config import Panel, PythonScorerConfig, single
+from rewards.config import Panel, PythonScorerConfig
 from rewards.paths import is_file
 
 
@@ -60,6 +60,6 @@ def read(path: str) -> str:
 
 def files_of(panel: Panel) -> Mapping[str, str]:
     """Path -> text of the files that a panel's judges are functions of, for processes that cannot read them."""
-    judges = [judge for objective in panel for judge in (*single(objective.scorer), *single(objective.audit))]
+    judges = [judge for objective in panel for judge in objective.single_judges]
     paths = {judge.function.rpartition(":")[0] for judge in judges if isinstance(judge, PythonScorerConfig)}
     return {path: read(path) for path in sorted(paths) if is_file(path)}

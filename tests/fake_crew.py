@@ -67,6 +67,12 @@ class FakeSampler:
     def logprobs(self, prompt_ids, response_ids):
         return np.array([self.logprob * len(response) for response in response_ids])
 
+    def use_judges(self, fitted):
+        raise AssertionError("none of these recipes has annotators")
+
+    def score(self, rollouts, judge):
+        return self.sample([rollout.request for rollout in rollouts], self.fleet.version, judges=(judge,)).scores[judge]
+
     def _scores(self, text):
         return [digest(k, text) % 1000 / 100 for k in range(self.num_objectives)]
 

@@ -36,6 +36,7 @@ class FakeStages:
     calls: list = field(default_factory=list)
     staleness: list = field(default_factory=list)
     probed_versions: frozenset = frozenset()
+    refreshed_before: frozenset = frozenset()
     probed: list = field(default_factory=list)
     sampled: dict = field(default_factory=dict)  # step -> version
     done: int = 0
@@ -84,6 +85,12 @@ class FakeStages:
         self.calls.append(("record", step, version, updated.report))
         self.probed.append(updated.probed)
 
+    def refresh_is_due(self, step):
+        return step in self.refreshed_before
+
+    def refresh(self, step, version, in_flight):
+        self.calls.append(("refresh", step, version, len(in_flight)))
+
     def evaluate(self, step, version):
         self.calls.append(("evaluate", step, version))
 
@@ -127,6 +134,14 @@ def test_engines_and_learner_are_compared_where_it_is_due():
     stages = FakeStages(probed_versions=frozenset({1, 3}), empty_steps=frozenset({2}))
     run(stages, steps=4)
     assert stages.probed == [0.001, None, None, 0.003]
+
+
+def test_judges_are_refreshed_before_the_step_that_they_shall_judge_is_sampled():
+    stages = FakeStages(refreshed_before=frozenset({1}))
+    run(stages, steps=2, max_staleness=0)
+    assert [call[:2] for call in stages.calls if call[0] in ("sample", "refresh", "push")] == [
+        ("sample", 0), ("push", 1), ("refresh", 1), ("sample", 1), ("push", 2),
+    ]  # fmt: skip
 
 
 def test_with_staleness_one_the_next_batch_is_sampled_before_the_update():

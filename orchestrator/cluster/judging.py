@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 
+Arguments = tuple[list[str], list[str], Judge, Columns, Path | None]
+"""Of `actors.reward.RewardActor.score`."""
+
+
 @dataclass(slots=True)
 class ScoreCall:
     """Scores on the way: one group of responses on one panel's objectives."""
 
     replica: Replica
     life: int
-    arguments: tuple[list[str], list[str], Judge, Columns]
+    arguments: "Arguments"
     reference: "ObjectRef[np.ndarray]"
 
 
@@ -37,6 +42,8 @@ class Judges:
 
     def __init__(self, replicas: Mapping[tuple[str, ...], Sequence[Replica]], objectives: Sequence[str]) -> None:
         self.replicas = replicas
+        self.fitted: Path | None = None
+        """Where the judges lie that were fitted further; None: they are the recipe's still."""
         judged = [name for names in replicas for name in names]
         self._order = [judged.index(name) for name in objectives]
 
@@ -46,7 +53,7 @@ class Judges:
         prompts, columns = [prompt.plain for prompt in asked], columns_of(asked)
         responses = [response.text for rollout in group for response in rollout.responses]
         return [
-            _call(replicas[turn % len(replicas)], (prompts, responses, judge, columns))
+            _call(replicas[turn % len(replicas)], (prompts, responses, judge, columns, self.fitted))
             for replicas in self.replicas.values()
         ]
 
@@ -74,6 +81,6 @@ class Judges:
             call = _call(call.replica, call.arguments)
 
 
-def _call(replica: Replica, arguments: tuple[list[str], list[str], Judge, Columns]) -> ScoreCall:
+def _call(replica: Replica, arguments: Arguments) -> ScoreCall:
     life, reference = replica.call("score", *arguments)
     return ScoreCall(replica=replica, life=life, arguments=arguments, reference=reference)

@@ -4,6 +4,7 @@
 through at the longest batch that the recipe allows. Only what is held refuses a recipe.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -165,7 +166,7 @@ def engine_memory(recipe: "Recipe", shape: Shape) -> EngineMemory:
 def judge_memory(objective: ObjectiveConfig) -> Need:
     """Of an objective's classifiers, wherever they are; a judge whose shape cannot be known counts nothing."""
     needs = []
-    for judge, shape in (*classifiers(objective.scorer), *classifiers(objective.audit)):
+    for judge, shape in itertools.chain.from_iterable(map(classifiers, objective.judges.values())):
         width = WIDTH[judge.dtype]
         row = width * (2 * shape.intermediate + 4 * shape.hidden)  # of the layer that is being computed
         work = judge.batch_size * judge.max_length * row

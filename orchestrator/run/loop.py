@@ -29,6 +29,8 @@ def train(
     in_flight: deque[Pending] = deque(restored)
     empty_batches = 0
     for step in range(first_step, config.steps):
+        if stages.refresh_is_due(step):
+            stages.refresh(step, policy_version, in_flight)
         while (ahead := step + len(in_flight)) < config.steps and ahead - step <= stages.batcher.staleness(ahead):
             in_flight.append(stages.sampler.submit(stages.batcher.requests(ahead), policy_version))
 

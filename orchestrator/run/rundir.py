@@ -129,6 +129,13 @@ class RunDir:
             file = self.path / name
             if file.exists():
                 keep_lines(file, lambda record, last=last: record["step"] <= last)  # type: ignore[misc]
+        for path in (self.path / "judges").glob("step-*"):
+            if int(path.name.removeprefix("step-")) >= next_step:
+                shutil.rmtree(path)
+
+    def judges_path(self, step: int) -> Path:
+        """Of the reward models that were fitted further before the step."""
+        return (self.path / "judges" / f"step-{step:06d}").absolute()
 
     def has_evaluation(self, step: int) -> bool:
         return any(record["step"] == step for record in read_lines(self.path / EVALUATIONS))

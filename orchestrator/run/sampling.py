@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -157,6 +158,15 @@ class Sampler:
         version = self.fleet.version
         return self.fleet.with_engines(version, lambda: self._logprobs(prompt_ids, response_ids, version))
 
+    def use_judges(self, fitted: Path) -> None:
+        """From now on the ``current`` judges are those that lie in this folder."""
+        self.judges.fitted = fitted
+
+    def score(self, rollouts: Sequence[Rollout], judge: Judge) -> np.ndarray:
+        """[B, N, K] of rollouts that have as many responses each."""
+        scores_RK = self.judges.scores(self.judges.start(rollouts, judge, 0), time.monotonic() + self.timeout_s)
+        return scores_RK.reshape(len(rollouts), -1, scores_RK.shape[-1])
+
     def start(self, batch: RequestBatch, policy_version: int) -> "Future[ScoredBatch]":
         """One attempt at a batch; its result may be EnginesLost."""
         assert self._threads is not None
@@ -169,9 +179,9 @@ class Sampler:
         return self._threads.submit(self._score_batch, batch, attempt)
 
     def _score_batch(self, batch: RequestBatch, attempt: _Attempt) -> ScoredBatch:
-        scored = self._collect(attempt, ("reward",))
+        scored = self._collect(attempt, ("current",))
         return ScoredBatch(
-            batch=batch, rollouts=scored.rollouts, scores=scored.scores["reward"], seconds=scored.seconds
+            batch=batch, rollouts=scored.rollouts, scores=scored.scores["current"], seconds=scored.seconds
         )
 
     def _start(

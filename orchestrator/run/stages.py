@@ -1,11 +1,15 @@
 """What the loop drives and what a run needs of its crew, as protocols: so that either can be faked, or replaced."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
+from actors.reward import Judge
+from actors.types import Rollout
 from learner.examples import Batch
 from learner.types import StepReport, SyncReport
 from orchestrator.run.batching import PairStatistics, RequestBatch, ScoredBatch
@@ -38,7 +42,15 @@ class Submits(Protocol):
     def submit(self, batch: RequestBatch, policy_version: int) -> Pending: ...
 
 
-class CrewSampler(Submits, Sampling, Protocol):
+class JudgedSampling(Sampling, Protocol):
+    """`orchestrator.run.sampling.Sampler`: sampling whose judges may be fitted further on the way."""
+
+    def use_judges(self, fitted: Path) -> None: ...
+
+    def score(self, rollouts: Sequence[Rollout], judge: Judge) -> np.ndarray: ...
+
+
+class CrewSampler(Submits, JudgedSampling, Protocol):
     """`orchestrator.run.sampling.Sampler`: batches for the loop, blocking calls for evaluations."""
 
 
@@ -164,6 +176,10 @@ class Stages(Protocol):
 
     @property
     def stop_requested(self) -> Callable[[], bool]: ...
+
+    def refresh_is_due(self, step: int) -> bool: ...
+
+    def refresh(self, step: int, policy_version: int, in_flight: Iterable[Pending]) -> None: ...
 
     def evaluate(self, step: int, policy_version: int) -> None: ...
 

@@ -15,6 +15,7 @@ from orchestrator.progress import TELL, Progress, how_far
 from orchestrator.run.batching import PairStatistics, ScoredBatch
 from orchestrator.run.health import LikelyTokens, Watch, find_problems
 from orchestrator.run.monitoring import Monitor, WandbLog, start_wandb
+from orchestrator.run.refresh import Refreshed
 from orchestrator.run.stages import Updated
 from orchestrator.run.tables import example_rows, front_rows
 from rewards.metrics import STEP_METRICS, describe, evaluation_figures
@@ -54,6 +55,7 @@ class Recorder:
         self._stage_seconds: dict[str, float] = {}
         self._step_started = time.monotonic()
         self._missing = 0
+        self._refreshed: Refreshed | None = None
         self._watch = Watch(recipe.health)
         self._likely_tokens = LikelyTokens(recipe.health, records)
         self._monitor = Monitor(run_dir.name)
@@ -95,6 +97,9 @@ class Recorder:
         problems = find_problems(scored, metrics["logratio_mean"], self.recipe.health, self.recipe.objective_names)
         problems += self._likely_tokens.problems(updated.probed)
         metrics["problems"] = problems
+        if self._refreshed is not None:
+            metrics |= _refresh_metrics(self._refreshed, metrics["generated_tokens"])
+            self._refreshed = None
         metrics["weighted_reward"] = self._weighted_reward(scored)
         self.policy_version = policy_version
         now = time.monotonic()
@@ -112,6 +117,11 @@ class Recorder:
         self._show(metrics)
         for line in self._watch.step(step, problems):
             self.say(f"warning: {line}")
+
+    def refreshed(self, found: Refreshed) -> None:
+        """Judges were fitted further; what it cost is counted in the next step."""
+        self.normalizer = found.normalizer
+        self._refreshed = found
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Append one evaluation to RUN/evaluations.jsonl, and tell its figures."""
@@ -178,6 +188,7 @@ def training_totals(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
         "seconds": seconds,
         "generated_tokens": sum(step["generated_tokens"] for step in metrics),
+        "labels": sum(step.get("labels", 0) for step in metrics),
         "idle_learner_share": idle / seconds if seconds else 0.0,
     }
 
@@ -211,14 +222,21 @@ def step_metrics(
         "generated_tokens": scored.generated_tokens,
         "learner_tokens": report.learner_tokens if report else 0,
         "sync_bytes": sync.manifest.total_bytes if sync else 0,
+        "labels": 0,
         **(asdict(updated.probed) if updated.probed else {}),
     }
     for k, name in enumerate(objectives):
+        metrics[f"judge_accuracy/{name}"] = None
         metrics[f"reward_mean/{name}"] = _nanmean(scored.scores[..., k])
         metrics[f"reward_std/{name}"] = (
             float(np.nanstd(scored.scores[..., k])) if np.isfinite(scored.scores[..., k]).any() else None
         )
     return metrics
+
+
+def _refresh_metrics(found: Refreshed, generated_tokens: int) -> dict[str, Any]:
+    accuracy = {f"judge_accuracy/{name}": share for name, share in found.accuracy.items()}
+    return {"labels": found.labels, "generated_tokens": generated_tokens + found.generated_tokens, **accuracy}
 
 
 def _nanmean(values: np.ndarray) -> float:

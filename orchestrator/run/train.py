@@ -4,7 +4,7 @@ Components never know each other; `Run` wires them and `loop.train` drives them.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.run.in_flight import load_in_flight, save_in_flight
 from orchestrator.run.probe import Probe, policy_and_start
 from orchestrator.run.record import record_run
+from orchestrator.run.refresh import Refresher
 from orchestrator.run.rundir import LAYOUT, CheckpointMeta, RunDir
 from orchestrator.run.stages import CrewLearner, CrewSampler, Pending, Pushes
 from orchestrator.run.steering import asked_renderer, save_conditioning
@@ -50,9 +51,22 @@ class Run:
     learner: CrewLearner
     fleet: Pushes
     evaluator: Evaluator
+    refresher: Refresher
     probe: Probe
     recorder: Recorder
     stop_requested: StopFlag = field(default_factory=StopFlag)
+
+    def refresh_is_due(self, step: int) -> bool:
+        return self.refresher.is_due(step)
+
+    def refresh(self, step: int, policy_version: int, in_flight: Iterable[Pending]) -> None:
+        """What is in flight is scored by the judges that it was submitted to."""
+        with self.recorder.stage("refresh"):
+            for pending in in_flight:
+                pending.result()
+            found = self.refresher(step, policy_version)
+        self.batcher.normalizer = found.normalizer
+        self.recorder.refreshed(found)
 
     def evaluate(self, step: int, policy_version: int) -> None:
         self.recorder.say(f"evaluating policy version {policy_version} on the preference grid ...")
@@ -201,10 +215,11 @@ def _train(
         with waiting(say, "sampling the starting policy, by whose scores every score is normalised ..."):
             normalizers = measure_normalizers(recipe, crew.sampler, renderer, inputs.train, policy_version)
         run_dir.save_normalizers(normalizers)
+    asked = asked_renderer(METHODS[recipe.method.type].asks_for, renderer)
+    refresher = Refresher(recipe, crew.sampler, asked, inputs.train, normalizers["reward"], run_dir, say=say)
+    normalizer = refresher.restore(first_step)
     records = read_lines(run_dir.path / "metrics.jsonl")
-    batcher = Batcher(
-        recipe, inputs.train, renderer, normalizers["reward"], skipped=run_dir.skipped_updates, records=records
-    )
+    batcher = Batcher(recipe, inputs.train, renderer, normalizer, skipped=run_dir.skipped_updates, records=records)
     probe = Probe(
         recipe, crew.sampler, crew.learner.token_logprobs, crew.learner.top_tokens, batcher.requests(0).requests
     )
@@ -216,14 +231,14 @@ def _train(
         renderer,
         inputs.heldout,
         normalizers,
-        asked=asked_renderer(METHODS[recipe.method.type].asks_for, renderer),
+        asked=asked,
         policy_and_start=partial(policy_and_start, crew.learner.token_logprobs),
         say=say,
     )
     with Recorder(
         recipe,
         run_dir.path,
-        normalizers["reward"],
+        normalizer,
         policy_version=policy_version,
         records=records,
         say=say,
@@ -236,6 +251,7 @@ def _train(
             learner=crew.learner,
             fleet=crew.fleet,
             evaluator=evaluator,
+            refresher=refresher,
             probe=probe,
             recorder=recorder,
             stop_requested=stop,

@@ -70,11 +70,9 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
     )
     for judged, objective in zip(tree["objectives"], recipe.objectives, strict=True):
         judged |= {"replicas": 1, "num_cpus": 0.1, "num_gpus": 0, "node_labels": {}}
-        for role in ("scorer", "audit"):
-            scorer = getattr(objective, role)
-            if scorer is not None:
-                make_small = partial(_small_judge, folder / f"{role}-{objective.name}", itertools.count())
-                judged[role] = each_changed(scorer, make_small).model_dump(mode="json")
+        for role, judge in objective.judges.items():
+            make_small = partial(_small_judge, folder / f"{role}-{objective.name}", itertools.count())
+            judged[role] = each_changed(judge, make_small).model_dump(mode="json")
     tree["data"] = {name: _write_prompts(folder / f"{name}.jsonl", name) for name in ("train", "heldout")}
     tree["rollout"] |= {
         **{"num_cpus": 0.3, "num_gpus": 0, "tensor_parallel_size": 1, "node_labels": {}},
