@@ -269,7 +269,7 @@ def finished_cell(work, cell_):
     path = work.run_path(cell_)
     run = RunDir.create(path, work.recipe(cell_))
     run.describe(status="finished", training={"seconds": 12.5})
-    step = {"prompts": 32, "generated_tokens": 500, "learner_tokens": 900}
+    step = {"prompts": 32, "generated_tokens": 500, "learner_tokens": 900, "labels": 4}
     (path / "metrics.jsonl").write_text("".join(json.dumps({"step": s, **step}) + "\n" for s in range(3)))
     records = [evaluation(0, 0, 0.0, 0), evaluation(2, 1, 1.0, 0), evaluation(3, 1, 2.0, 0)]
     (path / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -282,6 +282,7 @@ def test_a_finished_cell_is_kept_and_read(tmp_path):
     assert is_finished(work, one)
     found = gather(work, one)
     assert (found.prompts, found.generated_tokens, found.learner_tokens, found.seconds) == (96, 1500, 2700, 8.5)
+    assert found.labels == 12
     assert [side["generated_tokens"] for side in found.evaluations] == [0, 1000, 1500]
 
 

@@ -191,6 +191,8 @@ class CellResult(Section):
     """Prompts sampled; the same for every method."""
     generated_tokens: int
     learner_tokens: int
+    labels: int = 0
+    """Comparisons that annotators made."""
     seconds: float
     """Wall time of the training part, without the evaluations within it."""
     evaluations: list[dict[str, Any]] = Field(min_length=1)
@@ -252,6 +254,7 @@ def gather(work: Work, cell: Cell) -> CellResult:
         prompts=sum(step["prompts"] for step in metrics),
         generated_tokens=sum(step["generated_tokens"] for step in metrics),
         learner_tokens=sum(step["learner_tokens"] for step in metrics),
+        labels=sum(step.get("labels", 0) for step in metrics),
         seconds=float(run["training"]["seconds"]) - sum(record["seconds"] for record in within),
         evaluations=evaluations,
     )

@@ -94,7 +94,7 @@ TRUTH = _metrics(
     *("kl_to_start", "start_logprob", "response_length", "distinct_responses"),
 )
 SWEPT = (*QUALITY[:4], CONTROL[3], TRUTH[0], TRUTH[3])
-COST = tuple(map(describe, ("prompts", "generated_tokens", "learner_tokens")))
+COST = tuple(map(describe, ("prompts", "generated_tokens", "learner_tokens", "labels")))
 
 
 def quality_table(results: Results, metrics: Sequence[Metric]) -> Table:
