@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rewards.config import Dtype, NodeLabels
 from rewards.sampling import SamplingSection
+from rewards.section import Dtype, NodeLabels
 
 Placement = Literal["pack", "spread"]
 

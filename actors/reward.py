@@ -12,8 +12,9 @@ import numpy as np
 from actors.metrics import JudgeMetrics
 from actors.processes import ActorSpec, start_actors, stop_actors
 from actors.types import ActorFailedError
-from rewards.config import ObjectiveConfig, Panel, panel_name, panels, refreshed
+from rewards.config import ObjectiveConfig, Panel, panel_name, panels
 from rewards.environment import is_device_failure, one_line, process_environment, whole_threads
+from rewards.judge_sections import refreshed
 from rewards.judges import Scores, build_scorers
 from rewards.scorers import NO_COLUMNS, Columns, ScorerError
 from rewards.sources import files_of, load_file

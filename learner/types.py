@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from rewards.config import Section
+from rewards.section import Section
 
 META = "learner.json"
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import BUILT_MODELS
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
+from orchestrator.sections import BUILT_MODELS
 from rewards import pretrained
-from rewards.config import ROLES, HuggingFaceScorerConfig, single
+from rewards.config import ROLES
 from rewards.environment import local_folder
+from rewards.judge_sections import HuggingFaceScorerConfig, single
 from rewards.judges import check_scorer
 from rewards.model_config import check_weights, max_positions, vocabulary_size
 from rewards.model_files import ModelError, known_folder, read_json, refuse_code, tensor_headers

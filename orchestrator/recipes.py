@@ -18,9 +18,9 @@ from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
 from orchestrator.files import open_file
 from orchestrator.trees import dump_yaml, parse_yaml, read_yaml
-from rewards.config import Section
 from rewards.environment import one_line
 from rewards.paths import BESIDE, find
+from rewards.section import Section
 from rewards.strict_json import parse_json
 
 G = TypeVar("G")

@@ -1,11 +1,13 @@
 """What a response is worth, and to whom.
 
-- ``config``: the recipe sections of this room, and ``Section``, the base of every room's sections
+- ``section``: the base of every room's sections, and values that several rooms know
+- ``config``: objectives and preferences; ``judge_sections``: who scores
 - ``preferences``: weights on the simplex: samplers, grids, quantisation, and how weights are written into a prompt
 - ``sampling``: how a policy is sampled, in training and afterwards
 - ``tokens``: texts to token ids where template, text and tokenizer each may write special tokens
 - ``scorers``: one objective's score for each response, from a classifier, a Python function or a server
 - ``reading``: what a judge reads of a prompt and a response, in tokens
+- ``ensemble``: several judges of one thing, whose disagreement counts
 - ``judges``: from a recipe's section to a scorer, and what can be known of one before it loads
 - ``functions``, ``readability``, ``sentiment``: ready-made scorers that are plain functions
 - ``model_files``, ``model_config``: a model folder before it loads: what its files hold, what its config.json promises

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards.config import HuggingFaceScorerConfig
+from rewards.judge_sections import HuggingFaceScorerConfig
 from rewards.model_files import ModelError
 from rewards.pretrained import load_model, load_tokenizer, positions_of
 from rewards.reading import Reader, padding_id, tell_padding

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rewards.config import EnsembleScorerConfig, HuggingFaceScorerConfig, ScorerConfig
 from rewards.environment import local_folder
+from rewards.judge_sections import EnsembleScorerConfig, HuggingFaceScorerConfig, ScorerConfig
 from rewards.scorers import NO_COLUMNS, Columns, Scorer, ScorerError
 
 SCALE_FILE = "reward_scale.json"

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from rewards.classifier import ClassifierScorer, load_classifier, load_padding_tokenizer, make_reader
-from rewards.config import (
+from rewards.ensemble import EnsembleScorer, scales_of
+from rewards.environment import describe, local_folder
+from rewards.judge_sections import (
     EnsembleScorerConfig,
     HTTPScorerConfig,
     HuggingFaceScorerConfig,
     PythonScorerConfig,
     ScorerConfig,
 )
-from rewards.ensemble import EnsembleScorer, scales_of
-from rewards.environment import describe, local_folder
 from rewards.model_config import check_weights, max_positions, read_config, vocabulary_size
 from rewards.model_files import ModelError
 from rewards.prompts import Prompt

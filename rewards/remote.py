@@ -15,8 +15,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util import Retry
 
-from rewards.config import HTTPScorerConfig
 from rewards.environment import describe
+from rewards.judge_sections import HTTPScorerConfig
 from rewards.prompts import Prompt, columns_of
 from rewards.scorers import NO_COLUMNS, PROBE_RESPONSE, Columns, ScorerError, as_scores, check_aligned
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from pydantic import Field, field_validator
 
-from rewards.config import Section
 from rewards.model_files import ModelError, read_json
+from rewards.section import Section
 
 COLDEST = 0.01
 """vLLM draws at no lower temperature, but for 0."""

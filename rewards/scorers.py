@@ -14,8 +14,8 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from rewards.config import PythonScorerConfig
 from rewards.environment import describe, process_environment
+from rewards.judge_sections import PythonScorerConfig
 from rewards.paths import is_file
 from rewards.prompts import Prompt, columns_of
 from rewards.sources import load_file

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from rewards.config import Panel, PythonScorerConfig
+from rewards.config import Panel
+from rewards.judge_sections import PythonScorerConfig
 from rewards.paths import is_file
 
 

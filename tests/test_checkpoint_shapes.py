@@ -18,7 +18,7 @@ from orchestrator.errors import BadInput
 from orchestrator.estimate.shapes import model_shape
 from orchestrator.tasks.fitting import models
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig, RewardFitConfig
-from rewards.config import HuggingFaceScorerConfig
+from rewards.judge_sections import HuggingFaceScorerConfig
 from rewards.judges import build_scorer
 from rewards.model_config import check_weights, read_config
 from rewards.model_files import ModelError

@@ -10,8 +10,9 @@ from orchestrator.inputs import check_unbuilt
 from orchestrator.recipes import load_recipe
 from orchestrator.tasks.smoke import smoke_recipe
 from orchestrator.tasks.teaching.teach import judges_within, taught_from
-from rewards.config import EnsembleScorerConfig, ObjectiveConfig
+from rewards.config import ObjectiveConfig
 from rewards.ensemble import SCALE_FILE, combine, scales_of, write_scale
+from rewards.judge_sections import EnsembleScorerConfig
 from rewards.judges import build_scorer, check_scorer
 from rewards.scorers import ScorerError
 from tests.test_estimate import RECIPES

@@ -6,8 +6,8 @@ import pytest
 
 from actors.config import RolloutConfig
 from learner.config import LearnerConfig
-from rewards.config import HuggingFaceScorerConfig
 from rewards.environment import local_folder, model_source, native_dtype, process_environment
+from rewards.judge_sections import HuggingFaceScorerConfig
 
 
 @pytest.mark.parametrize("model", ["./model", "../model", "/models/start", "~/model", "some/deep/folder"])

@@ -228,7 +228,7 @@ def test_a_fit_can_start_from_a_folder(tmp_path):
 
 
 def test_a_reward_model_learns_its_pairs_and_serves_as_a_scorer(tmp_path):
-    from rewards.config import HuggingFaceScorerConfig
+    from rewards.judge_sections import HuggingFaceScorerConfig
     from rewards.judges import build_scorer
 
     learned = Optimization(steps=30, batch_size=4, learning_rate=1e-2, warmup_steps=3)

@@ -20,10 +20,10 @@ from learner.types import EngineLostError
 from orchestrator.cluster.failures import Failures, is_loss
 from orchestrator.cluster.fleet import Fleet, Replica
 from orchestrator.cluster.judging import Judges
-from orchestrator.config import ClusterConfig
 from orchestrator.errors import ComponentLost, RunFailed
 from orchestrator.run.batching import RequestBatch
 from orchestrator.run.sampling import Sampler
+from orchestrator.sections import ClusterConfig
 from rewards.prompts import Prompt
 from tests.whole_runs import failures
 

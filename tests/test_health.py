@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from actors.types import GenerationRequest, Response, Rollout
-from orchestrator.config import HealthConfig
 from orchestrator.errors import RunFailed
 from orchestrator.run.batching import RequestBatch, ScoredBatch
 from orchestrator.run.health import LikelyTokens, Watch, find_problems
 from orchestrator.run.stages import Probed
+from orchestrator.sections import HealthConfig
 from rewards.prompts import Prompt
 
 OBJECTIVES = ("helpfulness", "harmlessness")

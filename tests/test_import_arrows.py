@@ -22,8 +22,8 @@ SHARED = frozenset({("learner", "actors.processes"), ("learner", "actors.tensors
 torch as a file loads, and is the same in both stands there; what needs neither, in `rewards`."""
 ORCHESTRATOR = (
     *("cli", "notebook", "bench", "run", "tasks", "plan", "inputs", "cluster", "estimate"),
-    *("recipes", "trees", "config", "cards", "data", "rows", "pace", "console", "progress", "files", "options"),
-    *("packages", "errors"),
+    *("recipes", "trees", "config", "sections", "cards", "data", "rows", "pace", "console", "progress", "files"),
+    *("options", "packages", "errors"),
 )
 """Folders and files of `orchestrator`, the top one first: each may import itself and what stands after it."""
 MOST_OF_A_NAME = 2
@@ -31,7 +31,13 @@ MOST_OF_A_NAME = 2
 NOT_ROOMS = frozenset({"deploy", "tests"})
 HEAVY = frozenset({"deepspeed", "ray", "torch", "transformers", "vllm"})
 # importable in well under a second
-LIGHT_FILES = frozenset({"cli.py", "config.py", "metrics.py", "preferences.py", "recipes.py", "types.py"})
+LIGHT_FILES = frozenset(
+    f"{name}.py"
+    for name in (
+        *("cli", "config", "section", "sections", "judge_sections"),
+        *("metrics", "preferences", "recipes", "types"),
+    )
+)
 SEAMS = (
     *(f"orchestrator/run/{name}.py" for name in ("loop", "stages", "wiring", "batching", "sampling", "in_flight")),
     *(f"orchestrator/{name}.py" for name in ("run/train", "run/soups", "cluster/crew", "cluster/judging")),

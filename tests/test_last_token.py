@@ -6,7 +6,7 @@ import torch
 from orchestrator.tasks.fitting.bradley_terry import fit_reward
 from orchestrator.tasks.fitting.config import Optimization, RewardFitConfig
 from rewards.classifier import ClassifierScorer
-from rewards.config import HuggingFaceScorerConfig
+from rewards.judge_sections import HuggingFaceScorerConfig
 from rewards.reading import padding_id
 from tests.tiny_models import make_tiny_classifier
 

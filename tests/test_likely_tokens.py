@@ -12,9 +12,9 @@ from tiny_models import make_tiny_policy
 
 from learner.examples import Batch, Example
 from learner.methods.mo_odpo import PairTargets
-from orchestrator.config import HealthConfig
 from orchestrator.run.health import LikelyTokens
 from orchestrator.run.stages import Probed
+from orchestrator.sections import HealthConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.config import LoopConfig
 from orchestrator.errors import RunFailed
 from orchestrator.run.loop import train
+from orchestrator.sections import LoopConfig
 
 
 @dataclass

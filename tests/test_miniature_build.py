@@ -47,7 +47,7 @@ def test_the_policy_is_the_documented_llama(built):
 def test_the_reward_models_score_as_a_recipe_would_ask_them(built):
     import numpy as np
 
-    from rewards.config import HuggingFaceScorerConfig
+    from rewards.judge_sections import HuggingFaceScorerConfig
     from rewards.judges import build_scorer
 
     config = HuggingFaceScorerConfig(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from orchestrator.tasks.miniature import grammar, oracle, spec
-from rewards.config import PythonScorerConfig
+from rewards.judge_sections import PythonScorerConfig
 from rewards.judges import build_scorer
 from rewards.preferences import simplex_grid
 

@@ -9,10 +9,10 @@ import yaml
 from pydantic import ValidationError
 
 from orchestrator.cli import main, parse_arguments
-from orchestrator.config import AssetsConfig
 from orchestrator.errors import BadInput
 from orchestrator.recipes import dump_recipe, load_recipe
 from orchestrator.rows import read_rows
+from orchestrator.sections import AssetsConfig
 from orchestrator.tasks.fitting.config import PolicyFitConfig, load_fit_config
 from orchestrator.tasks.fitting.trainer import require_new_output
 from rewards.environment import local_folder

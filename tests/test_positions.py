@@ -10,7 +10,7 @@ from actors.engine import check_model
 from orchestrator.tasks.fitting import models
 from orchestrator.tasks.fitting.config import Optimization, RewardFitConfig
 from rewards.classifier import ClassifierScorer
-from rewards.config import HuggingFaceScorerConfig
+from rewards.judge_sections import HuggingFaceScorerConfig
 from rewards.model_config import max_positions
 from rewards.model_files import ModelError
 from rewards.pretrained import positions_of

@@ -10,7 +10,7 @@ from orchestrator.bench.reference import recipe_page, sections
 from orchestrator.bench.tables import as_markdown
 from orchestrator.config import Recipe
 from orchestrator.tasks.fitting.config import PolicyFitConfig, RewardFitConfig
-from rewards.config import Section
+from rewards.section import Section
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from orchestrator.run.rundir import RunDir
 from orchestrator.run.sampling import Scored
 from orchestrator.tasks.fitting.bradley_terry import fit_reward
 from orchestrator.tasks.fitting.config import Architecture, ByteLevelBPE, Optimization, RewardFitConfig
-from rewards.config import HuggingFaceScorerConfig, refreshed
+from rewards.judge_sections import HuggingFaceScorerConfig, refreshed
 from rewards.judges import build_scorer
 from rewards.normalize import Normalizer
 from rewards.prompts import Prompt

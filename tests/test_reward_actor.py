@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from actors.reward import RewardActor, start_rewards, stop
-from rewards.config import ObjectiveConfig, PythonScorerConfig
+from rewards.config import ObjectiveConfig
 from rewards.environment import is_device_failure
+from rewards.judge_sections import PythonScorerConfig
 from rewards.scorers import ScorerError
 from tests.heads import wait_until_gone
 

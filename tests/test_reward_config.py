@@ -6,15 +6,8 @@ import sys
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from rewards.config import (
-    ConditioningConfig,
-    HTTPScorerConfig,
-    HuggingFaceScorerConfig,
-    ObjectiveConfig,
-    PreferencesConfig,
-    PythonScorerConfig,
-    ScorerConfig,
-)
+from rewards.config import ConditioningConfig, ObjectiveConfig, PreferencesConfig
+from rewards.judge_sections import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig, ScorerConfig
 
 
 def problem(section, **values):

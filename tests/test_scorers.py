@@ -17,14 +17,8 @@ import numpy as np
 import pytest
 
 from rewards.classifier import ClassifierScorer
-from rewards.config import (
-    HTTPScorerConfig,
-    HuggingFaceScorerConfig,
-    ObjectiveConfig,
-    PythonScorerConfig,
-    panel_name,
-    panels,
-)
+from rewards.config import ObjectiveConfig, panel_name, panels
+from rewards.judge_sections import HTTPScorerConfig, HuggingFaceScorerConfig, PythonScorerConfig
 from rewards.judges import build_scorer, build_scorers, check_scorer
 from rewards.prompts import Prompt
 from rewards.scorers import PROBE_RESPONSE, ScorerError, as_scores

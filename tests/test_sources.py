@@ -6,7 +6,8 @@ from actors.reward import RewardActor
 from orchestrator.cli import main
 from orchestrator.packages import clash
 from orchestrator.recipes import load_recipe, override
-from rewards.config import ObjectiveConfig, PythonScorerConfig
+from rewards.config import ObjectiveConfig
+from rewards.judge_sections import PythonScorerConfig
 from rewards.scorers import PythonScorer, ScorerError, load_function
 from rewards.sources import files_of
 from tests.test_paths import MINIATURE

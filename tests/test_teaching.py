@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.config import AssetsConfig
 from orchestrator.errors import BadInput
 from orchestrator.recipes import load_recipe
+from orchestrator.sections import AssetsConfig
 from orchestrator.tasks.smoke import make_tokenizer
 from orchestrator.tasks.teaching.answers import bar, whole_sentences
 from orchestrator.tasks.teaching.taught import model_files, some_prompts
@@ -20,8 +20,9 @@ from orchestrator.tasks.teaching.teach import (
     score_answers,
     taught_from,
 )
-from rewards.config import ConditioningConfig, HuggingFaceScorerConfig, PythonScorerConfig
+from rewards.config import ConditioningConfig
 from rewards.environment import native_dtype
+from rewards.judge_sections import HuggingFaceScorerConfig, PythonScorerConfig
 from tests.written_prompts import plain
 
 RECIPES = Path(__file__).parents[1] / "deploy" / "recipes"

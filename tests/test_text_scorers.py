@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from rewards.config import PythonScorerConfig
 from rewards.functions import brevity, detail, long_words, repetition, right_number
+from rewards.judge_sections import PythonScorerConfig
 from rewards.judges import build_scorer, check_scorer
 from rewards.readability import HIGHEST, LOWEST, reading_ease
 from rewards.sentiment import positivity

@@ -13,7 +13,7 @@ from orchestrator.errors import BadInput
 from orchestrator.tasks.fitting.bradley_terry import fit_reward
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig, RewardFitConfig
 from orchestrator.tasks.fitting.supervised import fit_policy
-from rewards.config import HuggingFaceScorerConfig
+from rewards.judge_sections import HuggingFaceScorerConfig
 from rewards.judges import build_scorer
 from rewards.model_files import ModelError
 from rewards.pretrained import load_tokenizer

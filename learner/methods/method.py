@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, runtime_
 from pydantic import Field
 
 from learner.examples import Example, Group, T
-from rewards.config import Section
 from rewards.metrics import Metric
 from rewards.normalize import Transform, log_sigmoid, standardize
+from rewards.section import Section
 from rewards.targets import quantile_levels
 
 if TYPE_CHECKING:

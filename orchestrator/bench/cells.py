@@ -23,8 +23,8 @@ from orchestrator.errors import BadInput, RunFailed
 from orchestrator.files import last_lines, locked, read_lines, replace_text
 from orchestrator.recipes import load_recipe
 from orchestrator.run.rundir import RunDir
-from rewards.config import Section
 from rewards.pareto import igd_plus, nondominated
+from rewards.section import Section
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe

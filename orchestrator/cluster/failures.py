@@ -18,7 +18,7 @@ from orchestrator.progress import TELL
 from rewards.environment import one_line
 
 if TYPE_CHECKING:
-    from orchestrator.config import ClusterConfig
+    from orchestrator.sections import ClusterConfig
 
 FILE_NAME = "failures.jsonl"
 INCIDENT_S = 30.0

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from learner.methods import Combines, make_method
 from orchestrator.cards import GIB, Card
 from orchestrator.estimate.shapes import Shape, adapter_parameters, model_shape, policy_shape
-from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, ScorerConfig, panel_name, single
+from rewards.config import ObjectiveConfig, panel_name
+from rewards.judge_sections import HuggingFaceScorerConfig, ScorerConfig, single
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.config import SMOLLM2
+from orchestrator.sections import SMOLLM2
 from rewards.model_files import known_folder, read_json, tensor_headers
 
 if TYPE_CHECKING:

@@ -12,6 +12,9 @@ The stages:
 batching        prompts -> generation requests; scored responses -> the method's examples
 sampling        rollout actors and reward actors as one streaming stage
 evaluate        the preference grid and the normaliser
+refresh         judges fitted further to what annotators say of the policy's answers
+probe           engines and learner on the same tokens, and what over-optimisation does to these
+budget          the KL budget
 
 What a run keeps and tells:
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.config import HealthConfig
 from orchestrator.errors import RunFailed
 from orchestrator.files import Record
 from orchestrator.run.batching import ScoredBatch
 from orchestrator.run.stages import Probed
+from orchestrator.sections import HealthConfig
 
 MEANING = {
     "constant_reward": "every response of a step got the same score",

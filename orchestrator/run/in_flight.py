@@ -14,7 +14,7 @@ import numpy as np
 from actors.types import Response, Rollout
 from orchestrator.recipes import read_record
 from orchestrator.run.batching import RequestBatch, ScoredBatch
-from rewards.config import Section
+from rewards.section import Section
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

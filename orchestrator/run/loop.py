@@ -8,9 +8,9 @@ broadcast waits for sampling in flight, so a batch is never older than its bound
 from collections import deque
 from collections.abc import Sequence
 
-from orchestrator.config import LoopConfig
 from orchestrator.errors import RunFailed
 from orchestrator.run.stages import Pending, Stages, Updated
+from orchestrator.sections import LoopConfig
 
 
 def train(

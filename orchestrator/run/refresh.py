@@ -22,8 +22,9 @@ from orchestrator.files import Record, replace_text, write_lines
 from orchestrator.run.batching import Renders, make_request
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.stages import JudgedSampling
-from rewards.config import HuggingFaceScorerConfig, ObjectiveConfig, refreshed, single
+from rewards.config import ObjectiveConfig
 from rewards.environment import derive_seed
+from rewards.judge_sections import HuggingFaceScorerConfig, refreshed, single
 from rewards.normalize import Normalizer
 from rewards.preferences import DirichletSampler
 from rewards.prompts import Prompt

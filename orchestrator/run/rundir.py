@@ -23,7 +23,7 @@ from orchestrator.progress import TELL
 from orchestrator.recipes import dump_recipe, parse_recipe, read_record
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
 from orchestrator.trees import read_yaml
-from rewards.config import Section
+from rewards.section import Section
 
 if TYPE_CHECKING:
     from rewards.normalize import Normalizer

@@ -11,9 +11,10 @@ from pydantic import Field
 from learner.methods import METHODS
 from orchestrator.errors import BadInput
 from orchestrator.recipes import read_record
-from rewards.config import ObjectiveNames, PreferencesConfig
+from rewards.config import PreferencesConfig
 from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
 from rewards.sampling import SamplingSection, read_token_ids
+from rewards.section import ObjectiveNames
 from rewards.targets import TargetRenderer
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from orchestrator.estimate.shapes import SHAPES
 from orchestrator.files import write_lines
 from orchestrator.recipes import parse_recipe
 from orchestrator.tasks.fitting.config import ByteLevelBPE
-from rewards.config import PythonScorerConfig, each_changed
+from rewards.judge_sections import PythonScorerConfig, each_changed
 from rewards.model_files import ModelError
 from rewards.pretrained import load_config
 
 if TYPE_CHECKING:
-    from rewards.config import HuggingFaceScorerConfig, SingleScorerConfig
+    from rewards.judge_sections import HuggingFaceScorerConfig, SingleScorerConfig
 
 SIZES = {
     "hidden_size": 64,

@@ -24,8 +24,8 @@ from orchestrator.tasks.dialogues.prepare import ASSISTANT, DialoguePair, plain_
 from orchestrator.tasks.fitting.config import Optimization, RewardFitConfig
 from orchestrator.tasks.smollm2.start import save_base
 from orchestrator.tasks.teaching.teach import taught_from, teach_to_read
-from rewards.config import Section
 from rewards.prompts import Prompt
+from rewards.section import Section
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe

@@ -22,9 +22,9 @@ from orchestrator.files import write_lines
 from orchestrator.recipes import check
 from orchestrator.rows import read_rows
 from orchestrator.tasks.assets import whole_folder
-from rewards.config import ObjectiveNames, Section, Seed
 from rewards.environment import is_unicode
 from rewards.preferences import sample_preference_pairs
+from rewards.section import ObjectiveNames, Section, Seed
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 

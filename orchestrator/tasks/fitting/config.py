@@ -11,10 +11,12 @@ from learner.config import AdamBetas, LoraSection
 from orchestrator.errors import BadInput
 from orchestrator.recipes import check
 from orchestrator.trees import read_yaml
-from rewards.config import HuggingFaceScorerConfig, ObjectiveNames, PreferencesConfig, Section, Seed
+from rewards.config import PreferencesConfig
 from rewards.environment import local_folder, native_dtype
+from rewards.judge_sections import HuggingFaceScorerConfig
 from rewards.paths import BESIDE, Found, Written
 from rewards.pretrained import Attention
+from rewards.section import ObjectiveNames, Section, Seed
 
 
 class Architecture(Section):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.config import BUILT_MODELS, MINIATURE, SMOLLM2
 from orchestrator.data import load_prompts
 from orchestrator.errors import BadInput
 from orchestrator.progress import TELL
+from orchestrator.sections import BUILT_MODELS, MINIATURE, SMOLLM2
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.assets import build_once, code_digest
 from orchestrator.tasks.teaching.teach import taught_from, teach_to_read

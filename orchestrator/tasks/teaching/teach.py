@@ -21,15 +21,9 @@ from orchestrator.inputs import load_tokenizer
 from orchestrator.tasks.apart import run_apart
 from orchestrator.tasks.fitting.config import Optimization, PolicyFitConfig
 from orchestrator.tasks.teaching.answers import sample_answers
-from rewards.config import (
-    ConditioningConfig,
-    HuggingFaceScorerConfig,
-    ScorerConfig,
-    SingleScorerConfig,
-    each_changed,
-    single,
-)
+from rewards.config import ConditioningConfig
 from rewards.environment import native_dtype
+from rewards.judge_sections import HuggingFaceScorerConfig, ScorerConfig, SingleScorerConfig, each_changed, single
 from rewards.judges import build_scorers
 from rewards.paths import is_file
 from rewards.preferences import PromptRenderer, quantize
