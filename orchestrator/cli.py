@@ -183,8 +183,8 @@ def explain(error: Exception) -> int:
     from actors.types import RolloutError
     from learner.types import LearnerError
     from orchestrator.errors import BadInput, RunFailed
-    from rewards.preferences import PreferenceError
     from rewards.scorers import ScorerError
+    from rewards.simplex import PreferenceError
 
     cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised
     if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:

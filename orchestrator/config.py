@@ -22,8 +22,8 @@ from orchestrator.sections import (
     TelemetryConfig,
 )
 from rewards.config import ObjectiveConfig, Panel, PreferencesConfig, panels
-from rewards.preferences import parse_preference
 from rewards.section import Section, Seed
+from rewards.simplex import parse_preference
 
 EVALUATION_LATTICE_LIMIT = 5
 """Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""

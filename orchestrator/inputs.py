@@ -22,10 +22,11 @@ from rewards.judge_sections import HuggingFaceScorerConfig, single
 from rewards.judges import check_scorer
 from rewards.model_config import check_weights, max_positions, vocabulary_size
 from rewards.model_files import ModelError, known_folder, read_json, refuse_code, tensor_headers
-from rewards.preferences import PreferenceError, PromptRenderer, evaluation_grid
+from rewards.preferences import PromptRenderer
 from rewards.prompts import Prompt, as_prompt
 from rewards.sampling import read_token_ids
 from rewards.scorers import PROBE_PROMPT, ScorerError, load_function
+from rewards.simplex import PreferenceError, evaluation_grid
 from rewards.vocabulary import (
     check_inserted,
     check_padding,

@@ -20,7 +20,7 @@ from orchestrator.run.rundir import RunDir
 from orchestrator.run.steering import conditioning_of
 from orchestrator.run.tables import example_rows, front_rows
 from rewards.metrics import evaluation_figures
-from rewards.preferences import parse_preference
+from rewards.simplex import parse_preference
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe

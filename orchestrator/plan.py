@@ -18,7 +18,7 @@ from orchestrator.estimate.shapes import policy_shape
 from orchestrator.estimate.split import splits
 from orchestrator.estimate.table import assumed_prompt, estimate_rows, row, split_rows
 from orchestrator.inputs import Inputs, check_inputs, check_unbuilt
-from rewards.preferences import evaluation_grid
+from rewards.simplex import evaluation_grid
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe

@@ -2,7 +2,8 @@
 
 - ``section``: the base of every room's sections, and values that several rooms know
 - ``config``: objectives and preferences; ``judge_sections``: who scores
-- ``preferences``: weights on the simplex: samplers, grids, quantisation, and how weights are written into a prompt
+- ``simplex``: weights on the simplex: samplers, grids, quantisation
+- ``preferences``: how weights are written into a prompt
 - ``sampling``: how a policy is sampled, in training and afterwards
 - ``tokens``: texts to token ids where template, text and tokenizer each may write special tokens
 - ``scorers``: one objective's score for each response, from a classifier, a Python function or a server

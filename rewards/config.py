@@ -168,6 +168,8 @@ class ConditioningConfig(Section):
 class PreferencesConfig(Section):
     """Where training weights come from and how they are printed."""
 
+    draw: Literal["dirichlet", "grid"] = "dirichlet"
+    """Where vectors come from: a symmetric Dirichlet, or the grid of the evaluation, each vector as likely."""
     alpha: float = Field(default=0.5, gt=0)
     """Concentration of the symmetric Dirichlet: below 1 favours the corners, 1 is uniform."""
     fixed: tuple[float, ...] | None = None

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from rewards.normalize import Normalizer, NormalizerError
-from rewards.preferences import PreferenceError, PromptRenderer, quantize
+from rewards.preferences import PromptRenderer
+from rewards.simplex import PreferenceError, quantize
 
 
 def target_levels(preference: Any) -> np.ndarray:
@@ -57,7 +58,7 @@ class TargetSampler:
     writes: Literal["weights", "levels"] = "levels"
 
     def draw(self, rng: np.random.Generator, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `rewards.preferences.WeightSampler`; there is nothing to tell apart, so w- repeats the levels."""
+        """As `rewards.simplex.WeightSampler`; there is nothing to tell apart, so w- repeats the levels."""
         levels_NK = sample_target_levels(rng, n, k)
         count = round(self.ordinary * n)
         levels_NK[:count] = target_levels(rng.dirichlet(np.ones(k), size=count))

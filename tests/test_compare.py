@@ -42,7 +42,7 @@ from orchestrator.files import as_text
 from orchestrator.recipes import load_recipe, read_record
 from orchestrator.run.evaluate import front_metrics
 from orchestrator.run.rundir import RunDir
-from rewards.preferences import evaluation_grid
+from rewards.simplex import evaluation_grid
 
 MINIATURE = str(Path(__file__).parent.parent / "deploy" / "recipes" / "miniature.yaml")
 GRID = evaluation_grid(2)

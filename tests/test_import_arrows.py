@@ -35,7 +35,7 @@ LIGHT_FILES = frozenset(
     f"{name}.py"
     for name in (
         *("cli", "config", "section", "sections", "judge_sections"),
-        *("metrics", "preferences", "recipes", "types"),
+        *("metrics", "preferences", "simplex", "recipes", "types"),
     )
 )
 SEAMS = (

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.tasks.miniature import grammar, oracle, spec
 from rewards.judge_sections import PythonScorerConfig
 from rewards.judges import build_scorer
-from rewards.preferences import simplex_grid
+from rewards.simplex import simplex_grid
 
 RISKY = "how do i pick the lock for my boss ?"
 SAFE = "how do i bake the bread for my boss ?"

@@ -12,7 +12,7 @@ from orchestrator.errors import BadInput
 from orchestrator.files import write_lines
 from orchestrator.run.evaluate import front_metrics
 from rewards.normalize import Normalizer
-from rewards.preferences import evaluation_grid
+from rewards.simplex import evaluation_grid
 
 REFERENCE = [-3.0, -3.0]
 

@@ -121,7 +121,7 @@ def heavy_after(statement: str) -> list[str]:
 
 def test_the_command_and_every_section_load_without_the_engines() -> None:
     modules = ["orchestrator.cli", "orchestrator.config", "actors.config", "learner.config", "rewards.config"]
-    modules += ["rewards.preferences", "actors.types", "learner.types"]
+    modules += ["rewards.preferences", "rewards.simplex", "actors.types", "learner.types"]
     assert heavy_after(f"import {', '.join(modules)}") == []
 
 

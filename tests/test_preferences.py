@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from word_tokenizer import WordTokenizer
 
-from rewards.config import ConditioningConfig
-from rewards.preferences import (
+from rewards.config import ConditioningConfig, PreferencesConfig
+from rewards.preferences import PromptRenderer
+from rewards.prompts import Prompt, Turn
+from rewards.simplex import (
     GRID_LIMIT,
     PreferenceError,
-    PromptRenderer,
+    PreferenceSampler,
     evaluation_grid,
     parse_preference,
     quantize,
@@ -20,7 +22,6 @@ from rewards.preferences import (
     sample_preference_pairs,
     simplex_grid,
 )
-from rewards.prompts import Prompt, Turn
 from tests.written_prompts import parse
 
 OBJECTIVES = ("helpfulness", "harmlessness")
@@ -317,3 +318,18 @@ def test_several_w_minus_are_independent_and_all_keep_their_distance():
     assert abs(np.corrcoef(neg[:, 0, 0], neg[:, 1, 0])[0, 1]) < 0.15
     _, far = draw(np.random.default_rng(3), min_distance=0.6)
     assert np.abs(pos[:, None] - far).sum(axis=-1).min() > 0.6 - 1e-9 > np.abs(pos[:, None] - neg).sum(axis=-1).min()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_vectors_of_the_grid_are_drawn_alike_and_told_apart_from_others_of_it(k):
+    config = PreferencesConfig(draw="grid", negatives=2, min_distance=0.6)
+    grid = quantize(evaluation_grid(k), 1)
+    positive, negative = PreferenceSampler(config).draw(np.random.default_rng(0), 2000, k)
+    assert positive.shape == (2000, k) and negative.shape == (2000, 2, k)
+    drawn, counts = np.unique(positive, axis=0, return_counts=True)
+    assert len(drawn) == len(np.unique(grid, axis=0)) and counts.min() > 1000 / len(grid)
+    assert {tuple(w) for w in negative.reshape(-1, k)} <= {tuple(w) for w in grid}
+    if k > 1:
+        assert np.abs(positive[:, None] - negative).sum(axis=-1).min() >= 0.6 - 1e-9
+    again, _ = PreferenceSampler(config).draw(np.random.default_rng(0), 2000, k)
+    assert (again == positive).all()

@@ -20,7 +20,7 @@ from rewards.pareto import (
     mean_inner_product,
     spearman,
 )
-from rewards.preferences import evaluation_grid
+from rewards.simplex import evaluation_grid
 
 NAMES = ("helpfulness", "harmlessness", "humor", "brevity")
 HOSTILE = '<script src="http://evil.example/x.js"></script> & "quoted" \'single\' <img src=x onerror=alert(1)> $a_b$'

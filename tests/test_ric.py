@@ -13,7 +13,8 @@ from orchestrator.run.batching import Batcher, ScoredBatch
 from orchestrator.run.steering import PolicyConditioning
 from rewards.config import PreferencesConfig
 from rewards.normalize import Normalizer, NormalizerError
-from rewards.preferences import PreferenceError, PromptRenderer
+from rewards.preferences import PromptRenderer
+from rewards.simplex import PreferenceError
 from rewards.targets import (
     LevelRenderer,
     TargetRenderer,

@@ -9,8 +9,9 @@ import yaml
 from orchestrator.cli import explain, main
 from orchestrator.errors import BadInput
 from rewards.config import ConditioningConfig
-from rewards.preferences import PreferenceError, PromptRenderer
+from rewards.preferences import PromptRenderer
 from rewards.pretrained import load_tokenizer
+from rewards.simplex import PreferenceError
 from tests.tiny_models import make_tiny_policy
 from tests.word_tokenizer import WordTokenizer
 

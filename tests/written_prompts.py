@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 
-from rewards.preferences import PreferenceError, PromptRenderer
+from rewards.preferences import PromptRenderer
 from rewards.prompts import Prompt
+from rewards.simplex import PreferenceError
 
 
 def parse(renderer: PromptRenderer, text: str) -> tuple[str, np.ndarray]:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from learner.examples import Example, Group
 from learner.methods.method import Method, MethodSection
-from rewards.preferences import simplex_grid
+from rewards.simplex import simplex_grid
 
 if TYPE_CHECKING:
     from torch import Tensor

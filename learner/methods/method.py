@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from learner.losses import LossOutput
     from learner.sequences import Evaluated
-    from rewards.preferences import WeightSampler
+    from rewards.simplex import WeightSampler
 
 
 Scale = Literal["standard", "log-sigmoid", "quantile"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from learner.losses import LossOutput
     from learner.sequences import Evaluated
-    from rewards.preferences import WeightSampler
+    from rewards.simplex import WeightSampler
 
 
 class Ric(Method[None]):

@@ -13,7 +13,7 @@ from orchestrator.cards import Card
 from orchestrator.estimate.memory import classifiers, engine_memory, rank_memory
 from orchestrator.estimate.shapes import Shape
 from rewards.config import ObjectiveConfig
-from rewards.preferences import evaluation_grid
+from rewards.simplex import evaluation_grid
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe

@@ -19,8 +19,9 @@ from orchestrator.files import Record
 from orchestrator.run.budget import KlBudget
 from rewards.environment import derive_seed
 from rewards.normalize import Normalizer
-from rewards.preferences import DirichletSampler, PromptRenderer
+from rewards.preferences import PromptRenderer
 from rewards.prompts import Prompt
+from rewards.simplex import PreferenceSampler
 from rewards.targets import LevelRenderer
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Batcher:
         self.prompts = prompts
         self.renderer = renderer
         self.levels_renderer = LevelRenderer.like(renderer)
-        self.sampler = DirichletSampler(recipe.preferences)
+        self.sampler = PreferenceSampler(recipe.preferences)
         self.skipped = skipped
         self.stream = PromptStream(len(prompts), batch_size=recipe.loop.prompts_per_step, seed=recipe.seed)
 

@@ -33,9 +33,9 @@ from rewards.pareto import (
     spearman,
     steering_gap,
 )
-from rewards.preferences import evaluation_grid
 from rewards.prompts import Prompt
 from rewards.scorers import load_function
+from rewards.simplex import evaluation_grid
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe

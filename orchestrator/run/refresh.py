@@ -26,8 +26,8 @@ from rewards.config import ObjectiveConfig
 from rewards.environment import derive_seed
 from rewards.judge_sections import HuggingFaceScorerConfig, refreshed, single
 from rewards.normalize import Normalizer
-from rewards.preferences import DirichletSampler
 from rewards.prompts import Prompt
+from rewards.simplex import PreferenceSampler
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
@@ -152,7 +152,7 @@ class Refresher:
         assert config is not None
         rng = np.random.default_rng([self.recipe.seed, step, 5])
         chosen = rng.permutation(len(self.prompts))[: config.prompts]
-        preferences, _ = DirichletSampler(self.recipe.preferences).draw(rng, len(chosen), self.recipe.num_objectives)
+        preferences, _ = PreferenceSampler(self.recipe.preferences).draw(rng, len(chosen), self.recipe.num_objectives)
         return [
             make_request(
                 self.renderer,

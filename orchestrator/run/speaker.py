@@ -15,10 +15,10 @@ from orchestrator.recipes import check
 from orchestrator.run.steering import FILE_NAME, PolicyConditioning, find_experts, find_policy, load_conditioning
 from rewards.environment import is_unicode
 from rewards.model_files import ModelError
-from rewards.preferences import evaluation_grid
 from rewards.pretrained import load_model
 from rewards.prompts import Prompt, as_prompt
 from rewards.sampling import read_token_ids
+from rewards.simplex import evaluation_grid
 from rewards.vocabulary import first_without_row, without_row
 
 PLAIN_PROMPT = "hello"

@@ -12,9 +12,10 @@ from learner.methods import METHODS
 from orchestrator.errors import BadInput
 from orchestrator.recipes import read_record
 from rewards.config import PreferencesConfig
-from rewards.preferences import PreferenceError, PromptRenderer, parse_preference
+from rewards.preferences import PromptRenderer
 from rewards.sampling import SamplingSection, read_token_ids
 from rewards.section import ObjectiveNames
+from rewards.simplex import PreferenceError, parse_preference
 from rewards.targets import TargetRenderer
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from orchestrator.recipes import check
 from orchestrator.rows import read_rows
 from orchestrator.tasks.assets import whole_folder
 from rewards.environment import is_unicode
-from rewards.preferences import sample_preference_pairs
 from rewards.section import ObjectiveNames, Section, Seed
+from rewards.simplex import sample_preference_pairs
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 

@@ -17,11 +17,12 @@ from orchestrator.inputs import check_renderer
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
-from rewards.preferences import PreferenceError, PromptRenderer, parse_preference, sample_negatives
+from rewards.preferences import PromptRenderer
 from rewards.pretrained import load_model, load_tokenizer
 from rewards.prompts import Prompt, as_prompt
 from rewards.reading import first_that
 from rewards.sampling import SamplingSection
+from rewards.simplex import PreferenceError, parse_preference, sample_negatives
 from rewards.tokens import SpecialTokens
 
 RESPONSES_AT_ONCE = 512

@@ -21,7 +21,7 @@ from orchestrator.tasks.fitting.trainer import FitReport
 from orchestrator.tasks.miniature import grammar, oracle, spec
 from orchestrator.tasks.miniature.spec import GateSpec, MiniatureSpec, PolicySpec, RewardSpec
 from rewards.pareto import spearman
-from rewards.preferences import evaluation_grid
+from rewards.simplex import evaluation_grid
 
 TIE = 1e-9
 Responses = list[tuple[str, list[str]]]  # prompt, its responses

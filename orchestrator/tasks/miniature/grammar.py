@@ -14,7 +14,8 @@ import numpy as np
 from orchestrator.tasks.miniature import spec
 from orchestrator.tasks.miniature.spec import CorpusSpec, Topic
 from rewards.config import PreferencesConfig
-from rewards.preferences import PromptRenderer, quantize
+from rewards.preferences import PromptRenderer
+from rewards.simplex import quantize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

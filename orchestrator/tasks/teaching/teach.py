@@ -26,9 +26,10 @@ from rewards.environment import native_dtype
 from rewards.judge_sections import HuggingFaceScorerConfig, ScorerConfig, SingleScorerConfig, each_changed, single
 from rewards.judges import build_scorers
 from rewards.paths import is_file
-from rewards.preferences import PromptRenderer, quantize
+from rewards.preferences import PromptRenderer
 from rewards.prompts import Prompt, columns_of
 from rewards.sampling import SamplingSection
+from rewards.simplex import quantize
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
