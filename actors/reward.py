@@ -30,7 +30,7 @@ _ROLES: dict[Judge, str] = {"reward": "scorer", "current": "scorer", "audit": "a
 
 
 class RewardActor:
-    """One replica of a panel's judges. The audit judges are loaded when they are first asked.
+    """One replica of a panel's judges. All judges but the first are loaded when they are first asked.
 
     Args:
         panel: the recipe's sections of the objectives that are judged here.
@@ -63,18 +63,16 @@ class RewardActor:
         """Score ``responses[i]`` as an answer to ``prompts[i]``, in whose row of the data ``columns[name][i]`` stands.
 
         Args:
-            fitted: where the ``current`` judge lies (`rewards.config.refreshed`); None: it is the recipe's still.
+            fitted: where the ``current`` judge lies (`rewards.judge_sections.refreshed`); None: the recipe's still.
 
         Returns:
-            float64 [N, objectives of the panel]; NaN where a score is missing, or an objective has no annotator.
+            float64 [N, objectives of the panel]; NaN where a score is missing.
 
         Raises:
             ScorerError: the judge fails as a whole, or the objective has no such judge.
             ActorFailedError: the GPU failed under it.
         """
         annotated = any(objective.annotator is not None for objective in self.panel)
-        if judge == "annotator" and not annotated:
-            return np.full((len(responses), len(self.panel)), np.nan)
         if judge == "current" and (fitted is None or not annotated):
             judge = "reward"
         elif judge == "current" and fitted != self._fitted:

@@ -366,7 +366,7 @@ def _fit_policy(arguments: argparse.Namespace) -> None:
     leave_one_gpu(os.environ)
     from orchestrator.tasks.fitting.supervised import run_policy_fit
 
-    print(run_policy_fit(arguments.config))
+    CONSOLE.say(str(run_policy_fit(arguments.config, CONSOLE.say)))
 
 
 def _fit_reward(arguments: argparse.Namespace) -> None:
@@ -375,7 +375,7 @@ def _fit_reward(arguments: argparse.Namespace) -> None:
     leave_one_gpu(os.environ)
     from orchestrator.tasks.fitting.bradley_terry import run_reward_fit
 
-    print(run_reward_fit(arguments.config))
+    CONSOLE.say(str(run_reward_fit(arguments.config, CONSOLE.say)))
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

@@ -119,6 +119,10 @@ class Recipe(Section):
         if bool(annotated) != (self.refresh is not None):
             got = f"annotator of {annotated[0]}, without refresh" if annotated else "refresh, without an annotator"
             raise ValueError(f"refresh and an objective's annotator need each other, got {got}")
+        if self.refresh is not None and self.refresh.every >= self.loop.steps:
+            raise ValueError(
+                f"refresh.every must be below loop.steps = {self.loop.steps}, or none is due, got {self.refresh.every}"
+            )
         if self.evaluate.attainable and self.objectives[0].audit is None:
             raise ValueError(
                 "evaluate.attainable is in audit scores, so objectives need an audit judge; they have none"

@@ -50,8 +50,10 @@ class Console:
     def close(self) -> None:
         """Take away all bars."""
         with self._lock:
-            for stage in tuple(self._tasks):
-                self._remove(stage)
+            self._tasks.clear()
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
 
     @property
     def _draws(self) -> bool:
@@ -80,8 +82,7 @@ class Console:
             return
         self._bars.remove_task(task)
         if not self._tasks:
-            self._bars.stop()
-            self._bars = None
+            self.close()
 
 
 def _bars(out: TextIO) -> "Bars":
@@ -95,6 +96,7 @@ def _bars(out: TextIO) -> "Bars":
         rich.TimeElapsedColumn(),
         console=Terminal(file=out, force_terminal=True, highlight=False),
         refresh_per_second=DRAWN_PER_S,
+        redirect_stderr=sys.stderr.isatty(),
         transient=True,
     )
 

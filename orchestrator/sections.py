@@ -174,6 +174,11 @@ class RefreshConfig(Section):
     """With all pairs of theirs."""
     learning_rate: float = Field(gt=0)
     """Of AdamW, constant."""
+    device: Literal["auto", "cpu"] = "cpu"
+    """Of the fits, which run on the machine of the command. `auto`: its first GPU, which must have room beside what Ray
+    put there."""
+    timeout_s: float = Field(default=1800, gt=0)
+    """Longest wait for an annotator's scores, and for a sign of life of a fit."""
 
 
 class ClusterConfig(Section):

@@ -1,4 +1,4 @@
-"""From a recipe's `scorer` or `audit` section to a scorer; what can be known of one before anything loads."""
+"""From a recipe's section of a judge to a scorer; what can be known of one before anything loads."""
 
 import os
 import threading

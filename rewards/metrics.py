@@ -114,7 +114,7 @@ STEP_METRICS = (
     Metric(key="sync_bytes", digits=0, definition="Size of the weights sent to the engines after the step, or 0."),
     Metric(key="engine_mismatch", label="engine against learner", unit="nats a token", better="lower", digits=5,
         definition="Mean over tokens of the absolute difference between their log pi as an engine sampled them and as "
-            "the learner finds it, same weights; after the first update and every loop.probe_every."),
+            "the learner finds it, same weights; after the first update, every loop.probe_every, and the last."),
     Metric(key="top_entropy", label="entropy of the top tokens", unit="nats a token", digits=3,
         definition="Mean over the same tokens of - sum p log p of the ten that the policy finds likeliest there; "
             "what is over-optimised has little left to choose from."),

@@ -1,4 +1,5 @@
-"""Scores brought to one scale: what the starting policy's responses scored, measured once and then frozen.
+"""Scores brought to one scale: what the starting policy's responses scored, measured once. Moved where a judge
+is fitted further.
 
 Metrics and plots are in deviations from the start's mean; a method sees the scores through a `Transform` of its own.
 """

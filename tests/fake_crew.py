@@ -70,8 +70,8 @@ class FakeSampler:
     def use_judges(self, fitted):
         raise AssertionError("none of these recipes has annotators")
 
-    def score(self, rollouts, judge):
-        return self.sample([rollout.request for rollout in rollouts], self.fleet.version, judges=(judge,)).scores[judge]
+    def score(self, rollouts, judge, objectives, *, timeout_s):
+        raise AssertionError("none of these recipes has annotators")
 
     def _scores(self, text):
         return [digest(k, text) % 1000 / 100 for k in range(self.num_objectives)]

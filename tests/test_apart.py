@@ -1,7 +1,10 @@
 """Work in a process of its own: what comes back of it, and what it costs nobody when it goes wrong."""
 
+import multiprocessing
 import os
+import signal
 import tempfile
+import threading
 import time
 
 import pytest
@@ -28,6 +31,22 @@ def print_loudly(progress):
     print("a notice of some library")
     os.system("echo and of a program")
     progress("heard")
+
+
+def outlive_the_signals_of_a_terminal(progress):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    return "done"
+
+
+def start_one_and_die(progress):
+    threading.Thread(target=run_apart, args=(say_pid_and_wait, progress)).start()
+    time.sleep(60)
+
+
+def say_pid_and_wait(progress):
+    progress(str(os.getpid()))
+    time.sleep(60)
 
 
 def say_nothing(progress):
@@ -64,3 +83,23 @@ def test_a_process_that_dies_or_tells_nothing_is_named(tmp_path, monkeypatch):
     with pytest.raises(RunFailed, match=r"test_apart\.say_nothing told nothing for 4 s"):
         run_apart(say_nothing, print, silence_s=4)
     assert time.monotonic() - started < 50
+
+
+def test_who_stops_a_run_by_a_terminal_leaves_it_to_the_caller_what_becomes_of_the_work():
+    assert run_apart(outlive_the_signals_of_a_terminal, print) == "done"
+
+
+def test_no_process_outlives_the_one_that_started_it():
+    pids: list[int] = []
+
+    def kill_it_in_the_middle(line):
+        pids.append(int(line))
+        (parent,) = multiprocessing.active_children()
+        parent.kill()
+
+    with pytest.raises(RunFailed, match="ended before its work was done"):
+        run_apart(start_one_and_die, kill_it_in_the_middle)
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pids[0]}") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{pids[0]}")

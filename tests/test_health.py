@@ -66,8 +66,17 @@ def test_likely_tokens_are_compared_with_what_they_were_at_the_first_probe():
         name: Probed(engine_mismatch=0.0, top_entropy=entropy, top_mass=mass) for name, (entropy, mass) in at.items()
     }
     assert likely.problems(None) == likely.problems(probes["start"]) == likely.problems(probes["steered"]) == []
-    assert likely.problems(probes["narrow"]) == likely.problems(None) == ["narrow_tokens"]
+    assert likely.problems(probes["narrow"]) == ["narrow_tokens"] and likely.problems(None) == []
     assert likely.problems(probes["scattered"]) == ["lost_mass"]
+
+
+def test_what_one_probe_shows_must_show_in_the_next_however_many_steps_lie_between():
+    watch = Watch(HealthConfig(patience=10))
+    assert watch.step(0, ["lost_mass"], probed=True) == []
+    assert [watch.step(step, ["cut_responses"]) for step in range(1, 6)] == [[]] * 5
+    (line,) = watch.step(6, ["lost_mass"], probed=True)
+    assert line.startswith("step 6: lost_mass for 2 probes in a row: the likeliest next tokens lost more than")
+    assert watch.step(7, [], probed=True) == watch.step(8, ["lost_mass"], probed=True) == []
 
 
 def test_a_problem_is_told_once_when_it_has_lasted_and_again_when_it_came_back():

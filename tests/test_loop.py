@@ -17,7 +17,7 @@ from orchestrator.sections import LoopConfig
 class FakeProbe:
     due: frozenset
 
-    def is_due(self, version):
+    def is_due(self, version, *, last=False):
         return version in self.due
 
     def __call__(self, version):
@@ -90,6 +90,7 @@ class FakeStages:
 
     def refresh(self, step, version, in_flight):
         self.calls.append(("refresh", step, version, len(in_flight)))
+        return list(in_flight)
 
     def evaluate(self, step, version):
         self.calls.append(("evaluate", step, version))

@@ -318,16 +318,21 @@ def test_tchebycheffs_winner_lacks_least_where_the_weighted_sum_would_take_an_ex
     scores = [[2, 0], [0, 2], [0.9, 0.9]]  # a hollow front: the sum is 1, 1 and .9
     targets = label("tchebycheff", scores, [0.5, 0.5])
     (best, worst) = targets.responses[0] if targets.weight[0, 0, 0] else targets.responses[0][::-1]
-    assert best == 2 and worst in (0, 1)  # it lacks .55, the others 1
+    assert best == 2 and worst in (0, 1)  # it lacks 1.05, the others 1.5
     assert label("mo-odpo", scores, [0.5, 0.5]).responses == ((0, 2),)
+    evenly, one_sided = [0.5, 0.5], [1.4, -0.3]  # of two responses alone: sums .5 and .55
+    assert label("mo-odpo", [evenly, one_sided], [0.5, 0.5]).weight.tolist() == [[[0.0, 1.0]]]
+    assert label("tchebycheff", [evenly, one_sided], [0.5, 0.5]).weight.tolist() == [[[1.0, 0.0]]]
 
 
-def test_what_is_lacking_is_the_largest_weighted_distance_to_the_best_and_smoothing_bounds_it():
+def test_what_is_lacking_is_the_largest_weighted_distance_to_the_ideal_and_smoothing_bounds_it():
     scores, w = np.array([[1.0, 0.0, 5.0], [0.0, 2.0, -5.0]]), np.array([0.25, 0.75, 0.0])
-    assert shortfall(scores, w, smoothing=0.0).tolist() == [1.5, 0.25]
-    smooth = shortfall(scores, w, smoothing=0.5)
-    assert smooth == pytest.approx([0.5 * math.log(math.exp(3) + 1), 0.5 * math.log(math.exp(0.5) + 1)])
-    assert shortfall(scores, w, smoothing=1e-6) == pytest.approx([1.5, 0.25], abs=1e-5)
+    assert shortfall(scores, w, ideal=3.0, smoothing=0.0).tolist() == [2.25, 0.75]
+    smooth = shortfall(scores, w, ideal=3.0, smoothing=0.5)
+    assert smooth == pytest.approx(
+        [0.5 * math.log(math.exp(1) + math.exp(4.5)), 0.5 * math.log(math.exp(1.5) + math.exp(1.5))]
+    )
+    assert shortfall(scores, w, ideal=3.0, smoothing=1e-6) == pytest.approx([2.25, 0.75], abs=1e-5)
 
 
 def test_at_a_one_hot_w_tchebycheff_is_mo_odpo():
@@ -361,3 +366,10 @@ def test_an_objective_that_nobody_asks_for_or_without_gradients_keeps_its_coeffi
     gram = np.array([[0.49, 0.0], [0.0, 0.0]])
     assert by_influence(gram, np.array([0.7, 0.0]), rate=2.0) == pytest.approx([1.0, 1.0])
     assert by_influence(np.zeros((2, 2)), np.array([0.5, 0.5]), rate=2.0) == pytest.approx([1.0, 1.0])
+
+
+def test_gradients_that_oppose_each_other_hardly_change_the_weights():
+    g, w = np.array([[1.0, 0.0], [-0.9 * 0.999, 0.9 * (1 - 0.999**2) ** 0.5]]), np.array([0.5, 0.5])
+    gram = (w[:, None] * g) @ (w[:, None] * g).T
+    first, second = by_influence(gram, w, rate=1.0)
+    assert 1 < first < 1.1 and 0.9 < second < 1

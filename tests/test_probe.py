@@ -95,10 +95,11 @@ def test_bfloat16_on_either_side_is_allowed_what_its_rounding_explains(section):
 
 
 def test_it_is_due_after_the_first_update_every_so_often_and_last():
-    _, compare = probe(overrides=["loop.probe_every=10", "loop.steps=34"])
-    assert [version for version in range(36) if compare.is_due(version)] == [0, 1, 10, 20, 30, 34]
+    _, compare = probe(overrides=["loop.probe_every=10"])
+    assert [version for version in range(31) if compare.is_due(version)] == [0, 1, 10, 20, 30]
+    assert compare.is_due(17, last=True) and not compare.is_due(17)
     _, never = probe(overrides=["loop.probe_every=0"])
-    assert not any(never.is_due(version) for version in range(31))
+    assert not any(never.is_due(version, last=True) for version in range(31))
 
 
 def test_policy_and_start_are_of_whole_responses_and_by_the_learner_alone():

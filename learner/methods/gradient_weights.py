@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class GradientWeights(CombinedGradients):
-    """The update sum_k w'_k g_k with w'_k proportional to w_k exp(rate I_k), I_k = <g_k, G> / ||G||^2, G = sum_j g_j.
+    """The update sum_k w'_k g_k with w'_k proportional to w_k exp(rate I_k), I_k = <g_k, sum_j g_j> / sum_j ||g_j||^2.
 
-    g_k is the gradient of objective k's DPO loss as in `raco`; the influences I_k sum to 1. The paper lets the weights
+    g_k is the gradient of objective k's DPO loss as in `raco`. The paper lets the weights
     of one run drift from even ones by policy gradients, w <- w exp(rate I); here every update starts at the w that is
-    asked, so that the policy stays steered and a step free of state, and I is a share of the common gradient instead of
-    an absolute size. rate = 0, or gradients of equal influence, is `mo-odpo-per-objective`.
+    asked, so that the policy stays steered and a step free of state, and I is relative
+    to all gradients instead of an absolute size. rate = 0, or gradients of equal influence, is `mo-odpo-per-objective`.
     """
 
     class Config(PerObjectiveSection):
@@ -47,10 +47,11 @@ def by_influence(gram: np.ndarray, weight: np.ndarray, *, rate: float) -> np.nda
     coefficients_K = np.ones(len(weight))
     asked = np.flatnonzero(weight > 0)
     w = weight[asked]
-    with_all_K = (gram[np.ix_(asked, asked)] / np.outer(w, w)).sum(axis=1)
-    length = with_all_K.sum()
-    if length <= 0:
+    gram_of_g = gram[np.ix_(asked, asked)] / np.outer(w, w)
+    size = float(np.trace(gram_of_g))
+    if size <= 0:
         return coefficients_K
-    grown = np.exp(rate * (with_all_K / length - (with_all_K / length).max()))
+    influence_K = gram_of_g.sum(axis=1) / size
+    grown = np.exp(rate * (influence_K - influence_K.max()))
     coefficients_K[asked] = grown * w.sum() / (w @ grown)
     return coefficients_K

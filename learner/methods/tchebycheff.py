@@ -12,40 +12,43 @@ from learner.methods.mo_odpo import MoOdpo, PairSection
 
 
 class Tchebycheff(MoOdpo):
-    """Online DPO on the winner by u(y) = -max_k w_k (z_k - s_k(y)) + rho w . s(y), z_k = max of s_k over the prompt's
-    responses.
+    """Online DPO on the winner by u(y) = (rho w . s(y) - max_k w_k (z - s_k(y))) / (1 + rho), z out of reach.
 
     Unlike w . s, this utility has its best answer at every point of a front, also where the front is hollow. With
     `smoothing` mu > 0 the maximum is mu log sum_k exp(. / mu) over the asked objectives (arXiv 2402.19078), which tends
     to it as mu -> 0. At a one-hot w it is `mo-odpo`: only the asked objective lacks anything. The literature's z is a
-    running best of a whole run; taken for each prompt it keeps a step free of state, and z depends on what is asked.
+    running best of a run; a fixed one, in deviations from the start, keeps a step free of state.
     """
 
     class Config(PairSection):
         type: Literal["tchebycheff"] = "tchebycheff"
         rho: float = Field(default=0.05, ge=0)
         """Of the weighted sum, which decides between responses that lack as much."""
+        ideal: float = 3.0
+        """z, a normalised score that is out of reach."""
         smoothing: float = Field(default=0.0, ge=0)
         """Of the maximum, in normalised scores; 0: none."""
 
     config: Config
 
     def compared(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
-        lack_N = shortfall(group.scores, group.preference, smoothing=self.config.smoothing)
-        utility_N = self.config.rho * group.scores @ group.preference - lack_N
+        config = self.config
+        lack_N = shortfall(group.scores, group.preference, ideal=config.ideal, smoothing=config.smoothing)
+        utility_N = (config.rho * group.scores @ group.preference - lack_N) / (1 + config.rho)
         return utility_N[:, None], np.ones(1)
 
 
-def shortfall(scores: np.ndarray, weight: np.ndarray, *, smoothing: float) -> np.ndarray:
-    """float64 [N]: max_k w_k (z_k - s_k), or its smooth form, over the objectives of weight above 0.
+def shortfall(scores: np.ndarray, weight: np.ndarray, *, ideal: float, smoothing: float) -> np.ndarray:
+    """float64 [N]: max_k w_k (z - s_k), or its smooth form, over the objectives of weight above 0.
 
     Args:
-        scores: float64 [N, K]; z is their maximum over N.
+        scores: float64 [N, K].
         weight: float64 [K].
+        ideal: z.
         smoothing: mu >= 0, in units of the scores.
     """
     asked = weight > 0
-    lack_NK = weight[asked] * (scores.max(axis=0) - scores)[:, asked]
+    lack_NK = weight[asked] * (ideal - scores)[:, asked]
     if not smoothing:
         return np.asarray(lack_NK.max(axis=1))
     most_N = lack_NK.max(axis=1)

@@ -47,15 +47,26 @@ class Judges:
         judged = [name for names in replicas for name in names]
         self._order = [judged.index(name) for name in objectives]
 
+    def of(self, group: Sequence[Rollout], judge: Judge, objectives: Sequence[str], deadline: float) -> np.ndarray:
+        """[N, A] of the group's responses by the judges of these objectives, who judge nothing else.
+
+        Raises:
+            ComponentLost, RunFailed: as `scores` does.
+        """
+        arguments = self._arguments(group, judge)
+        calls = [_call(self.replicas[name,][0], arguments) for name in objectives]
+        return np.concatenate([self._scores(call, deadline) for call in calls], axis=-1)
+
     def start(self, group: Sequence[Rollout], judge: Judge, turn: int) -> list[ScoreCall]:
         """One call per panel; reward models see the plain prompt, never the text of w."""
+        arguments = self._arguments(group, judge)
+        return [_call(replicas[turn % len(replicas)], arguments) for replicas in self.replicas.values()]
+
+    def _arguments(self, group: Sequence[Rollout], judge: Judge) -> Arguments:
         asked = [rollout.request.prompt for rollout in group for _ in rollout.responses]
         prompts, columns = [prompt.plain for prompt in asked], columns_of(asked)
         responses = [response.text for rollout in group for response in rollout.responses]
-        return [
-            _call(replicas[turn % len(replicas)], (prompts, responses, judge, columns, self.fitted))
-            for replicas in self.replicas.values()
-        ]
+        return prompts, responses, judge, columns, self.fitted
 
     def scores(self, calls: Sequence[ScoreCall], deadline: float) -> np.ndarray:
         """[N, K] of the responses of `start`'s group.

@@ -165,9 +165,12 @@ def engine_memory(recipe: "Recipe", shape: Shape) -> EngineMemory:
 
 
 def judge_memory(objective: ObjectiveConfig) -> Need:
-    """Of an objective's classifiers, wherever they are; a judge whose shape cannot be known counts nothing."""
+    """Of an objective's classifiers, wherever they are; a judge whose shape cannot be known counts nothing.
+
+    A scorer that is fitted further is there twice, as it was and as it is."""
     needs = []
-    for judge, shape in itertools.chain.from_iterable(map(classifiers, objective.judges.values())):
+    judges = [*objective.judges.values(), *([objective.scorer] if objective.annotator is not None else [])]
+    for judge, shape in itertools.chain.from_iterable(map(classifiers, judges)):
         width = WIDTH[judge.dtype]
         row = width * (2 * shape.intermediate + 4 * shape.hidden)  # of the layer that is being computed
         work = judge.batch_size * judge.max_length * row

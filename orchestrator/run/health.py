@@ -54,11 +54,10 @@ class LikelyTokens:
         self._probed = [(entropy, mass) for entropy, mass in figures if entropy is not None and mass is not None]
 
     def problems(self, probed: Probed | None) -> list[str]:
-        """Names of what shows as of this step; between probes, what the last one showed."""
-        if probed is not None:
-            self._probed.append((probed.top_entropy, probed.top_mass))
-        if not self._probed:
+        """Names of what a step's probe shows; nothing of a step without one."""
+        if probed is None:
             return []
+        self._probed.append((probed.top_entropy, probed.top_mass))
         (first_entropy, first_mass), (entropy, mass) = self._probed[0], self._probed[-1]
         shown = {
             "narrow_tokens": entropy < self.config.min_top_entropy * first_entropy,
@@ -86,25 +85,36 @@ def nothing_learned(metrics: Sequence[Record], skipped: Collection[int]) -> str 
     return f"nothing was learned: {why}; look at metrics.jsonl and samples.jsonl, no policy was saved"
 
 
+PROBED = frozenset({"narrow_tokens", "lost_mass"})
+"""Problems that only a step with a probe can show."""
+PROBES = 2
+"""In a row that must show such a problem before the rule follows."""
+
+
 class Watch:
-    """Counts steps in a row with the same problem, for the recipe's rule."""
+    """Counts steps in a row with the same problem, for the recipe's rule; of what probes show, probes in a row."""
 
     def __init__(self, config: HealthConfig) -> None:
         self.config = config
         self._in_a_row: Counter[str] = Counter()
 
-    def step(self, step: int, problems: Iterable[str]) -> list[str]:
-        """A line for a person about every problem that has lasted `health.patience` steps as of this one.
+    def step(self, step: int, problems: Iterable[str], *, probed: bool = False) -> list[str]:
+        """A line for a person about every problem that has lasted `health.patience` steps, or `PROBES` probes, by now.
+
+        Args:
+            probed: the step had a probe.
 
         Raises:
             RunFailed: there is one, and the rule is `stop`.
         """
-        self._in_a_row = Counter({name: self._in_a_row[name] + 1 for name in problems})
-        lasting = [name for name, count in self._in_a_row.items() if count == self.config.patience]
-        lines = [
-            f"step {step}: {name} for {self.config.patience} steps in a row: {MEANING[name.split('/')[0]]}"
-            for name in lasting
-        ]
+        kept = {} if probed else {name: count for name, count in self._in_a_row.items() if name in PROBED}
+        found = {name: self._in_a_row[name] + 1 for name in problems}
+        self._in_a_row = Counter(kept | found)
+        lines = []
+        for name, count in found.items():
+            limit, unit = (PROBES, "probes") if name in PROBED else (self.config.patience, "steps")
+            if count == limit:
+                lines.append(f"step {step}: {name} for {limit} {unit} in a row: {MEANING[name.split('/')[0]]}")
         if lines and self.config.rule == "stop":
             raise RunFailed(f"{lines[0]} (health.rule = stop)")
         return lines

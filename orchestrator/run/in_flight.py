@@ -62,17 +62,22 @@ def load_in_flight(folder: Path, requests: Callable[[int], RequestBatch]) -> "li
     Raises:
         BadInput: the file is missing or damaged.
     """
-    from concurrent.futures import Future
-
     futures = []
     for described in read_record(_File, folder / FILE_NAME).batches:
         batch = requests(described.step)
         if described.asked != _digest(batch):
             return []
-        future: Future[ScoredBatch] = Future()
-        future.set_result(_restore(batch, described))
-        futures.append(future)
+        futures.append(here_already(_restore(batch, described)))
     return futures
+
+
+def here_already(batch: ScoredBatch) -> "Future[ScoredBatch]":
+    """As what was submitted and is done."""
+    from concurrent.futures import Future
+
+    future: Future[ScoredBatch] = Future()
+    future.set_result(batch)
+    return future
 
 
 def _describe(batch: ScoredBatch) -> _Batch:

@@ -30,7 +30,7 @@ def train(
     empty_batches = 0
     for step in range(first_step, config.steps):
         if stages.refresh_is_due(step):
-            stages.refresh(step, policy_version, in_flight)
+            in_flight = deque(stages.refresh(step, policy_version, in_flight))
         while (ahead := step + len(in_flight)) < config.steps and ahead - step <= stages.batcher.staleness(ahead):
             in_flight.append(stages.sampler.submit(stages.batcher.requests(ahead), policy_version))
 
@@ -53,7 +53,8 @@ def train(
             policy_version += 1
             with stages.recorder.stage("sync"):
                 sync = stages.fleet.push_weights(policy_version)
-            probed = stages.probe(policy_version) if stages.probe.is_due(policy_version) else None
+            probe = stages.probe.is_due(policy_version, last=step + 1 == config.steps)
+            probed = stages.probe(policy_version) if probe else None
             updated = Updated(report=report, sync=sync, probed=probed)
 
         stages.recorder.step(step, policy_version, scored, statistics, updated, staleness)

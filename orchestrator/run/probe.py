@@ -42,12 +42,12 @@ class Probe:
         self._learner_logprobs = learner_logprobs
         self._top_tokens = top_tokens
         self._requests = requests[:PROMPTS]
-        self._every, self._last = recipe.loop.probe_every, recipe.loop.steps
+        self._every = recipe.loop.probe_every
         self._tolerance = tolerance(recipe)
 
-    def is_due(self, policy_version: int) -> bool:
+    def is_due(self, policy_version: int, *, last: bool = False) -> bool:
         """After the first update, which the engines could lose, after every `loop.probe_every`, and after the last."""
-        return self._every > 0 and (policy_version in (1, self._last) or policy_version % self._every == 0)
+        return self._every > 0 and (policy_version == 1 or last or policy_version % self._every == 0)
 
     def __call__(self, policy_version: int) -> Probed:
         """Samples, and asks the learner.

@@ -1,8 +1,8 @@
 """Judges that keep up with the policy: fitted further to what annotators say of its own answers, from time to time.
 
-A refresh is a function of (recipe, seed, step, policy), and what came of it lies in RUN/judges/step-N, so a run that
-goes on has the judges that it had. Evaluations measure by the judges as they were at the start, so that they can be
-compared. Shapes: B prompts, N responses, K objectives.
+What comes of a refresh lies in RUN/judges/step-N, so a run that goes on has the judges that it had; what annotators
+said is kept in RUN/annotations.jsonl. Evaluations measure by the judges as they were at the start, so that they can be
+compared. Shapes: B prompts, N responses, K objectives, A of them annotated.
 """
 
 import itertools
@@ -10,16 +10,17 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.types import Rollout
-from orchestrator.errors import BadInput
+from actors.types import GenerationRequest, Rollout
+from orchestrator.errors import BadInput, RunFailed
 from orchestrator.files import Record, replace_text, write_lines
-from orchestrator.run.batching import Renders, make_request
+from orchestrator.run.annotations import Annotations
+from orchestrator.run.batching import Renders, ScoredBatch, make_request
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.stages import JudgedSampling
 from rewards.config import ObjectiveConfig
@@ -31,6 +32,7 @@ from rewards.simplex import PreferenceSampler
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe
+    from orchestrator.tasks.fitting.refitting import Refit
 
 NORMALIZER = "normalizer.json"
 """In a refresh's folder, written last: without it the refresh was cut short."""
@@ -80,6 +82,9 @@ class Refresher:
         self.normalizer = normalizer
         self.run_dir = run_dir
         self.say = say
+        self._annotated = tuple(objective for objective in recipe.objectives if objective.annotator is not None)
+        self._names = tuple(objective.name for objective in self._annotated)
+        self._columns = [recipe.objective_names.index(name) for name in self._names]
         self._folder: Path | None = None
 
     def is_due(self, step: int) -> bool:
@@ -90,16 +95,25 @@ class Refresher:
         """The judges as they were before `step`; returns what their scores are relative to.
 
         Raises:
-            BadInput: they are not there any more.
+            BadInput: a refresh's record is damaged.
         """
-        every = None if self.recipe.refresh is None else self.recipe.refresh.every
-        last = 0 if every is None else (step - 1) // every * every
-        if last > 0:
-            self._use(self.run_dir.judges_path(last))
+        folder = self.run_dir.judges_before(step, NORMALIZER)
+        if folder is not None and self.recipe.refresh is not None:
+            try:
+                record = json.loads((folder / NORMALIZER).read_text(encoding="utf-8"))
+                self.normalizer = Normalizer.from_dict(record)
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise BadInput(f"{folder / NORMALIZER}: must hold the judges' normaliser: {error}") from None
+            self._use(folder)
         return self.normalizer
 
     def __call__(self, step: int, policy_version: int) -> Refreshed:
-        """Sample, ask the annotators, fit, and have the judges replaced."""
+        """Sample, ask the annotators, fit, and have the judges replaced.
+
+        Raises:
+            ComponentLost: an annotator did not answer by `refresh.timeout_s`.
+            RunFailed: a fit diverged, or a fitted judge scores nothing.
+        """
         from orchestrator.tasks.fitting.config import Optimization
         from orchestrator.tasks.fitting.refitting import refit
 
@@ -108,46 +122,65 @@ class Refresher:
         folder = self.run_dir.judges_path(step)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        scored = self.sampler.sample(self._requests(step), policy_version, judges=("current", "annotator"))
-        old_BNK, told_BNK = scored.scores["current"], scored.scores["annotator"]
-        accuracy, labels = dict[str, float](), 0
-        for k, objective in enumerate(self.recipe.objectives):
-            if objective.annotator is None:
-                continue
-            found = list(comparisons(scored.rollouts, told_BNK[..., k], sharpness=config.sharpness))
-            if not found:
-                raise BadInput(
-                    f"objectives.{k}.annotator: must tell some answers apart, told none of {told_BNK[..., k].size}"
-                )
-            write_lines(folder / PAIRS.format(name=objective.name), found)
-            accuracy[objective.name] = agreement(old_BNK[..., k], told_BNK[..., k])
-            labels += len(found)
+        rollouts = self.sampler.sample(self._requests(step), policy_version, judges=()).rollouts
+        old_BNA = self._scores(rollouts)
+        accuracy, labels, learns = dict[str, float](), 0, []
+        for told_BN, old_BN, objective in zip(
+            self._told(rollouts), np.moveaxis(old_BNA, -1, 0), self._annotated, strict=True
+        ):
+            rows = list(comparisons(rollouts, told_BN, old_BN, sharpness=config.sharpness))
+            write_lines(folder / PAIRS.format(name=objective.name), (row for row, _ in rows))
+            if rows:
+                accuracy[objective.name] = float(np.mean([agrees for _, agrees in rows]))
+                learns.append(objective)
+            else:
+                self.say(f"warning: the annotator of {objective.name} told no two answers apart; its judge stays")
+            labels += len(rows)
         optimization = Optimization(
             steps=config.steps,
             batch_size=config.prompts_per_step,
             learning_rate=config.learning_rate,
             schedule="constant",
         )
-        refit(list(self._jobs(folder, step)), optimization, progress=self.say)
-        self.sampler.use_judges(folder)
-        self.normalizer = carried_over(self.normalizer, old_BNK, self.sampler.score(scored.rollouts, "current"))
+        for objective in self._annotated:
+            if objective not in learns:
+                self._keep(objective, folder)
+        jobs = [job for objective in learns for job in self._jobs(objective, folder, step)]
+        refit(jobs, optimization, device=config.device, silence_s=config.timeout_s, progress=self.say)
+        self._use(folder)
+        self.normalizer = carried_over(self.normalizer, self._columns, old_BNA, self._scores(rollouts))
         replace_text(folder / NORMALIZER, json.dumps(self.normalizer.to_record()) + "\n")
-        self._folder = folder
         told = ", ".join(f"{name} ranked {share:.1%} as its annotator" for name, share in accuracy.items())
-        self.say(f"judges fitted further to {labels} new labels before step {step + 1}: {told}")
-        tokens = sum(len(response.token_ids) for rollout in scored.rollouts for response in rollout.responses)
+        self.say(f"judges fitted further to {labels} new labels before step {step + 1}: {told or 'none'}")
+        tokens = sum(len(response.token_ids) for rollout in rollouts for response in rollout.responses)
         return Refreshed(normalizer=self.normalizer, labels=labels, generated_tokens=tokens, accuracy=accuracy)
 
+    def rescored(self, batch: ScoredBatch) -> ScoredBatch:
+        """A batch that was sampled before the judges were replaced, as they score it now."""
+        scores_BNK = batch.scores.copy()
+        scores_BNK[..., self._columns] = self._scores(batch.rollouts)
+        return replace(batch, scores=scores_BNK)
+
+    def _scores(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+        """[B, N, A] by the judges of the moment."""
+        return self.sampler.score(rollouts, "current", self._names, timeout_s=self.recipe.rollout.generate_timeout_s)
+
+    def _told(self, rollouts: Sequence[Rollout]) -> Iterator[np.ndarray]:
+        """[B, N] by each annotator, which is asked about what it has not answered."""
+        annotations, config = Annotations(self.run_dir.path), self.recipe.refresh
+        assert config is not None
+        for name in self._names:
+            said_BN = annotations.of(rollouts, name)
+            if said_BN is None:
+                said_BN = self.sampler.score(rollouts, "annotator", (name,), timeout_s=config.timeout_s)[..., 0]
+                annotations.add(rollouts, name, said_BN)
+            yield said_BN
+
     def _use(self, folder: Path) -> None:
-        try:
-            record = json.loads((folder / NORMALIZER).read_text(encoding="utf-8"))
-            self.normalizer = Normalizer.from_dict(record)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise BadInput(f"{folder / NORMALIZER}: must hold the judges' normaliser: {error}") from None
         self.sampler.use_judges(folder)
         self._folder = folder
 
-    def _requests(self, step: int) -> list:
+    def _requests(self, step: int) -> list[GenerationRequest]:
         config = self.recipe.refresh
         assert config is not None
         rng = np.random.default_rng([self.recipe.seed, step, 5])
@@ -164,72 +197,95 @@ class Refresher:
             for row, (index, w) in enumerate(zip(chosen, preferences, strict=True))
         ]
 
-    def _jobs(self, folder: Path, step: int) -> Iterator:
+    def _keep(self, objective: ObjectiveConfig, folder: Path) -> None:
+        """The objective's judges as they are, in the folder of the others."""
+        from rewards.environment import model_folder
+
+        for now, then in self._models(objective, folder):
+            shutil.copytree(model_folder(now.model), then.model)
+
+    def _jobs(self, objective: ObjectiveConfig, folder: Path, step: int) -> "Iterator[Refit]":
         """Each judge goes on from where it stands, with all labels of the run."""
         from orchestrator.tasks.fitting.refitting import Refit
 
-        for objective in self.recipe.objectives:
-            if objective.annotator is None:
-                continue
-            files = sorted(self.run_dir.judges_path(0).parent.glob(f"step-*/{PAIRS.format(name=objective.name)}"))
-            now, then = self._models(objective, self._folder), self._models(objective, folder)
-            for member, (judge, output) in enumerate(zip(now, then, strict=True)):
-                yield Refit(
-                    model=judge.model,
-                    output=Path(output.model),
-                    template=judge.template,
-                    max_length=judge.max_length,
-                    pairs=tuple(files),
-                    share=MEMBER_SHARE if len(now) > 1 else 1.0,
-                    seed=derive_seed(self.recipe.seed, "refresh", step, objective.name, member) % 2**31,
-                )
+        models = self._models(objective, folder)
+        files = tuple(sorted(folder.parent.glob(f"step-*/{PAIRS.format(name=objective.name)}")))
+        for member, (now, then) in enumerate(models):
+            yield Refit(
+                model=now.model,
+                output=Path(then.model),
+                template=now.template,
+                max_length=now.max_length,
+                pairs=files,
+                share=MEMBER_SHARE if len(models) > 1 else 1.0,
+                drawn_by=derive_seed(self.recipe.seed, "member", objective.name, member),
+                seed=derive_seed(self.recipe.seed, "refresh", step, objective.name, member) % 2**31,
+            )
 
-    @staticmethod
-    def _models(objective: ObjectiveConfig, folder: Path | None) -> list[HuggingFaceScorerConfig]:
-        judge = objective.scorer if folder is None else refreshed(objective.name, objective.scorer, folder)
-        return [each for each in single(judge) if isinstance(each, HuggingFaceScorerConfig)]
+    def _models(
+        self, objective: ObjectiveConfig, folder: Path
+    ) -> list[tuple[HuggingFaceScorerConfig, HuggingFaceScorerConfig]]:
+        """(as it stands, as it will be in `folder`) of each reward model of the objective."""
+        before = self._folder
+        now = objective.scorer if before is None else refreshed(objective.name, objective.scorer, before)
+        both = zip(single(now), single(refreshed(objective.name, objective.scorer, folder)), strict=True)
+        return [
+            (one, other)
+            for one, other in both
+            if isinstance(one, HuggingFaceScorerConfig) and isinstance(other, HuggingFaceScorerConfig)
+        ]
 
 
-def comparisons(rollouts: Sequence[Rollout], told: np.ndarray, *, sharpness: float | None) -> Iterator[Record]:
-    """Rows {"prompt", "chosen", "rejected", "probability"} of every two responses that the annotator tells apart.
+def comparisons(
+    rollouts: Sequence[Rollout], told: np.ndarray, judged: np.ndarray, *, sharpness: float | None
+) -> Iterator[tuple[Record, bool]]:
+    """Every two different responses that the annotator tells apart, and whether the judge ranks them alike.
 
     Args:
-        told: [B, N] its scores; NaN: it said nothing.
+        told: [B, N] the annotator's scores; NaN: it said nothing.
+        judged: [B, N] the judge's.
         sharpness: see `RefreshConfig.sharpness`.
+
+    Yields:
+        {"prompt", "chosen", "rejected", "probability"} and the judge's agreement.
     """
-    for rollout, scores in zip(rollouts, told, strict=True):
-        for first, second in itertools.combinations(range(len(scores)), 2):
-            gap = scores[first] - scores[second]
+    for rollout, said_N, judged_N in zip(rollouts, told, judged, strict=True):
+        for first, second in itertools.combinations(range(len(said_N)), 2):
+            gap = float(said_N[first] - said_N[second])
             if not math.isfinite(gap) or gap == 0 or rollout.responses[first].text == rollout.responses[second].text:
                 continue
             better, worse = (first, second) if gap > 0 else (second, first)
-            yield {
+            row = {
                 "prompt": rollout.request.prompt.plain,
                 "chosen": rollout.responses[better].text,
                 "rejected": rollout.responses[worse].text,
                 "probability": 1.0 if sharpness is None else 1 / (1 + math.exp(-sharpness * abs(gap))),
             }
+            yield row, bool(judged_N[better] > judged_N[worse])
 
 
-def agreement(judged: np.ndarray, told: np.ndarray) -> float:
-    """Share of the pairs of a prompt's responses [B, N], told apart, that are judged the same way; NaN without any."""
-    gap_told, gap_judged = (scores[:, :, None] - scores[:, None, :] for scores in (told, judged))
-    counts = np.isfinite(gap_told) & (gap_told > 0) & np.isfinite(gap_judged)
-    return float((gap_judged[counts] > 0).mean()) if counts.any() else math.nan
-
-
-def carried_over(normalizer: Normalizer, old: np.ndarray, new: np.ndarray) -> Normalizer:
+def carried_over(normalizer: Normalizer, columns: Sequence[int], old: np.ndarray, new: np.ndarray) -> Normalizer:
     """The normaliser under which the same responses have by new scores the mean and the spread that they had by old.
 
-    A Bradley-Terry model may shift and stretch its scores freely. An objective without any spread keeps its own.
+    A Bradley-Terry model may shift and stretch its scores freely. Judges without any spread keep their normaliser, as
+    do objectives that stand in no column.
 
     Args:
-        old, new: [..., K] of the same responses, before and after.
+        columns: [A] objectives whose judges changed.
+        old, new: [..., A] scores before and after.
+
+    Raises:
+        RunFailed: fewer than two responses have both scores of an objective.
     """
-    finite = np.isfinite(old).all(axis=-1) & np.isfinite(new).all(axis=-1)
-    old_RK, new_RK = old[finite], new[finite]
-    spread_old, spread_new = old_RK.std(axis=0), new_RK.std(axis=0)
-    moves = (spread_old > 0) & (spread_new > 0)
-    stretch = np.divide(spread_new, spread_old, out=np.ones_like(spread_new), where=moves)
-    shift = np.where(moves, new_RK.mean(axis=0) - stretch * old_RK.mean(axis=0), 0.0)
-    return normalizer.moved(stretch, shift)
+    stretch_K, shift_K = np.ones(len(normalizer.mean)), np.zeros(len(normalizer.mean))
+    for column, before, after in zip(columns, np.moveaxis(old, -1, 0), np.moveaxis(new, -1, 0), strict=True):
+        both = np.isfinite(before) & np.isfinite(after)
+        if both.sum() < 2:
+            raise RunFailed(
+                f"objective {normalizer.objectives[column]!r}: its judge, fitted further, gave {both.sum()} of "
+                f"{both.size} answers a score"
+            )
+        if before[both].std() > 0 and after[both].std() > 0:
+            stretch_K[column] = after[both].std() / before[both].std()
+            shift_K[column] = after[both].mean() - stretch_K[column] * before[both].mean()
+    return normalizer.moved(stretch_K, shift_K)

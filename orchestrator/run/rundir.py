@@ -133,6 +133,12 @@ class RunDir:
             if int(path.name.removeprefix("step-")) >= next_step:
                 shutil.rmtree(path)
 
+    def judges_before(self, step: int, complete: str) -> Path | None:
+        """The folder of the last refresh before `step` that was done, which is to hold the file `complete`."""
+        folders = sorted((self.path / "judges").glob(f"step-*/{complete}"), reverse=True)
+        numbered = ((int(file.parent.name.removeprefix("step-")), file.parent.absolute()) for file in folders)
+        return next((folder for number, folder in numbered if number < step), None)
+
     def judges_path(self, step: int) -> Path:
         """Of the reward models that were fitted further before the step."""
         return (self.path / "judges" / f"step-{step:06d}").absolute()
@@ -227,7 +233,15 @@ class RunDir:
         partial.rename(path)
         for old in self._stable_checkpoints()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
+        self.drop_judges(int(self._stable_checkpoints()[0].name.removeprefix("step-")))
         return path
+
+    def drop_judges(self, step: int) -> None:
+        """The models of refreshes that no checkpoint from `step` on goes back to; what was labelled stays."""
+        folders = sorted((self.path / "judges").glob("step-*"))
+        needed = [folder for folder in folders if int(folder.name.removeprefix("step-")) < step]
+        for model in (model for folder in needed[:-1] for model in folder.iterdir() if model.is_dir()):
+            shutil.rmtree(model, ignore_errors=True)
 
     def latest_checkpoint(
         self, recipe: Recipe, say: Callable[[str], None] = TELL

@@ -162,10 +162,16 @@ class Sampler:
         """From now on the ``current`` judges are those that lie in this folder."""
         self.judges.fitted = fitted
 
-    def score(self, rollouts: Sequence[Rollout], judge: Judge) -> np.ndarray:
-        """[B, N, K] of rollouts that have as many responses each."""
-        scores_RK = self.judges.scores(self.judges.start(rollouts, judge, 0), time.monotonic() + self.timeout_s)
-        return scores_RK.reshape(len(rollouts), -1, scores_RK.shape[-1])
+    def score(
+        self, rollouts: Sequence[Rollout], judge: Judge, objectives: Sequence[str], *, timeout_s: float
+    ) -> np.ndarray:
+        """[B, N, A] of rollouts that have as many responses each, by the judges of some objectives.
+
+        Raises:
+            ComponentLost: a judge did not answer in time.
+        """
+        scores_RA = self.judges.of(rollouts, judge, objectives, time.monotonic() + timeout_s)
+        return scores_RA.reshape(len(rollouts), -1, len(objectives))
 
     def start(self, batch: RequestBatch, policy_version: int) -> "Future[ScoredBatch]":
         """One attempt at a batch; its result may be EnginesLost."""

@@ -90,7 +90,15 @@ def part_recipes(recipe: Recipe) -> list[Recipe]:
     method = make_method(recipe.method)
     assert isinstance(method, Merger)
     parts = method.parts(recipe.num_objectives, recipe.loop.steps)
-    return [override(recipe, [*part, *PART_EVALUATION]) for part in parts]
+    return [override(recipe, [*part, *PART_EVALUATION, *_own_annotator(recipe, k)]) for k, part in enumerate(parts)]
+
+
+def _own_annotator(recipe: Recipe, k: int) -> list[str]:
+    """Of an expert: what others are annotated by is nothing to it."""
+    if recipe.refresh is None:
+        return []
+    others = [f"objectives.{j}.annotator=null" for j in range(recipe.num_objectives) if j != k]
+    return others if recipe.objectives[k].annotator is not None else [*others, "refresh=null"]
 
 
 def _collect_metrics(recipe: Recipe, run_dir: RunDir) -> None:

@@ -115,7 +115,7 @@ class Recorder:
         self._wandb.log(figures, step=step)
         self._monitor.step(figures)
         self._show(metrics)
-        for line in self._watch.step(step, problems):
+        for line in self._watch.step(step, problems, probed=updated.probed is not None):
             self.say(f"warning: {line}")
 
     def refreshed(self, found: Refreshed) -> None:

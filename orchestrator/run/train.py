@@ -23,7 +23,7 @@ from orchestrator.run.batching import Batcher, ScoredBatch
 from orchestrator.run.evaluate import Evaluator, measure_normalizers
 from orchestrator.run.health import nothing_learned
 from orchestrator.run.in_flight import FILE_NAME as IN_FLIGHT
-from orchestrator.run.in_flight import load_in_flight, save_in_flight
+from orchestrator.run.in_flight import here_already, load_in_flight, save_in_flight
 from orchestrator.run.probe import Probe, policy_and_start
 from orchestrator.run.record import record_run
 from orchestrator.run.refresh import Refresher
@@ -59,14 +59,15 @@ class Run:
     def refresh_is_due(self, step: int) -> bool:
         return self.refresher.is_due(step)
 
-    def refresh(self, step: int, policy_version: int, in_flight: Iterable[Pending]) -> None:
-        """What is in flight is scored by the judges that it was submitted to."""
+    def refresh(self, step: int, policy_version: int, in_flight: Iterable[Pending]) -> Iterable[Pending]:
+        """Returns what is in flight as the new judges score it."""
         with self.recorder.stage("refresh"):
-            for pending in in_flight:
-                pending.result()
+            sampled = [pending.result() for pending in in_flight]
             found = self.refresher(step, policy_version)
+            rescored = [here_already(self.refresher.rescored(batch)) for batch in sampled]
         self.batcher.normalizer = found.normalizer
         self.recorder.refreshed(found)
+        return rescored
 
     def evaluate(self, step: int, policy_version: int) -> None:
         self.recorder.say(f"evaluating policy version {policy_version} on the preference grid ...")
@@ -161,8 +162,10 @@ def skip_update(recipe: "Recipe", run_dir: RunDir, error: PoisonedUpdateError) -
 
 def longest_step_s(recipe: "Recipe") -> float:
     """Most seconds of a step and its checkpoint: the deadlines of sampling (also of what is in flight), update,
-    broadcast and saving."""
-    return 2 * recipe.rollout.generate_timeout_s + 2 * recipe.learner.step_timeout_s + recipe.learner.sync_timeout_s
+    broadcast, saving and a refresh of the judges."""
+    refresh_s = recipe.rollout.generate_timeout_s + 2 * recipe.refresh.timeout_s if recipe.refresh else 0.0
+    step_s = 2 * recipe.rollout.generate_timeout_s + 2 * recipe.learner.step_timeout_s + recipe.learner.sync_timeout_s
+    return step_s + refresh_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

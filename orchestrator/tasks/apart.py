@@ -1,7 +1,9 @@
 """Work in a process of its own: what it has loaded is gone when it ends, and it sees one GPU at most."""
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -13,6 +15,8 @@ from orchestrator.tasks.fitting.devices import leave_one_gpu
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+"""Of Linux: the signal that a process gets when the thread ends that started it."""
 
 
 def run_apart(
@@ -70,6 +74,11 @@ def _work(
     arguments: tuple[object, ...],
     named: dict[str, object],
 ) -> None:
+    # Who stops a run has the signal sent to this process too, by a terminal's group; what it means is for the caller to
+    # say, with which this process ends in any case.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with log.open("ab") as file:
         for printed in (1, 2):
             os.dup2(file.fileno(), printed)

@@ -90,6 +90,9 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         **{"every": 0, "prompts": 2, "samples": 1, "normalizer_prompts": 8, "identification_responses": 8},
         **{"information_responses": 2, "attainable": None, "audit_statistics": {}},
     }
+    if recipe.refresh is not None:
+        tree["refresh"] |= {"every": 1, "prompts": 2, "responses": 4, "steps": 1, "prompts_per_step": 2}
+        tree["refresh"]["device"] = "cpu"
     tree["telemetry"]["wandb"] = "disabled"
     tree["cluster"]["address"] = None
     return parse_recipe(tree, where=f"{recipe.name} --smoke")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from orchestrator.errors import BadInput
+from orchestrator.progress import TELL
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import RewardFitConfig
 from orchestrator.tasks.fitting.trainer import Example, FitReport, Row
@@ -22,9 +23,9 @@ from rewards.reading import Reader, padding_id, tell_padding
 from rewards.scorers import ScorerError
 
 
-def run_reward_fit(config_path: Path) -> FitReport:
+def run_reward_fit(config_path: Path, say: Callable[[str], None] = TELL) -> FitReport:
     """`mi-epo fit-reward CONFIG.yaml`. Raises BadInput for anything wrong with the file or the rows it names."""
-    return trainer.fit_from_file(RewardFitConfig, config_path, ("prompt", "chosen", "rejected"), fit_reward)
+    return trainer.fit_from_file(RewardFitConfig, config_path, ("prompt", "chosen", "rejected"), fit_reward, say)
 
 
 def fit_reward(

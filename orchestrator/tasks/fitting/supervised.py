@@ -14,6 +14,7 @@ import torch
 
 from orchestrator.errors import BadInput
 from orchestrator.inputs import check_renderer
+from orchestrator.progress import TELL
 from orchestrator.tasks.fitting import models, trainer
 from orchestrator.tasks.fitting.config import PolicyFitConfig
 from orchestrator.tasks.fitting.trainer import IGNORED_LABEL, Example, FitReport, Row, seeded
@@ -28,9 +29,9 @@ from rewards.tokens import SpecialTokens
 RESPONSES_AT_ONCE = 512
 
 
-def run_policy_fit(config_path: Path) -> FitReport:
+def run_policy_fit(config_path: Path, say: Callable[[str], None] = TELL) -> FitReport:
     """`mi-epo fit-policy CONFIG.yaml`. Raises BadInput for anything wrong with the file or the rows it names."""
-    return trainer.fit_from_file(PolicyFitConfig, config_path, ("prompt", "response"), fit_policy)
+    return trainer.fit_from_file(PolicyFitConfig, config_path, ("prompt", "response"), fit_policy, say)
 
 
 def fit_policy(

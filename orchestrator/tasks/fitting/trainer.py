@@ -170,8 +170,10 @@ def _arguments(config: FitConfig, steps: int, *, gpus: int) -> TrainingArguments
     )
 
 
-def fit_from_file(kind: type[C], path: Path, fields: Sequence[str], fit: Callable[..., FitReport]) -> FitReport:
-    """`fit` with the config in a YAML file and the rows that it names, which have these fields; tells its progress.
+def fit_from_file(
+    kind: type[C], path: Path, fields: Sequence[str], fit: Callable[..., FitReport], say: Progress
+) -> FitReport:
+    """`fit` with the config in a YAML file and the rows that it names, which have these fields.
 
     Raises:
         BadInput: anything wrong with the file or the rows.
@@ -184,7 +186,7 @@ def fit_from_file(kind: type[C], path: Path, fields: Sequence[str], fit: Callabl
     heldout = load_rows(config.heldout, fields) if config.heldout is not None else None
     if config.heldout is not None and Path(config.heldout).samefile(config.data):
         raise BadInput(f"{path}: heldout: must be another file than data, got {config.heldout!r} for both")
-    return fit(config, rows, heldout, progress=lambda line: print(line, flush=True))
+    return fit(config, rows, heldout, progress=say)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Each is fitted on one thread, so that its sums are the same everywhere; several 
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,11 +55,12 @@ def fit_judges(
 ) -> dict[str, Measured]:
     """Folder's name -> what its fit measured. On all cores that this process may use."""
     cores = min(len(os.sched_getaffinity(0)), len(judges))
-    started, fitted = time.monotonic(), list[str]()
+    started, fitted, lock = time.monotonic(), list[str](), threading.Lock()
 
     def tell(name: str) -> None:
-        fitted.append(name)
-        progress(how_far("reward models", len(fitted), len(judges), "fitted", started=started))
+        with lock:
+            fitted.append(name)
+            progress(how_far("reward models", len(fitted), len(judges), "fitted", started=started))
 
     def fit(core: int) -> dict[str, Measured]:
         return run_apart(_fit, tell, judges[core::cores], responses, settings)
