@@ -29,7 +29,7 @@ EVALUATION_LATTICE_LIMIT = 5
 """Objectives above which an evaluation grid would no longer be readable in a plot or affordable in a run."""
 
 
-def _method_section(value: object) -> object:
+def method_section(value: object) -> MethodSection:
     """A method's section from its name, or from a mapping with the name as `type`; errors keep their key path."""
     if isinstance(value, MethodSection):
         return value
@@ -50,7 +50,7 @@ class Recipe(Section):
     """Of the recipe: runs, actors and reports are named after it."""
     seed: Seed = 0
     """Of all that is drawn: prompts, vectors, responses, adapters, assets. `{seed}` in `assets.directory` is it."""
-    method: Annotated[SerializeAsAny[MethodSection], BeforeValidator(_method_section)] = Field(
+    method: Annotated[SerializeAsAny[MethodSection], BeforeValidator(method_section)] = Field(
         default_factory=METHODS["mi-epo"].Config
     )
     """A method's name, or a mapping with it as `type` and the method's own settings. Without it: `mi-epo`."""

@@ -1,6 +1,7 @@
 """Rewarded soups: the average itself, and that every w is answered by its own."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,22 @@ import torch
 from safetensors.torch import load_file
 
 from actors.types import GenerationRequest, Response, Rollout
-from learner.methods import Merger, make_method
+from learner.methods import Merger, Tried, make_method
 from learner.soup import SoupSource, average
 from learner.types import LearnerError
 from orchestrator.errors import BadInput
-from orchestrator.inputs import make_renderer
+from orchestrator.inputs import Inputs, make_renderer
 from orchestrator.recipes import load_recipe
+from orchestrator.run.merges import save_merges, try_merges
 from orchestrator.run.sampling import Scored
-from orchestrator.run.soups import RememberingRenderer, SoupSampler, part_recipes, train_parts
+from orchestrator.run.soup_sampler import RememberingRenderer, SoupSampler
+from orchestrator.run.soups import part_recipes, train_parts
 from orchestrator.run.speaker import Speaker
 from orchestrator.run.steering import PolicyConditioning
 from rewards.config import PreferencesConfig
+from rewards.normalize import Normalizer
 from rewards.prompts import Prompt
+from tests.learner_ranks import method
 from tests.tiny_models import make_tiny_policy
 from tests.word_tokenizer import WordTokenizer
 
@@ -105,6 +110,7 @@ class FakeEngines:
 
     def __init__(self):
         self.mixed: tuple[float, ...] = ()
+        self.answered: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
         self.version = 0
 
     def mix(self, weights):
@@ -118,6 +124,7 @@ class FakeEngines:
 
     def sample(self, requests, policy_version, *, judges=("reward",), temperature=None, arrived=None):
         assert policy_version == self.version
+        self.answered += [(self.mixed, request.preference) for request in requests]
         response = Response(token_ids=(1,), text=json.dumps(self.mixed), finish_reason="stop", logprobs=(-1.0,))
         rollouts = tuple(
             Rollout(request=r, responses=(response,), min_policy_version=self.version, max_policy_version=self.version)
@@ -134,7 +141,7 @@ def soup_sampler():
     engines = FakeEngines()
     renderer, merger = RememberingRenderer(make_renderer(RECIPE, WordTokenizer())), make_method(RECIPE.method)
     assert isinstance(merger, Merger)
-    return SoupSampler(engines, engines, engines, renderer, merger), renderer
+    return SoupSampler(engines, engines, engines, renderer, partial(merger.coefficients, tried=None)), renderer
 
 
 def test_every_preference_is_answered_by_its_own_average_in_the_order_asked():
@@ -188,3 +195,75 @@ def test_a_soup_that_lacks_an_expert_is_refused(tmp_path):
     (policy / "mi_epo.json").write_text(record.model_dump_json())
     with pytest.raises(BadInput, match="lacks the expert of 'b'"):
         Speaker(tmp_path)
+
+
+# merges that are tried
+
+
+SEARCHED = make_method(method("searched-soups"))
+MAP = make_method(method("map-merging"))
+
+
+def test_as_many_merges_are_tried_as_the_finest_grid_has_within_the_limit():
+    assert isinstance(SEARCHED, Merger)
+    for k, count in ((2, 24), (3, 26), (4, 15), (5, 31)):
+        candidates = SEARCHED.candidates(k)
+        assert len(candidates) == len(set(candidates)) == count <= 32
+        assert set(map(tuple, np.eye(k))) < set(candidates) and (0.0,) * k not in candidates
+
+
+def test_a_searched_soup_takes_the_merge_that_was_best_for_w_in_the_trial():
+    assert isinstance(SEARCHED, Merger)
+    tried = Tried(coefficients=((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)), rewards=((2.0, -1.0), (-1.0, 2.0), (1.5, 1.0)))
+    chosen = [SEARCHED.coefficients([w, 1 - w], tried) for w in (1.0, 0.5, 0.0)]
+    assert chosen == [[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+
+
+def test_map_merging_finds_the_best_of_rewards_that_are_quadratic_between_the_merges_that_were_tried():
+    assert isinstance(MAP, Merger)
+
+    def rewards(c):
+        return (1 - (c[0] - 0.6) ** 2 - 0.1 * c[1], 0.5 * c[1] - (c[1] - 0.3) ** 2 + 0.2 * c[0] * c[1])
+
+    candidates = tuple(MAP.candidates(2))
+    tried = Tried(coefficients=candidates, rewards=tuple(map(rewards, candidates)))
+    for w in ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0]):
+        found = MAP.coefficients(w, tried)
+        fine = [(a / 99, b / 99) for a in range(100) for b in range(100)]
+        best = max(fine, key=lambda c: np.dot(w, rewards(c)))
+        assert found == pytest.approx(best, abs=1e-9)
+
+
+def test_what_a_merge_lacks_of_one_is_the_starts_and_each_answers_prompts_in_its_own_proportion():
+    sampler, _ = soup_sampler()
+    engines = sampler.sampler
+    assert isinstance(engines, FakeEngines)
+    inputs = Inputs(
+        train=(Prompt(text="x"), Prompt(text="y")),
+        heldout=(),
+        renderer=make_renderer(RECIPE, WordTokenizer()),
+        longest_prompt_tokens=9,
+        mean_prompt_tokens=9.0,
+    )
+    normalizer = Normalizer(objectives=("helpfulness", "harmlessness"), mean=(0.0, 0.0), std=(1.0, 1.0))
+    trial = try_merges(RECIPE, [(1.0, 0.5), (0.25, 0.0)], sampler, inputs, normalizer)
+    assert engines.answered == [((1.0, 0.5, -0.5), (0.7, 0.3))] * 2 + [((0.25, 0.0, 0.75), (1.0, 0.0))] * 2
+    assert trial.tried.coefficients == ((1.0, 0.5), (0.25, 0.0)) and len(trial.tried.rewards[0]) == 2
+    assert trial.generated_tokens == 4
+
+
+def test_a_searched_soup_answers_by_the_merges_of_its_run(tmp_path):
+    run, start = tmp_path / "soup", make_tiny_policy(tmp_path / "start", seed=7)
+    for seed, name in enumerate(("a", "b")):
+        policy = make_tiny_policy(run / "experts" / f"soup-{name}" / "policy", seed=seed)
+        record = PolicyConditioning(
+            objectives=("a", "b"), preferences=PreferencesConfig(), max_new_tokens=8, temperature=1.0
+        )
+        (policy / "mi_epo.json").write_text(record.model_dump_json())
+    tried = Tried(coefficients=((1.0, 0.0), (0.0, 1.0)), rewards=((0.0, 1.0), (1.0, 0.0)))  # each serves the other
+    save_merges(run, method("searched-soups"), start, tried)
+    crossed = Speaker(run).answers("t20 t21", [1.0, 0.0])
+    assert crossed == Speaker(run / "experts" / "soup-b").answers("t20 t21", [1.0, 0.0])
+    save_merges(run, method("searched-soups"), tmp_path / "gone", tried)
+    with pytest.raises(BadInput, match=r"merges\.json: start: must be the policy that all experts started from"):
+        Speaker(run)

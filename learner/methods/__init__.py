@@ -17,14 +17,15 @@ f_dpg           towards a target distribution by an f-divergence
 ric             Rewards-in-Context
 imitation       the best of one's own responses: dpa, uc-moa
 rewarded_soups  one expert for each objective, averaged for each w
+searched_soups  the same by coefficients that are searched: on a grid, or by a quadratic model (map-merging)
 """
 
 from importlib import import_module
 from typing import Any
 
-from learner.methods.method import Combines, Merger, Method, MethodSection, Work
+from learner.methods.method import Combines, Merger, Method, MethodSection, Tried, Work
 
-__all__ = ["METHODS", "Combines", "Merger", "Method", "MethodSection", "Work", "adopt", "make_method"]
+__all__ = ["METHODS", "Combines", "Merger", "Method", "MethodSection", "Tried", "Work", "adopt", "make_method"]
 
 _PLACES = {
     "mi-epo": "mi_epo.MiEpo",
@@ -47,6 +48,8 @@ _PLACES = {
     "pama": "pama.Pama",
     "f-dpg": "f_dpg.FDpg",
     "rewarded-soups": "rewarded_soups.RewardedSoups",
+    "searched-soups": "searched_soups.SearchedSoups",
+    "map-merging": "searched_soups.MapMerging",
     "ric": "ric.Ric",
     "dpa": "imitation.Dpa",
     "uc-moa": "imitation.UcMoa",

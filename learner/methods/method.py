@@ -179,6 +179,16 @@ class Combines(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What merges came to. Example: Tried(coefficients=((1.0, 0.0), (0.5, 0.5)), rewards=((0.8, -0.2), (0.4, 0.3)))"""
+
+    coefficients: tuple[tuple[float, ...], ...]
+    """[C][K]"""
+    rewards: tuple[tuple[float, ...], ...]
+    """[C][K] mean normalised scores on training prompts."""
+
+
 @runtime_checkable
 class Merger(Protocol):
     """A method that trains several policies and merges them for each w."""
@@ -187,6 +197,10 @@ class Merger(Protocol):
         """Overrides of the recipe that train each part, as `section.key=value` items."""
         ...
 
-    def coefficients(self, preference: list[float]) -> list[float]:
-        """Of the parts' weights in the policy of w [K]."""
+    def candidates(self, num_objectives: int) -> list[tuple[float, ...]]:
+        """Coefficients [C][K] to be tried on training prompts before any are asked for; none: there is no trial."""
+        ...
+
+    def coefficients(self, preference: Sequence[float], tried: Tried | None) -> list[float]:
+        """Of the parts' weights in the policy of w [K]; what they lack of a sum of 1 is the start's."""
         ...

@@ -1,9 +1,9 @@
 """Rewarded soups (arXiv 2306.04488), with online DPO for each expert: K policies, averaged for each w."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from learner.methods.method import Work
+from learner.methods.method import Tried, Work
 from learner.methods.mo_odpo import MoOdpo, PairSection
 
 
@@ -38,5 +38,8 @@ class RewardedSoups(MoOdpo):
             for k in range(num_objectives)
         ]
 
-    def coefficients(self, preference: list[float]) -> list[float]:
-        return preference
+    def candidates(self, num_objectives: int) -> list[tuple[float, ...]]:
+        return []
+
+    def coefficients(self, preference: Sequence[float], tried: Tried | None) -> list[float]:
+        return list(preference)

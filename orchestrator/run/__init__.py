@@ -27,7 +27,7 @@ health          what goes wrong while nothing dies
 
 Beside training:
 
-soups           several runs merged into a policy for each w
+soups           several runs merged into a policy for each w; soup_sampler, merges: how these are sampled and chosen
 evaluation_run  `mi-epo evaluate`
 steering        how a saved policy is steered; `mi-epo generate`
 """

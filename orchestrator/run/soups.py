@@ -1,38 +1,31 @@
 """Training a method of several policies: one ordinary run for each part, then their merges on the grid."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from actors.reward import Judge
-from actors.types import GenerationRequest, Rollout
 from learner.methods import Merger, make_method
-from learner.types import SyncReport
 from orchestrator.cluster import connection
 from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
-from orchestrator.files import json_line, read_lines
+from orchestrator.files import json_line, read_lines, write_lines
 from orchestrator.inputs import Inputs
-from orchestrator.progress import TELL
+from orchestrator.progress import TELL, waiting
 from orchestrator.recipes import override
-from orchestrator.run.batching import Renders
 from orchestrator.run.evaluate import Evaluator
+from orchestrator.run.merges import Trial, save_merges, try_merges
 from orchestrator.run.record import record_run
 from orchestrator.run.resuming import check_goes_on
 from orchestrator.run.rundir import RunDir
-from orchestrator.run.sampling import Arrived, Sampling, Scored
+from orchestrator.run.soup_sampler import RememberingRenderer, SoupSampler
 from orchestrator.run.stopping import StopFlag
 from orchestrator.run.telemetry import training_totals
 from orchestrator.run.train import train
 from orchestrator.run.wiring import join_fleet, join_sampler
 from rewards.environment import local_folder
-from rewards.prompts import Prompt
 
 if TYPE_CHECKING:
     from learner.senders import WeightSender
@@ -60,6 +53,13 @@ def train_parts(recipe: Recipe, run_path: Path, *, resume: bool = False, say: Sa
             f"{recipe.rollout.num_gpus:g}"
         )
 
+    searches = make_method(recipe.method)
+    assert isinstance(searches, Merger)
+    if searches.candidates(recipe.num_objectives) and local_folder(recipe.policy.model) is None:
+        raise BadInput(
+            f"policy.model: must be a folder where merges need the start as well (method {recipe.method.type}), got "
+            f"{recipe.policy.model!r}"
+        )
     parts = {
         objective: (part, RunDir(part_path(RunDir(run_path), objective)))
         for objective, part in zip(recipe.objective_names, part_recipes(recipe), strict=True)
@@ -139,7 +139,16 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
         sender = HostSender(source, rank=0, timeout_s=recipe.learner.sync_timeout_s)
         fleet = join_fleet(recipe, actors, failures, connect=sender.connect, push=partial(_push, sender))
         renderer = RememberingRenderer(inputs.renderer)
-        merged = SoupSampler(join_sampler(recipe, fleet, actors, failures), source, fleet, renderer, merger)
+        engines = join_sampler(recipe, fleet, actors, failures)
+        merged = SoupSampler(engines, source, fleet, renderer, partial(merger.coefficients, tried=None))
+        candidates = merger.candidates(recipe.num_objectives)
+        if candidates:
+            assert start is not None
+            with waiting(say, f"trying {len(candidates)} merges on training prompts ..."):
+                trial = try_merges(recipe, candidates, merged, inputs, normalizers["reward"])
+            save_merges(run_dir.path, recipe.method, start, trial.tried)
+            _count_trial(run_dir, trial)
+            merged.coefficients = partial(merger.coefficients, tried=trial.tried)
         evaluator = partial(Evaluator, recipe, prompts=inputs.heldout, normalizers=normalizers, say=say)
         of_start = evaluator(first, inputs.renderer, policy_and_start=lambda *asked: (first.logprobs(*asked),) * 2)
         of_merges = evaluator(merged, renderer, policy_and_start=merged.policy_and_start if start else None)
@@ -150,121 +159,15 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
     return 0
 
 
+def _count_trial(run_dir: RunDir, trial: Trial) -> None:
+    """What it cost, in the last step's line, where every total is counted from."""
+    file = run_dir.path / "metrics.jsonl"
+    *before, last = read_lines(file)
+    last["generated_tokens"] += trial.generated_tokens
+    last["seconds/step"] += trial.seconds
+    write_lines(file, [*before, last])
+    run_dir.describe(training=training_totals([*before, last]))
+
+
 def _push(sender: "WeightSender", policy_version: int) -> None:
     sender.send(policy_version)
-
-
-class RememberingRenderer:
-    """A renderer that knows afterwards which w a conditioned prompt was made from."""
-
-    def __init__(self, renderer: Renders) -> None:
-        self.renderer = renderer
-        self.preference_of: dict[tuple[int, ...], tuple[float, ...]] = {}
-
-    def token_ids(self, prompt: Prompt, preference: Sequence[float]) -> Sequence[int]:
-        ids = self.renderer.token_ids(prompt, preference)
-        self.preference_of[tuple(ids)] = tuple(float(weight) for weight in preference)
-        return ids
-
-
-class Mixture(Protocol):
-    """`learner.soup.SoupSource`, as far as asking goes."""
-
-    def mix(self, weights: Sequence[float]) -> None: ...
-
-    def __len__(self) -> int: ...
-
-
-class Broadcast(Protocol):
-    """`orchestrator.cluster.fleet.Fleet`, as far as asking goes."""
-
-    def push_weights(self, policy_version: int) -> SyncReport | None: ...
-
-
-class SoupSampler:
-    """`Sampling` in which every w is answered by its own average: the engines' weights follow the requests' w.
-
-    Args:
-        source, fleet: the parts (then, perhaps, the start) and the way into the engines.
-        renderer: the one that makes every prompt asked here.
-        merger: tells the parts' coefficients for a w.
-    """
-
-    def __init__(
-        self,
-        sampler: Sampling,
-        source: Mixture,
-        fleet: Broadcast,
-        renderer: RememberingRenderer,
-        merger: Merger,
-    ) -> None:
-        self.sampler = sampler
-        self.source = source
-        self.fleet = fleet
-        self.renderer = renderer
-        self.merger = merger
-        self._version = 0
-
-    def sample(
-        self,
-        requests: Sequence[GenerationRequest],
-        policy_version: int,
-        *,
-        judges: Sequence[Judge] = ("reward",),
-        temperature: float | None = None,
-        arrived: Arrived | None = None,
-    ) -> Scored:
-        rollouts: dict[int, Rollout] = {}
-        scores: dict[Judge, dict[int, np.ndarray]] = {judge: {} for judge in judges}
-        seconds: dict[str, float] = defaultdict(float)
-        for preference, rows in _groups([request.preference for request in requests]).items():
-            version = self._pour(preference)
-            part = self.sampler.sample(
-                [requests[row] for row in rows], version, judges=judges, temperature=temperature, arrived=arrived
-            )
-            rollouts |= dict(zip(rows, part.rollouts, strict=True))
-            for judge in judges:
-                scores[judge] |= dict(zip(rows, part.scores[judge], strict=True))
-            for stage, value in part.seconds.items():
-                seconds[stage] += value
-        order = range(len(requests))
-        return Scored(
-            rollouts=tuple(rollouts[row] for row in order),
-            scores={judge: np.stack([scores[judge][row] for row in order]) for judge in judges},
-            seconds=dict(seconds),
-        )
-
-    def logprobs(self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """[N], each under the average of the w that its prompt was made from."""
-        found = np.empty(len(prompt_ids))
-        asked = [self.renderer.preference_of[tuple(ids)] for ids in prompt_ids]
-        for preference, rows in _groups(asked).items():
-            self._pour(preference)
-            found[rows] = self.sampler.logprobs([prompt_ids[row] for row in rows], [response_ids[row] for row in rows])
-        return found
-
-    def policy_and_start(
-        self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities [N] under each prompt's average, and under the starting policy, the source's last part."""
-        averaged = self.logprobs(prompt_ids, response_ids)
-        self._send([*[0.0] * (len(self.source) - 1), 1.0])
-        return averaged, self.sampler.logprobs(prompt_ids, response_ids)
-
-    def _pour(self, preference: Sequence[float]) -> int:
-        coefficients = self.merger.coefficients(list(preference))
-        return self._send([*coefficients, *[0.0] * (len(self.source) - len(coefficients))])
-
-    def _send(self, weights: Sequence[float]) -> int:
-        self.source.mix(weights)
-        self._version += 1
-        self.fleet.push_weights(self._version)
-        return self._version
-
-
-def _groups(preferences: Sequence[tuple[float, ...]]) -> dict[tuple[float, ...], list[int]]:
-    """Preference vector -> the rows that carry it, in order of first appearance."""
-    rows: dict[tuple[float, ...], list[int]] = defaultdict(list)
-    for row, preference in enumerate(preferences):
-        rows[tuple(preference)].append(row)
-    return dict(rows)

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from orchestrator.errors import BadInput
 from orchestrator.inputs import check_renderer, load_tokenizer
 from orchestrator.recipes import check
+from orchestrator.run.merges import load_merges
 from orchestrator.run.steering import FILE_NAME, PolicyConditioning, find_experts, find_policy, load_conditioning
 from rewards.environment import is_unicode
 from rewards.model_files import ModelError
@@ -39,6 +40,7 @@ class Speaker:
 
     def __init__(self, target: Path, *, seed: int = 0, sampling: Mapping[str, float] | None = None) -> None:
         self._experts = find_experts(target)
+        self._merges = load_merges(target) if self._experts else None
         self._policy = self._experts[0] if self._experts else find_policy(target)
         trained = load_conditioning(self._policy)
         self.conditioning = check(
@@ -69,7 +71,12 @@ class Speaker:
         """
         ids = self._ask(prompt, preference)
         if self._experts and self._mixed != (weights := tuple(map(float, preference))):
-            _mix(self._model, self._experts, weights)
+            if self._merges is None:
+                _mix(self._model, self._experts, weights)
+            else:
+                coefficients = self._merges.of(list(weights))
+                parts = [*self._experts, Path(self._merges.start)]
+                _mix(self._model, parts, [*coefficients, 1 - sum(coefficients)])
             self._mixed = weights
         inputs = torch.tensor([ids] * count, device=self._model.device)
         with torch.no_grad():
@@ -115,11 +122,11 @@ def _token_ids(policy: Path, tokenizer: Any) -> dict[str, Any]:
     return {"eos_token_id": sorted(ends) or None, "pad_token_id": pad}
 
 
-def _mix(model: Any, experts: Sequence[Path], preference: Sequence[float]) -> None:
-    """Give the model the experts' average weights."""
+def _mix(model: Any, parts: Sequence[Path], weights: Sequence[float]) -> None:
+    """Give the model the parts' average weights."""
     from learner.soup import SoupSource
 
-    source = SoupSource(experts, bucket_bytes=256 << 20)
-    source.mix(preference)
+    source = SoupSource(parts, bucket_bytes=256 << 20)
+    source.mix(weights)
     for bucket in source.buckets():
         model.load_state_dict({spec.name: tensor for spec, tensor in bucket}, strict=False)
