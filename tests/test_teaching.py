@@ -13,6 +13,7 @@ from orchestrator.tasks.smoke import make_tokenizer
 from orchestrator.tasks.teaching.answers import bar, whole_sentences
 from orchestrator.tasks.teaching.taught import model_files, some_prompts
 from orchestrator.tasks.teaching.teach import (
+    correlation_within,
     described_rows,
     judges_within,
     plain_prompt,
@@ -167,3 +168,11 @@ def test_vllm_s_bars_are_told_in_lines_but_for_the_rendering_of_prompts():
     pace.mininterval = 0.0
     pace.update(1)
     assert told[0].startswith("sampling: 1 of 3 answers, about ")
+
+
+def test_objectives_that_pull_apart_within_every_question_are_not_called_alike_because_questions_differ():
+    apart = np.array([[1.0, -1.0], [-1.0, 1.0], [np.nan, 5.0]])
+    scores = [apart, apart + 10, np.full((2, 2), np.nan)]
+    assert correlation_within(scores) == pytest.approx(np.array([[1.0, -1.0], [-1.0, 1.0]]))
+    together = np.concatenate([apart[:2], apart[:2] + 10])
+    assert np.corrcoef(together, rowvar=False)[0, 1] > 0.9

@@ -98,7 +98,7 @@ def teach_to_read(
         raise BadInput(
             f"{base}: no answer to {len(asked)} prompts can be learned from: all are empty or without a score"
         )
-    correlation_KK = np.corrcoef(np.concatenate(scores), rowvar=False)
+    correlation_KK = correlation_within(scores)
     progress(f"{len(rows)} answers to learn from, after {time.monotonic() - started:.0f} s")
     report = fit_policy(
         PolicyFitConfig(
@@ -128,6 +128,21 @@ def teach_to_read(
         "heldout_loss": report.heldout_loss,
         "seconds": time.monotonic() - started,
     }
+
+
+def correlation_within(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """[K, K] of the objectives over answers to the same question; how questions differ counts nothing.
+
+    It is what a choice between answers meets. Over all answers together, two objectives that pull apart within every
+    question may seem to go together, and the other way round.
+
+    Args:
+        scores: [answers, K] of each question; an answer with a missing score is left out.
+    """
+    known = [scores_NK[np.isfinite(scores_NK).all(axis=1)] for scores_NK in scores]
+    return np.asarray(
+        np.corrcoef(np.concatenate([each - each.mean(axis=0) for each in known if len(each)]), rowvar=False)
+    )
 
 
 def judges_within(folder: Path, recipe: "Recipe") -> dict[str, ScorerConfig]:
