@@ -1,9 +1,9 @@
 """Training a method of several policies: one ordinary run for each part, then their merges on the grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from learner.methods import Merger, make_method
 from orchestrator.cluster import connection
@@ -141,22 +141,26 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
         renderer = RememberingRenderer(inputs.renderer)
         engines = join_sampler(recipe, fleet, actors, failures)
         merged = SoupSampler(engines, source, fleet, renderer, partial(merger.coefficients, tried=None))
-        candidates = merger.candidates(recipe.num_objectives)
-        if candidates:
+        evaluator = partial(Evaluator, recipe, prompts=inputs.heldout, normalizers=normalizers, say=say)
+        say("evaluating the starting policy on the preference grid ...")
+        of_start = evaluator(first, inputs.renderer, policy_and_start=lambda *asked: (first.logprobs(*asked),) * 2)
+        _record(run_dir, of_start(0, 0))
+        if candidates := merger.candidates(recipe.num_objectives):
             assert start is not None
             with waiting(say, f"trying {len(candidates)} merges on training prompts ..."):
                 trial = try_merges(recipe, candidates, merged, inputs, normalizers["reward"])
             save_merges(run_dir.path, recipe.method, start, trial.tried)
             _count_trial(run_dir, trial)
             merged.coefficients = partial(merger.coefficients, tried=trial.tried)
-        evaluator = partial(Evaluator, recipe, prompts=inputs.heldout, normalizers=normalizers, say=say)
-        of_start = evaluator(first, inputs.renderer, policy_and_start=lambda *asked: (first.logprobs(*asked),) * 2)
+        say("evaluating the merges on the preference grid ...")
         of_merges = evaluator(merged, renderer, policy_and_start=merged.policy_and_start if start else None)
-        for step, evaluate in ((0, of_start), (recipe.loop.steps, of_merges)):
-            say(f"evaluating {'the merges' if step else 'the starting policy'} on the preference grid ...")
-            with (run_dir.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json_line(evaluate(step, 0)))
+        _record(run_dir, of_merges(recipe.loop.steps, 0))
     return 0
+
+
+def _record(run_dir: RunDir, evaluation: Mapping[str, Any]) -> None:
+    with (run_dir.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json_line(evaluation))
 
 
 def _count_trial(run_dir: RunDir, trial: Trial) -> None:
