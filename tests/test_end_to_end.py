@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -196,6 +197,45 @@ def test_a_rewarded_soup_is_trained_and_at_its_corners_it_is_its_experts(joined,
     corner = json.loads((tmp_path / "corner" / "evaluation.json").read_text())
     assert corner["preferences"][0] == [1.0, 0.0]
     assert corner["points"][0] == pytest.approx(soup["points"][0], abs=1e-6)
+
+
+@pytest.mark.full
+def test_a_searched_soup_tries_merges_on_training_prompts_and_answers_by_what_it_found(joined, tmp_path):
+    recipe, run = tiny_recipe(tmp_path), tmp_path / "soup"
+    asked = ("method={type: searched-soups, tried: 3}", "telemetry.wandb=disabled")
+    said = mi_epo("train", recipe, *asked, "--run-dir", run, **joined)
+    assert "trying 3 merges on training prompts ..." in said
+    tried = json.loads((run / "merges.json").read_text())
+    assert tried["coefficients"] == [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]] and np.shape(tried["rewards"]) == (3, 2)
+    parts = [record for part in ("a", "b") for record in lines(run / "experts" / f"soup-{part}" / "metrics.jsonl")]
+    tokens = [
+        sum(record["generated_tokens"] for record in records) for records in (parts, lines(run / "metrics.jsonl"))
+    ]
+    assert tokens[1] > tokens[0], "what the trial sampled is counted"
+    assert [record["step"] for record in lines(run / "evaluations.jsonl")] == [0, 4]
+    assert len(mi_epo("generate", run, "--prefer", "a=0.3", "--prefer", "b=0.7", "--prompt", "t20").splitlines()) == 1
+
+
+@pytest.mark.full
+def test_a_run_whose_judges_are_refreshed_goes_on_from_before_a_refresh_bit_for_bit(joined, tmp_path):
+    recipe, run = tiny_recipe(tmp_path), tmp_path / "run"
+    asked = (
+        "objectives.0.annotator={type: python, function: 'rewards.functions:detail'}",
+        "refresh={every: 2, prompts: 6, responses: 4, steps: 2, prompts_per_step: 3, learning_rate: 0.01}",
+        *("loop.checkpoint_every=1", "loop.keep_checkpoints=4", "telemetry.wandb=disabled"),
+    )
+    said = mi_epo("train", recipe, *asked, "--run-dir", run, **joined)
+    assert "new labels before step 3: a ranked" in said
+    labels = [record["labels"] for record in lines(run / "metrics.jsonl")]
+    assert labels[2] > 0 and labels[:2] == [0, 0] and labels[3] == 0
+    whole = shutil.copytree(run, tmp_path / "whole")
+    for step in (3, 4):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:06d}")
+    RunDir(run).describe(status="stopped")
+    said = mi_epo("train", recipe, *asked, "--run-dir", run, **joined)
+    assert "going on from" in said and "step-000002" in said
+    assert_same_results(run, whole)
+    assert (run / "annotations.jsonl").read_bytes() == (whole / "annotations.jsonl").read_bytes()
 
 
 @pytest.mark.full
