@@ -95,7 +95,14 @@ class FakeJudge:
     def ready(self) -> dict[str, Any]:
         return {"pid": os.getpid()}
 
-    def score(self, prompts: list[str], responses: list[str], judge: str, columns: dict[str, list[Any]]) -> np.ndarray:
+    def score(
+        self,
+        prompts: list[str],
+        responses: list[str],
+        judge: str,
+        columns: dict[str, list[Any]],
+        fitted: Path | None = None,
+    ) -> np.ndarray:
         time.sleep(self.delay_s)
         if self.broken:
             raise ActorFailedError("an illegal memory access was encountered")

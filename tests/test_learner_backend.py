@@ -88,31 +88,19 @@ def test_micro_batches_of_two_ranks_take_the_step_of_one(make_engine: MakeEngine
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("by", ["mi-epo", "raco"])
-def test_an_offloaded_optimizer_takes_the_same_steps_bit_for_bit(
+@pytest.mark.parametrize(("by", "stage"), [("mi-epo", 1), ("mi-epo", 2), ("mi-epo", 3), ("raco", 1), ("raco", 2)])
+def test_an_offloaded_optimizer_takes_the_same_steps_bit_for_bit_and_rounds_only_the_norm_otherwise(
     make_engine: MakeEngine, by: str, stage: int, dtype: str
 ) -> None:
-    """Clipped; also where gradients are combined for each objective."""
+    """Also where gradients are combined for each objective. DeepSpeed adds the norm up in another order, on some
+    processors with another last bit; without clipping it touches nothing."""
     here, offloaded = (
-        make_engine(by=method(by), zero_stage=stage, dtype=dtype, offload_optimizer=offload)
+        make_engine(by=method(by), zero_stage=stage, dtype=dtype, offload_optimizer=offload, max_grad_norm=1e3)
         for offload in (False, True)
     )
     negatives = int(by == "mi-epo")
-    assert train(offloaded, range(3), negatives=negatives) == train(here, range(3), negatives=negatives)
-    assert largest_difference(weights_of(offloaded), weights_of(here)) == 0
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_under_stage_3_only_the_norm_of_an_offloaded_step_is_rounded_otherwise(
-    make_engine: MakeEngine, dtype: str
-) -> None:
-    """DeepSpeed takes it in float32 there, and in float64 here; without clipping it touches nothing."""
-    here, offloaded = (
-        make_engine(zero_stage=3, dtype=dtype, offload_optimizer=offload, max_grad_norm=1e3)
-        for offload in (False, True)
-    )
-    for ours, theirs in zip(train(offloaded, range(3)), train(here, range(3)), strict=True):
+    reports = (train(engine, range(3), negatives=negatives) for engine in (offloaded, here))
+    for ours, theirs in zip(*reports, strict=True):
         assert ours.metrics | {"grad_norm": 0} == theirs.metrics | {"grad_norm": 0}
         assert ours.metrics["grad_norm"] == pytest.approx(theirs.metrics["grad_norm"], rel=1e-6)
     assert largest_difference(weights_of(offloaded), weights_of(here)) == 0
