@@ -138,7 +138,7 @@ def test_a_fit_writes_only_the_model_and_prints_nothing(tmp_path, capfd):
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert [line.split(",")[0] for line in lines] == ["policy: step 3/3"]
+    assert [line.split(",")[0] for line in lines] == [f"policy: {step} of 3 steps" for step in (1, 2, 3)]
     assert capfd.readouterr().out == ""
 
 
@@ -324,7 +324,7 @@ def test_a_contrast_teaches_which_answer_goes_with_which_preference(tmp_path):
         )
         return np.mean(np.subtract(own, other))
 
-    assert gap("contrast", 1.0) > max(2.0, 2 * gap("plain", 0.0))
+    assert gap("contrast", 1.0) > max(1.5, 2 * gap("plain", 0.0))
 
 
 def test_the_contrastive_loss_equals_the_hand_computed_one():
@@ -569,7 +569,7 @@ def test_adapters_change_their_targets_alone_and_leave_a_plain_model(base, tmp_p
         model=trained,
         progress=lines.append,
     )
-    assert report.loss < 0.6 * float(lines[0].rpartition(" ")[2])
+    assert report.loss < 0.6 * float(lines[0].partition("loss ")[2].split(",")[0])
     assert _files(tmp_path / "policy") == _files(base)
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "policy"))
     assert before.keys() == after.keys()
@@ -658,8 +658,9 @@ def test_the_policy_command_reads_adapters_and_epochs(base, tmp_path, capsys):
         "optimization: {epochs: 1.5, batch_size: 8, learning_rate: 0.01}",
     ]
     (tmp_path / "fit.yaml").write_text("\n".join(lines))
-    assert "6 steps on 31 rows" in str(run_policy_fit(tmp_path / "fit.yaml"))
-    assert "policy: step 6/6" in capsys.readouterr().out
+    told: list[str] = []
+    assert "6 steps on 31 rows" in str(run_policy_fit(tmp_path / "fit.yaml", told.append))
+    assert told[-1].startswith("policy: 6 of 6 steps, loss ") and capsys.readouterr().out == ""
     (tmp_path / "fit.yaml").write_text("\n".join(line for line in lines if not line.startswith("lora")))
     with pytest.raises(BadInput, match=r"fit\.yaml: .*dtype must be float32 without lora, got bfloat16"):
         run_policy_fit(tmp_path / "fit.yaml")

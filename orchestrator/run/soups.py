@@ -1,9 +1,9 @@
 """Training a method of several policies: one ordinary run for each part, then their merges on the grid."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from learner.methods import Merger, make_method
 from orchestrator.cluster import connection
@@ -11,7 +11,7 @@ from orchestrator.cluster.crew import start_actors
 from orchestrator.cluster.failures import Failures
 from orchestrator.config import Recipe
 from orchestrator.errors import BadInput
-from orchestrator.files import json_line, read_lines, write_lines
+from orchestrator.files import Record, json_line, read_lines, write_lines
 from orchestrator.inputs import Inputs
 from orchestrator.progress import TELL, waiting
 from orchestrator.recipes import override
@@ -158,7 +158,7 @@ def _evaluate(recipe: Recipe, run_dir: RunDir, inputs: Inputs, failures: Failure
     return 0
 
 
-def _record(run_dir: RunDir, evaluation: Mapping[str, Any]) -> None:
+def _record(run_dir: RunDir, evaluation: Record) -> None:
     with (run_dir.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         file.write(json_line(evaluation))
 
