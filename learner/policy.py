@@ -148,11 +148,15 @@ class PolicyModule(nn.Module):
             reference = self._logprobs(inputs, positions, targets)
         return self._logprobs(inputs, positions, targets), reference
 
+    def _predicting(self, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """[M, H] last hidden states at these places of the flattened rows."""
+        hidden_RTH: Tensor = self.causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
+        return hidden_RTH.flatten(0, 1)[positions]
+
     def _logprobs(self, inputs: dict[str, Tensor], positions: Tensor, targets: Tensor) -> Tensor:
         causal_lm = self.causal_lm
-        hidden_RTH = causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
         return chunked_logprobs(
-            hidden_RTH.flatten(0, 1)[positions],
+            self._predicting(inputs, positions),
             targets,
             head=causal_lm.get_output_embeddings(),
             transform=self.transform,
@@ -161,10 +165,8 @@ class PolicyModule(nn.Module):
         )
 
     def _top(self, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
-        causal_lm = self.causal_lm
-        hidden_RTH = causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
-        head = causal_lm.get_output_embeddings()
-        chunks = hidden_RTH.flatten(0, 1)[positions].split(self.chunk_tokens)
+        head = self.causal_lm.get_output_embeddings()
+        chunks = self._predicting(inputs, positions).split(self.chunk_tokens)
         return torch.cat([top_of(self.transform(head(hidden_mH).float())) for hidden_mH in chunks])
 
     @torch.no_grad()

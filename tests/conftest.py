@@ -2,9 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from learner_engines import MakeEngine
 
 # Set before anything imports ray, torch or vllm: Ray's workers and every child process inherit them.
 os.environ.update(
@@ -34,6 +39,23 @@ LONG_FILES = (
 """The longest one first."""
 LOGICAL_CPUS, LOGICAL_GPUS = 8, 1  # counts that Ray schedules by; the machine may have fewer, or none
 OBJECT_STORE_BYTES = 200 << 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a tiny policy."""
+    from tiny_models import make_tiny_policy
+
+    return str(make_tiny_policy(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def make_engine(model: str) -> "Iterator[MakeEngine]":
+    """Learner engines of it in this process."""
+    from learner_engines import group_of_one, new_engine
+
+    with group_of_one():
+        yield partial(new_engine, model)
 
 
 @pytest.fixture(scope="session")

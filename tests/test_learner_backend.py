@@ -1,7 +1,5 @@
 """What DeepSpeed makes of what it is told: how gradients add up, where the optimizer lies, what ZeRO-3 prefetches."""
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +7,6 @@ import torch
 from learner_engines import (
     LORA,
     MakeEngine,
-    group_of_one,
     largest_difference,
     new_engine,
     train,
@@ -17,7 +14,6 @@ from learner_engines import (
     weights_of,
 )
 from learner_ranks import make_batch, method, run_ranks
-from tiny_models import make_tiny_policy
 
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
@@ -27,17 +23,6 @@ from learner.sequences import pack_sequences
 
 BFLOAT16: dict[str, Any] = {"dtype": "bfloat16", "micro_batch_tokens": 1}
 NO_DROPOUT = {**LORA, "dropout": 0.0}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tiny_policy(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def make_engine(model: str) -> Iterator[MakeEngine]:
-    with group_of_one():
-        yield partial(new_engine, model)
 
 
 def norms_of_repeats(engine: LearnerEngine, *, repeats: int, ranks: int = 1) -> list[float]:

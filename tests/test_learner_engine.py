@@ -4,8 +4,6 @@ import json
 import math
 import resource
 import shutil
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from learner_engines import (
     LORA,
     SETTINGS,
     MakeEngine,
-    group_of_one,
     largest_difference,
     new_engine,
     train,
@@ -26,7 +23,6 @@ from learner_engines import (
 )
 from learner_ranks import distinct_tokens, make_batch, method, pair_example, run_ranks
 from safetensors import safe_open
-from tiny_models import make_tiny_policy
 from torch import Tensor
 
 from learner.config import LearnerConfig
@@ -38,17 +34,6 @@ from learner.methods.mo_odpo import PairTargets
 from learner.types import LearnerError, PoisonedUpdateError, StepReport
 
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tiny_policy(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def make_engine(model: str) -> Iterator[MakeEngine]:
-    with group_of_one():
-        yield partial(new_engine, model)
 
 
 def plain_torch(model: str, batches: list[Batch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:

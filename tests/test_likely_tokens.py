@@ -1,31 +1,16 @@
 """What a policy says of its ten likeliest next tokens, and what over-optimisation makes of them."""
 
-from collections.abc import Iterator
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
-from learner_engines import MakeEngine, group_of_one, new_engine, update
+from learner_engines import MakeEngine, update
 from learner_ranks import method
-from tiny_models import make_tiny_policy
 
 from learner.examples import Batch, Example
 from learner.methods.mo_odpo import PairTargets
 from orchestrator.run.health import LikelyTokens
 from orchestrator.run.stages import Probed
 from orchestrator.sections import HealthConfig
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tiny_policy(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def make_engine(model: str) -> Iterator[MakeEngine]:
-    with group_of_one():
-        yield partial(new_engine, model)
 
 
 def test_the_likeliest_tokens_are_those_of_the_models_own_logits(make_engine: MakeEngine, model: str) -> None:

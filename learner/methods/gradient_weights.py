@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -10,17 +10,14 @@ from pydantic import Field
 from learner.methods.mo_odpo import PerObjectiveSection
 from learner.methods.raco import CombinedGradients
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 class GradientWeights(CombinedGradients):
     """The update sum_k w'_k g_k with w'_k proportional to w_k exp(rate I_k), I_k = <g_k, sum_j g_j> / sum_j ||g_j||^2.
 
-    g_k is the gradient of objective k's DPO loss as in `raco`. The paper lets the weights
-    of one run drift from even ones by policy gradients, w <- w exp(rate I); here every update starts at the w that is
-    asked, so that the policy stays steered and a step free of state, and I is relative
-    to all gradients instead of an absolute size. rate = 0, or gradients of equal influence, is `mo-odpo-per-objective`.
+    g_k is the gradient of objective k's DPO loss as in `raco`. The paper lets the weights of one run drift from even
+    ones by policy gradients, w <- w exp(rate I); here every update starts at the w that is asked, so that the policy
+    stays steered and a step free of state, and I is relative to all gradients instead of an absolute size. rate = 0, or
+    gradients of equal influence, is `mo-odpo-per-objective`.
     """
 
     class Config(PerObjectiveSection):
@@ -30,10 +27,8 @@ class GradientWeights(CombinedGradients):
 
     config: Config
 
-    def combine(self, gram: Tensor, weight: Tensor) -> Tensor:
-        import torch
-
-        return torch.from_numpy(by_influence(gram.numpy(), weight.numpy(), rate=self.config.rate))
+    def mixture(self, gram: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return by_influence(gram, weight, rate=self.config.rate)
 
 
 def by_influence(gram: np.ndarray, weight: np.ndarray, *, rate: float) -> np.ndarray:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from learner.methods.mo_odpo import PerObjectiveSection
 from learner.methods.raco import CombinedGradients, worst_mixture
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 SMALLEST_GRADIENT = 1e-12
 """Squared length of an objective's gradient that counts, as a share of all of them."""
@@ -29,10 +25,8 @@ class Mgda(CombinedGradients):
     class Config(PerObjectiveSection):
         type: Literal["mgda"] = "mgda"
 
-    def combine(self, gram: Tensor, weight: Tensor) -> Tensor:
-        import torch
-
-        return torch.from_numpy(min_norm(gram.numpy(), weight.numpy()))
+    def mixture(self, gram: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return min_norm(gram, weight)
 
 
 def min_norm(gram: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -35,6 +35,15 @@ class CombinedGradients(MoOdpoPerObjective):
         count = at.targets[0].weight.shape[1]
         return torch.stack([self.loss(at, only_k).loss for only_k in torch.eye(count)])
 
+    def combine(self, gram: Tensor, weight: Tensor) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.mixture(gram.numpy(), weight.numpy()))
+
+    def mixture(self, gram: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """`combine` in float64 arrays: [K] of [K, K] and [K]."""
+        raise NotImplementedError
+
 
 class Raco(CombinedGradients):
     """The update g_0 + c ||g_0|| G_p / ||G_p|| with g_0 = sum_k w_k g_k, G_p = sum_k p_k g_k and p = min(p*, w),
@@ -52,10 +61,8 @@ class Raco(CombinedGradients):
 
     config: Config
 
-    def combine(self, gram: Tensor, weight: Tensor) -> Tensor:
-        import torch
-
-        return torch.from_numpy(conflict_averse(gram.numpy(), weight.numpy(), c=self.config.c))
+    def mixture(self, gram: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return conflict_averse(gram, weight, c=self.config.c)
 
 
 def conflict_averse(gram: np.ndarray, weight: np.ndarray, *, c: float) -> np.ndarray:

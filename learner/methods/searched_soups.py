@@ -8,11 +8,11 @@ import numpy as np
 from pydantic import Field
 
 from learner.methods.method import Tried
+from learner.methods.mo_odpo import PairSection
 from learner.methods.rewarded_soups import RewardedSoups
-from rewards.section import Section
 
 
-class SearchSection(Section):
+class SearchSection(PairSection):
     """Settings of every method that tries merges."""
 
     tried: int = Field(default=32, ge=3)
@@ -30,10 +30,10 @@ class SearchedSoups(RewardedSoups):
     on the grid, so a one-hot w is answered by its expert unless another merge did better in the trial.
     """
 
-    class Config(RewardedSoups.Config, SearchSection):
-        type: Literal["searched-soups"] = "searched-soups"  # type: ignore[assignment]
+    class Config(SearchSection):
+        type: Literal["searched-soups"] = "searched-soups"
 
-    config: Config
+    config: SearchSection
 
     def candidates(self, num_objectives: int) -> list[tuple[float, ...]]:
         levels = next(n for n in itertools.count(2) if (n + 1) ** num_objectives - 1 > self.config.tried)
@@ -53,8 +53,8 @@ class MapMerging(SearchedSoups):
     tried merges are a quadratic the choice is exact.
     """
 
-    class Config(SearchedSoups.Config):
-        type: Literal["map-merging"] = "map-merging"  # type: ignore[assignment]
+    class Config(SearchSection):
+        type: Literal["map-merging"] = "map-merging"
 
     def coefficients(self, preference: Sequence[float], tried: Tried | None) -> list[float]:
         assert tried is not None

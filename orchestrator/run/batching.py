@@ -64,7 +64,7 @@ class ScoredBatch:
 
     @property
     def generated_tokens(self) -> int:
-        return sum(len(response.token_ids) for rollout in self.rollouts for response in rollout.responses)
+        return count_tokens(self.rollouts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,11 @@ class PairStatistics:
     dropped: int  # prompts with a missing score, whatever the method makes of the rest
     conflict_rate: float  # prompts on which two objectives prefer different responses
     tie_rate: float  # prompts on which every objective ties: they have no gradient in the alignment loss
+
+
+def count_tokens(rollouts: Sequence[Rollout]) -> int:
+    """Sampled in all of their responses."""
+    return sum(len(response.token_ids) for rollout in rollouts for response in rollout.responses)
 
 
 class Batcher:

@@ -15,7 +15,7 @@ from orchestrator.data import spread
 from orchestrator.errors import BadInput
 from orchestrator.files import replace_text
 from orchestrator.recipes import read_record
-from orchestrator.run.batching import make_request
+from orchestrator.run.batching import count_tokens, make_request
 from rewards.normalize import Normalizer
 from rewards.section import Section
 from rewards.simplex import quantize
@@ -99,7 +99,7 @@ def try_merges(
         ]
         found = sampler.sampler.sample(requests, sampler.send_merge(c))
         rewards.append(np.nanmean(normalizer.apply(found.scores["reward"]), axis=(0, 1)))
-        tokens += sum(len(response.token_ids) for rollout in found.rollouts for response in rollout.responses)
+        tokens += count_tokens(found.rollouts)
     return Trial(
         tried=Tried(coefficients=tuple(candidates), rewards=tuple(tuple(row.tolist()) for row in rewards)),
         generated_tokens=tokens,

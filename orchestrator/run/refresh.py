@@ -20,11 +20,11 @@ from actors.types import GenerationRequest, Rollout
 from orchestrator.errors import BadInput, RunFailed
 from orchestrator.files import Record, replace_text, write_lines
 from orchestrator.run.annotations import Annotations
-from orchestrator.run.batching import Renders, ScoredBatch, make_request
+from orchestrator.run.batching import Renders, ScoredBatch, count_tokens, make_request
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.stages import JudgedSampling
 from rewards.config import ObjectiveConfig
-from rewards.environment import derive_seed
+from rewards.environment import derive_seed, model_folder
 from rewards.judge_sections import HuggingFaceScorerConfig, refreshed, single
 from rewards.normalize import Normalizer
 from rewards.prompts import Prompt
@@ -115,7 +115,7 @@ class Refresher:
             RunFailed: a fit diverged, or a fitted judge scores nothing.
         """
         from orchestrator.tasks.fitting.config import Optimization
-        from orchestrator.tasks.fitting.refitting import refit
+        from orchestrator.tasks.fitting.refitting import Refit, refit
 
         config = self.recipe.refresh
         assert config is not None
@@ -124,7 +124,8 @@ class Refresher:
         folder.mkdir(parents=True)
         rollouts = self.sampler.sample(self._requests(step), policy_version, judges=()).rollouts
         old_BNA = self._scores(rollouts)
-        accuracy, labels, learns = dict[str, float](), 0, []
+        accuracy, labels = dict[str, float](), 0
+        jobs: list[Refit] = []
         for told_BN, old_BN, objective in zip(
             self._told(rollouts), np.moveaxis(old_BNA, -1, 0), self._annotated, strict=True
         ):
@@ -132,9 +133,10 @@ class Refresher:
             write_lines(folder / PAIRS.format(name=objective.name), (row for row, _ in rows))
             if rows:
                 accuracy[objective.name] = float(np.mean([agrees for _, agrees in rows]))
-                learns.append(objective)
+                jobs += self._jobs(objective, folder, step)
             else:
                 self.say(f"warning: the annotator of {objective.name} told no two answers apart; its judge stays")
+                self._keep(objective, folder)
             labels += len(rows)
         optimization = Optimization(
             steps=config.steps,
@@ -142,18 +144,15 @@ class Refresher:
             learning_rate=config.learning_rate,
             schedule="constant",
         )
-        for objective in self._annotated:
-            if objective not in learns:
-                self._keep(objective, folder)
-        jobs = [job for objective in learns for job in self._jobs(objective, folder, step)]
         refit(jobs, optimization, device=config.device, silence_s=config.timeout_s, progress=self.say)
         self._use(folder)
         self.normalizer = carried_over(self.normalizer, self._columns, old_BNA, self._scores(rollouts))
         replace_text(folder / NORMALIZER, json.dumps(self.normalizer.to_record()) + "\n")
         told = ", ".join(f"{name} ranked {share:.1%} as its annotator" for name, share in accuracy.items())
         self.say(f"judges fitted further to {labels} new labels before step {step + 1}: {told or 'none'}")
-        tokens = sum(len(response.token_ids) for rollout in rollouts for response in rollout.responses)
-        return Refreshed(normalizer=self.normalizer, labels=labels, generated_tokens=tokens, accuracy=accuracy)
+        return Refreshed(
+            normalizer=self.normalizer, labels=labels, generated_tokens=count_tokens(rollouts), accuracy=accuracy
+        )
 
     def rescored(self, batch: ScoredBatch) -> ScoredBatch:
         """A batch that was sampled before the judges were replaced, as they score it now."""
@@ -199,8 +198,6 @@ class Refresher:
 
     def _keep(self, objective: ObjectiveConfig, folder: Path) -> None:
         """The objective's judges as they are, in the folder of the others."""
-        from rewards.environment import model_folder
-
         for now, then in self._models(objective, folder):
             shutil.copytree(model_folder(now.model), then.model)
 
