@@ -256,7 +256,11 @@ def test_models_that_no_checkpoint_goes_back_to_are_dropped_and_their_labels_kep
     assert len(list((tmp_path / "judges").rglob("pairs-*"))) == 3
 
 
-def test_an_actor_scores_by_the_fitted_judge_where_it_is_asked_to_and_evaluations_by_the_first(judge, tmp_path):
+@pytest.mark.ray
+def test_an_actor_scores_by_the_fitted_judge_where_it_is_asked_to_and_evaluations_by_the_first(
+    ray_cluster, judge, tmp_path
+):
+    """An actor tells its metrics to the cluster that its process has joined, and looks for one where it has not."""
     made, *_ = refresher(judge, tmp_path)
     made(2, 2)
     texts = ["sun sun sun", "rain rain rain"]
